@@ -1,0 +1,48 @@
+/** Every limit, in one file, with its unit and its reason. Overload answers RESOURCE_EXHAUSTED; nothing grows without one of these. */
+
+/** A frame larger than this is refused and its channel closed; large values travel as chunks. */
+export const MAX_FRAME_BYTES = 4 * 2 ** 20;
+/** One gRPC message or one socket batch: a few frames of the largest size. */
+export const MAX_BATCH_BYTES = 16 * 2 ** 20;
+/** Values up to this size travel inside frames (Ray's own inline limit is 100 KiB); larger ones become tmpfs files. */
+export const MAX_INLINE_BYTES = 100 * 2 ** 10;
+/** Chunk of a large value on a stream: large enough for throughput, small enough that small calls slip between. */
+export const CHUNK_BYTES = 512 * 2 ** 10;
+/** One object. Bounded by what one isolate can hold as an ArrayBuffer. */
+export const MAX_OBJECT_BYTES = 2 * 2 ** 30;
+export const MAX_CODE_BYTES = 16 * 2 ** 20;
+/** Refs in one GET or WAIT; Ray programs wait on thousands. */
+export const MAX_REFS_PER_CALL = 100_000;
+/** Top-level refs among the arguments of one call. */
+export const MAX_DEPENDENCIES = 1_024;
+export const MAX_RETURNS = 64;
+/** Functions, classes and methods that one channel may define. */
+export const MAX_TEMPLATES_PER_CHANNEL = 4_096;
+/** Calls of one channel that are not finished; then its reads pause (back-pressure), and beyond twice this RESOURCE_EXHAUSTED. */
+export const MAX_CALLS_IN_FLIGHT = 200_000;
+/** Nesting of a value; deeper ones would overflow a stack. */
+export const MAX_VALUE_DEPTH = 512;
+export const MAX_TASK_DEPTH = 64;
+/** Characters of a tenant's error message and stack that travel on. */
+export const MAX_ERROR_MESSAGE_CHARS = 8_192;
+export const MAX_STACK_CHARS = 16_384;
+/** Log bytes kept of one task or actor; then one line says that the rest was dropped. */
+export const MAX_LOG_BYTES = 1 * 2 ** 20;
+/** One policy file, and the rules of one tenant after compilation. */
+export const MAX_POLICY_BYTES = 1 * 2 ** 20;
+export const MAX_RULES_PER_TENANT = 10_000;
+/** Actors in one worker process, so that its death hurts a bounded number. */
+export const MAX_ACTORS_PER_WORKER = 128;
+/** Isolates that one worker process serves before it is recycled. */
+export const MAX_ISOLATES_PER_WORKER = 1_024;
+/** One audit record as a leaf; tlog-tiles gives an entry's length 16 bits. */
+export const MAX_AUDIT_RECORD_BYTES = 65_535;
+
+export const SVID_TTL_MS = 60 * 60_000;
+export const SESSION_TTL_MS = 5 * 60_000;
+export const JOIN_TOKEN_TTL_MS = 10 * 60_000;
+/** Clock difference between two nodes that verification tolerates. */
+export const CLOCK_SKEW_MS = 30_000;
+export const HEARTBEAT_MS = 250;
+/** A node that has not reported for this long is dead to the others. */
+export const NODE_DEAD_AFTER_MS = 5_000;
