@@ -26,7 +26,7 @@ export type CallKind = (typeof CALL_KIND)[keyof typeof CALL_KIND];
 export const NO_TIMEOUT = 0xffff_ffff;
 
 /** UTF-8 without host types: isolates have no TextEncoder of their own when the prelude loads. Lone surrogates become U+FFFD. */
-function writeUtf8(text: string, into: Uint8Array, at: number): number {
+export function writeUtf8(text: string, into: Uint8Array, at: number): number {
   let p = at;
   for (let i = 0; i < text.length; i++) {
     let c = text.charCodeAt(i);
