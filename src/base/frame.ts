@@ -9,10 +9,10 @@ import { MAX_FRAME_BYTES } from './limits.ts';
 
 export const OP = {
   DEFINE: 0x01, CODE: 0x02, SUBMIT: 0x03, CREATE_ACTOR: 0x04, CALL_ACTOR: 0x05, PUT: 0x06, PUT_CHUNK: 0x07, PUT_STAGED: 0x08,
-  GET: 0x09, WAIT: 0x0a, RELEASE: 0x0b, CANCEL: 0x0c, KILL: 0x0d, LOOKUP_ACTOR: 0x0e, CONTEXT: 0x0f,
+  GET: 0x09, WAIT: 0x0a, RELEASE: 0x0b, CANCEL: 0x0c, KILL: 0x0d, LOOKUP_ACTOR: 0x0e, CONTEXT: 0x0f, RESOLVE: 0x10, CREDENTIAL: 0x11,
   RESULT: 0x20, FAILURE: 0x21, LOG: 0x22,
   WELCOME: 0x40, VALUE: 0x41, VALUE_CHUNK: 0x42, VALUE_ATTACHED: 0x43, VALUE_FAILED: 0x44, READY: 0x45, ACTOR: 0x46, DONE: 0x47,
-  FAILED: 0x48, REJECTED: 0x49,
+  FAILED: 0x48, REJECTED: 0x49, VALUE_STORED: 0x4a,
   EXEC: 0x60, TEMPLATE: 0x61, CANCEL_EXEC: 0x62,
 } as const;
 
@@ -169,6 +169,16 @@ export class FrameWriter {
     return this;
   }
 
+  /** Octets `start` to `end` of another batch, without making a view of them: most payloads are a few octets. */
+  range(octets: Uint8Array, start: number, end: number): this {
+    const n = end - start;
+    this.#need(n);
+    if (n > 48) this.#bytes.set(octets.subarray(start, end), this.#at);
+    else for (let i = 0; i < n; i++) this.#bytes[this.#at + i] = octets[start + i] as number;
+    this.#at += n;
+    return this;
+  }
+
   bytes(octets: Uint8Array): this {
     return this.u32(octets.length).raw(octets);
   }
@@ -247,6 +257,28 @@ export class FrameReader {
     if (n > this.#end - at) this.#refuse('a field runs past the end of its frame');
     this.#at = at + n;
     return at;
+  }
+
+  /** The batch under the reader; with `position` and `frameEnd` a payload can be kept as a range instead of a view. */
+  get batch(): Uint8Array {
+    return this.#bytes;
+  }
+
+  get position(): number {
+    return this.#at;
+  }
+
+  get frameEnd(): number {
+    return this.#end;
+  }
+
+  /** Passes over the rest of the frame, whose range the caller has noted. */
+  skipRest(): void {
+    this.#at = this.#end;
+  }
+
+  skip(n: number): void {
+    this.#take(n);
   }
 
   /** Octets left in this frame. */
