@@ -16,6 +16,9 @@ export interface Tally {
 
 export interface Delays {
   rows: number;
+  /** Hours since 1970 of the first and the last departure; local times, so to be shown as if they were UTC. */
+  firstHour: number;
+  lastHour: number;
   /** By airport code: flights that left from it, and flights that arrived at it. */
   byOrigin: Map<string, Tally>;
   byDestination: Map<string, Tally>;
@@ -68,7 +71,7 @@ export async function delaysOfRowGroup(bytes: Uint8Array, footer: Uint8Array, ra
     columns: COLUMNS,
     compressors: { ZSTD: (page, size) => decompress(page, new Uint8Array(size)) },
     // Dates are dictionary entries: turning each into its hour here costs once per distinct minute instead of once per row.
-    parsers: { timestampFromMicroseconds: (micros: bigint) => Number((micros / MICROS_PER_HOUR) % BigInt(HOURS)) },
+    parsers: { timestampFromMicroseconds: (micros: bigint) => Number(micros / MICROS_PER_HOUR) },
     onChunk: ({ columnName, columnData }) => columns.get(columnName)?.push(columnData),
   });
 
@@ -82,7 +85,10 @@ export async function delaysOfRowGroup(bytes: Uint8Array, footer: Uint8Array, ra
     const late = delay >= LATE_MINUTES ? 1 : 0;
     addTo(result.byOrigin, origins[row] as string, 1, delay, late);
     addTo(result.byDestination, destinations[row] as string, 1, delay, late);
-    const hour = hours[row] as number;
+    const hoursSince1970 = hours[row] as number;
+    if (hoursSince1970 < result.firstHour) result.firstHour = hoursSince1970;
+    if (hoursSince1970 > result.lastHour) result.lastHour = hoursSince1970;
+    const hour = hoursSince1970 % HOURS;
     result.byHour.flights[hour]! += 1;
     result.byHour.delayMinutes[hour]! += delay;
     result.byHour.late[hour]! += late;
@@ -97,6 +103,8 @@ export function merge(a: Delays, b: Delays): Delays {
   const sum = emptyDelays();
   for (const part of [a, b]) {
     sum.rows += part.rows;
+    sum.firstHour = Math.min(sum.firstHour, part.firstHour);
+    sum.lastHour = Math.max(sum.lastHour, part.lastHour);
     for (const [code, t] of part.byOrigin) addTo(sum.byOrigin, code, t.flights, t.delayMinutes, t.late);
     for (const [code, t] of part.byDestination) addTo(sum.byDestination, code, t.flights, t.delayMinutes, t.late);
     for (const key of ['flights', 'delayMinutes', 'late'] as const) {
@@ -122,8 +130,9 @@ export class Progress {
 }
 
 function emptyDelays(): Delays {
-  const hours = () => new Float64Array(HOURS);
-  return { rows: 0, byOrigin: new Map(), byDestination: new Map(), byHour: { flights: hours(), delayMinutes: hours(), late: hours() } };
+  const column = () => new Float64Array(HOURS);
+  const byHour = { flights: column(), delayMinutes: column(), late: column() };
+  return { rows: 0, firstHour: Infinity, lastHour: -Infinity, byOrigin: new Map(), byDestination: new Map(), byHour };
 }
 
 function addTo(tallies: Map<string, Tally>, code: string, flights: number, delayMinutes: number, late: number): void {
