@@ -1165,6 +1165,18 @@ export declare type Node = Message<"bulkhead.v1.Node"> & {
    * @generated from field: int64 last_seen_ms = 9;
    */
   lastSeenMs: bigint;
+
+  /**
+   * Tasks waiting there: a raylet spills to the shortest queue.
+   *
+   * @generated from field: uint32 queued_tasks = 10;
+   */
+  queuedTasks: number;
+
+  /**
+   * @generated from field: bool insecure_dev = 11;
+   */
+  insecureDev: boolean;
 };
 
 /**
@@ -1250,6 +1262,13 @@ export declare type NodeReport = Message<"bulkhead.v1.NodeReport"> & {
    * @generated from field: repeated bulkhead.v1.AuditCheckpoint checkpoints = 8;
    */
   checkpoints: AuditCheckpoint[];
+
+  /**
+   * First message only: random, per raylet process. A new value for a known node says that its actors' names are free again.
+   *
+   * @generated from field: string instance = 9;
+   */
+  instance: string;
 };
 
 /**
