@@ -46,3 +46,22 @@ export const CLOCK_SKEW_MS = 30_000;
 export const HEARTBEAT_MS = 250;
 /** A node that has not reported for this long is dead to the others. */
 export const NODE_DEAD_AFTER_MS = 5_000;
+
+/** Calls open at once on one connection; a driver needs a handful, the gateway some tens. */
+export const MAX_STREAMS_PER_CONNECTION = 256;
+/** Connections of one SPIFFE ID to one server: several drivers of one user; beyond it is a leak or an attack. */
+export const MAX_CONNECTIONS_PER_PEER = 64;
+export const MAX_CONNECTIONS_PER_SERVER = 4_096;
+/** A peer that has not finished TLS by then is dropped, so that silent sockets cannot pile up. */
+export const TLS_HANDSHAKE_TIMEOUT_MS = 5_000;
+/** Headers of one call: the session credential (a JWT of about 1 KiB) and room for more. */
+export const MAX_METADATA_BYTES = 16 * 2 ** 10;
+/** The single request message of a call must be whole by then. */
+export const REQUEST_READ_TIMEOUT_MS = 30_000;
+/** HTTP/2 receive window of a connection and of its streams: bounds what an unread peer can make us hold, and fills a fast link. */
+export const FLOW_CONTROL_WINDOW_BYTES = 8 * 2 ** 20;
+/** Bytes waiting on one stream before `write` asks to stop, and where it refuses. */
+export const STREAM_HIGH_WATER_BYTES = 2 * 2 ** 20;
+export const MAX_STREAM_BUFFER_BYTES = 64 * 2 ** 20;
+/** Characters of an error text in a trailer: a header of bounded size. */
+export const MAX_STATUS_TEXT_CHARS = 2_048;
