@@ -1,0 +1,12 @@
+/** The face of the area: identities of a cluster. What is not exported here is nobody else's business. */
+export { CertificateAuthority, fileStorage, type AuthorityOptions, type AuthorityStorage, type IssuedCertificate, type IssuedSvid } from './certificate-authority.ts';
+export { EncryptedFileKeyManager } from './encrypted-file-key-manager.ts';
+export { JwtAuthority, verifySession, type JwtSigner, type SessionRequest, type VerifiedSession } from './jwt-svid.ts';
+export type { KeyManager } from './key-manager.ts';
+export { MemoryKeyManager } from './memory-key-manager.ts';
+export { PeerVerifier, peerChain, type VerifiedPeer } from './peer-verifier.ts';
+export { readProfile, svidMaterial, writeProfile, writeProfileSvid, type Profile, type SvidMaterial } from './profile.ts';
+export { Revocations, type RevocationList } from './revocations.ts';
+export { createCsr, publicKeyFromCsr, type ProvenPublicKey } from './signature.ts';
+export { SvidSource, requestSvid, type RenewSvid, type SvidSourceOptions } from './svid-source.ts';
+export { TrustBundle } from './trust-bundle.ts';

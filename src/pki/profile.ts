@@ -1,0 +1,127 @@
+/**
+ * A profile: a directory with the identity of a person or service and the way to its cluster: `svid.pem` (leaf and intermediate), `key.pem`
+ * (PKCS#8, 0600), `bundle.pem` (roots), `profile.json`. Must never: use a key that others can read.
+ *
+ * Renewal changes three files. They are first written as one (`.renewal.json`), then one by one; a reader that finds `.renewal.json`
+ * takes that, so that a crash in between never pairs a key with another key's certificate.
+ */
+import { createPrivateKey, createPublicKey, type KeyObject } from 'node:crypto';
+import { unlink } from 'node:fs/promises';
+import { join } from 'node:path';
+import { z } from 'zod';
+import { BulkheadError } from '../base/errors.ts';
+import { parseSpiffeId, parseTrustDomain, type SpiffeId, type TrustDomain } from '../base/ids.ts';
+import { spiffeIdOfLeaf } from './core/acceptable.ts';
+import { parseCertificate } from './core/certificate.ts';
+import { bytesEqual } from './core/der.ts';
+import { fromPem } from './pem.ts';
+import { openPrivateDirectory, readGuardedFile, readPrivateFile, writeFileAtomic } from './private-file.ts';
+import { TrustBundle } from './trust-bundle.ts';
+
+/** Key, chain and bundle of one identity. Holds a secret: never log it. */
+export interface SvidMaterial {
+  readonly spiffeId: SpiffeId;
+  readonly trustDomain: TrustDomain;
+  readonly privateKey: KeyObject;
+  /** PKCS#8, for TLS contexts. */
+  readonly privateKeyPem: string;
+  readonly chainPem: string;
+  readonly bundlePem: string;
+  readonly notBeforeMs: number;
+  readonly notAfterMs: number;
+  readonly serial: string;
+}
+
+const ProfileSchema = z.strictObject({
+  version: z.literal(1),
+  /** `host:port` of the cluster's gRPC endpoint. */
+  address: z.string().regex(/^(?:[A-Za-z0-9._-]{1,253}|\[[0-9a-fA-F:]{2,45}\]):[0-9]{1,5}$/, "expected 'host:port'"),
+  spiffeId: z.string(),
+  trustDomain: z.string(),
+  /** HTTPS address of the gateway, when the cluster has one. */
+  gateway: z.string().max(512).startsWith('https://').optional(),
+});
+const RenewalSchema = z.strictObject({ keyPem: z.string(), chainPem: z.string(), bundlePem: z.string() });
+
+export interface Profile {
+  readonly address: string;
+  readonly gateway: string | undefined;
+  readonly svid: SvidMaterial;
+}
+
+/**
+ * Puts key, chain and bundle together and checks that they fit: the leaf is for the key and a SPIFFE ID of the trust domain. Not whether
+ * it is expired or signed: that is the peers' question, and an expired profile must be readable to be renewed.
+ */
+export function svidMaterial(parts: { trustDomain: TrustDomain; keyPem: string; chainPem: string; bundlePem: string }): SvidMaterial {
+  let privateKey: KeyObject;
+  try {
+    privateKey = createPrivateKey(parts.keyPem);
+  } catch {
+    // Without the cause: parsers quote their input.
+    throw new BulkheadError('INVALID_ARGUMENT', 'the private key is not an unencrypted PKCS#8 key in PEM');
+  }
+  const leaf = parseCertificate(fromPem('CERTIFICATE', parts.chainPem, 'certificate chain', 4)[0] ?? new Uint8Array());
+  const { id } = spiffeIdOfLeaf(leaf, parts.trustDomain);
+  if (!bytesEqual(leaf.spkiDer, createPublicKey(privateKey).export({ format: 'der', type: 'spki' }))) throw new BulkheadError('INVALID_ARGUMENT', 'the certificate is for another key; issue the identity again');
+  TrustBundle.fromPem(parts.trustDomain, parts.bundlePem);
+  return {
+    spiffeId: id, trustDomain: parts.trustDomain, privateKey, privateKeyPem: parts.keyPem, chainPem: parts.chainPem, bundlePem: parts.bundlePem,
+    notBeforeMs: leaf.notBeforeMs, notAfterMs: leaf.notAfterMs, serial: leaf.serial,
+  };
+}
+
+/** Reads a profile directory. Throws INVALID_ARGUMENT with the file and the fix. */
+export async function readProfile(dir: string): Promise<Profile> {
+  const path = join(dir, 'profile.json');
+  const text = (await readGuardedFile(path))?.toString('utf8');
+  if (text === undefined) throw new BulkheadError('INVALID_ARGUMENT', `${dir} is not a profile: profile.json is missing; make one with: bulkhead identity issue … --out '${dir}'`);
+  const parsed = ProfileSchema.safeParse(parseJson(text, path));
+  if (!parsed.success) throw new BulkheadError('INVALID_ARGUMENT', `${path} is not valid: ${parsed.error.issues[0]?.path.join('.') ?? ''} ${parsed.error.issues[0]?.message ?? ''}`);
+  const trustDomain = parseTrustDomain(parsed.data.trustDomain);
+  const renewal = await readPrivateFile(join(dir, '.renewal.json'));
+  const parts = renewal === undefined ? { keyPem: await requireFile(dir, 'key.pem', true), chainPem: await requireFile(dir, 'svid.pem', false), bundlePem: await requireFile(dir, 'bundle.pem', false) }
+    : RenewalSchema.parse(parseJson(renewal.toString('utf8'), join(dir, '.renewal.json')));
+  let svid: SvidMaterial;
+  try {
+    svid = svidMaterial({ trustDomain, ...parts });
+  } catch (error) {
+    throw new BulkheadError('INVALID_ARGUMENT', `profile ${dir}: ${error instanceof BulkheadError ? error.safeMessage : 'its files are not valid'}`, { cause: error });
+  }
+  if (svid.spiffeId !== parseSpiffeId(parsed.data.spiffeId).id) throw new BulkheadError('INVALID_ARGUMENT', `${path} is for another identity than ${join(dir, 'svid.pem')}; issue the identity again`);
+  return { address: parsed.data.address, gateway: parsed.data.gateway, svid };
+}
+
+/** Makes the directory (0700) and writes all four files. */
+export async function writeProfile(dir: string, profile: Profile): Promise<void> {
+  await openPrivateDirectory(dir);
+  await writeProfileSvid(dir, profile.svid);
+  const { address, gateway, svid } = profile;
+  const json = ProfileSchema.parse({ version: 1, address, spiffeId: svid.spiffeId, trustDomain: svid.trustDomain, ...(gateway === undefined ? {} : { gateway }) });
+  await writeFileAtomic(join(dir, 'profile.json'), `${JSON.stringify(json, undefined, 2)}\n`, 0o600);
+}
+
+/** Replaces key, chain and bundle of a profile: all or nothing, also across a crash. */
+export async function writeProfileSvid(dir: string, svid: SvidMaterial): Promise<void> {
+  const journal = join(dir, '.renewal.json');
+  await writeFileAtomic(journal, JSON.stringify({ keyPem: svid.privateKeyPem, chainPem: svid.chainPem, bundlePem: svid.bundlePem }), 0o600);
+  await writeFileAtomic(join(dir, 'key.pem'), svid.privateKeyPem, 0o600);
+  await writeFileAtomic(join(dir, 'svid.pem'), svid.chainPem, 0o644);
+  await writeFileAtomic(join(dir, 'bundle.pem'), svid.bundlePem, 0o644);
+  await unlink(journal);
+}
+
+async function requireFile(dir: string, name: string, secret: boolean): Promise<string> {
+  const path = join(dir, name);
+  const content = await (secret ? readPrivateFile(path) : readGuardedFile(path));
+  if (content === undefined) throw new BulkheadError('INVALID_ARGUMENT', `${path} is missing; issue the identity again`);
+  return content.toString('utf8');
+}
+
+function parseJson(text: string, path: string): unknown {
+  try {
+    return JSON.parse(text);
+  } catch {
+    throw new BulkheadError('INVALID_ARGUMENT', `${path} is not JSON; issue the identity again`);
+  }
+}

@@ -1,0 +1,188 @@
+/**
+ * The identity of this process: key, chain and bundle in memory, renewed at half life (± 10 %) through a given function, with a fresh key
+ * each time. Must never: put a renewed SVID in force that is for another identity, key or cluster, or let a failed renewal
+ * end the one in force before its time.
+ */
+import { generateKeyPairSync, type KeyObject } from 'node:crypto';
+import { BulkheadError } from '../base/errors.ts';
+import type { SpiffeId, TrustDomain } from '../base/ids.ts';
+import type { Clock, RandomSource } from '../base/time.ts';
+import { renewalTimeMs, retryDelayMs } from './core/rotation.ts';
+import { bytesEqual } from './core/der.ts';
+import { fromPem } from './pem.ts';
+import { PeerVerifier } from './peer-verifier.ts';
+import { svidMaterial, type SvidMaterial } from './profile.ts';
+import { Revocations } from './revocations.ts';
+import { createCsr } from './signature.ts';
+import { TrustBundle } from './trust-bundle.ts';
+
+/** Timers wake at least this often and look at the wall clock, so that a suspended laptop renews when it wakes. */
+const LONGEST_SLEEP_MS = 60_000;
+
+/** Sends a CSR (DER) to the authority. */
+export type RenewSvid = (csrDer: Uint8Array) => Promise<{ chainPem: string; bundlePem: string }>;
+
+export interface SvidSourceOptions {
+  readonly initial: SvidMaterial;
+  readonly renew: RenewSvid;
+  readonly clock: Pick<Clock, 'nowMs'>;
+  readonly random: RandomSource;
+  /** Writes a renewed SVID back, for example into its profile, before it is in force; a failure is reported and does not stop the renewal. */
+  readonly save?: (svid: SvidMaterial) => Promise<void>;
+  /** Told of every failed renewal; it is tried again until the SVID ends and beyond. */
+  readonly onError?: (error: unknown, attempt: number) => void;
+}
+
+export class SvidSource implements AsyncDisposable {
+  readonly #options: SvidSourceOptions;
+  #current: SvidMaterial;
+  #bundle: TrustBundle;
+  #timer: NodeJS.Timeout | undefined;
+  #renewAtMs = 0;
+  #attempt = 0;
+  #renewing: Promise<SvidMaterial> | undefined;
+  #closed = false;
+  readonly #listeners = new Set<(svid: SvidMaterial) => void>();
+
+  /** Starts the clock of renewal at once; timers do not keep the process alive. */
+  constructor(options: SvidSourceOptions) {
+    this.#options = options;
+    this.#current = options.initial;
+    this.#bundle = TrustBundle.fromPem(options.initial.trustDomain, options.initial.bundlePem);
+    this.#plan();
+  }
+
+  current(): SvidMaterial {
+    return this.#current;
+  }
+
+  get spiffeId(): SpiffeId {
+    return this.#current.spiffeId;
+  }
+
+  get trustDomain(): TrustDomain {
+    return this.#current.trustDomain;
+  }
+
+  /** The newest bundle known here: of the SVID, or set by `updateBundle`. */
+  bundle(): TrustBundle {
+    return this.#bundle;
+  }
+
+  /** Called with every SVID or bundle that comes into force. Returns the way to stop. */
+  onChange(listener: (svid: SvidMaterial) => void): () => void {
+    this.#listeners.add(listener);
+    return () => void this.#listeners.delete(listener);
+  }
+
+  /** Puts a bundle pushed by the head in force when its sequence is higher; false when it is not. Throws INVALID_ARGUMENT for one of another cluster. */
+  updateBundle(bundle: TrustBundle): boolean {
+    if (bundle.trustDomain !== this.trustDomain || !overlaps(bundle, this.#bundle)) throw new BulkheadError('INVALID_ARGUMENT', 'the trust bundle shares no root with the one in force: it is of another cluster');
+    if (bundle.sequence <= this.#bundle.sequence) return false;
+    this.#bundle = bundle;
+    this.#current = { ...this.#current, bundlePem: bundle.toPem() };
+    this.#tell();
+    return true;
+  }
+
+  /** Renews now (at most one renewal at a time); the timer does the same. Throws what went wrong; the SVID in force stays. */
+  renewNow(): Promise<SvidMaterial> {
+    if (this.#closed) return Promise.reject(new BulkheadError('UNAVAILABLE', 'the SVID source is closed'));
+    this.#renewing ??= this.#renew().finally(() => {
+      this.#renewing = undefined;
+    });
+    return this.#renewing;
+  }
+
+  /** Stops the timer and waits for a renewal that is under way. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#closed = true;
+    clearTimeout(this.#timer);
+    this.#listeners.clear();
+    await this.#renewing?.catch(() => undefined);
+  }
+
+  async #renew(): Promise<SvidMaterial> {
+    const { renew, clock, save, onError } = this.#options;
+    const { privateKey, keyPem } = freshKey();
+    const answer = await renew(createCsr(privateKey));
+    const svid = checkRenewed(this.#current, this.#bundle, { keyPem, ...answer }, clock);
+    try {
+      await save?.(svid);
+    } catch (error) {
+      onError?.(error, 0);
+    }
+    if (this.#closed) return svid;
+    const received = TrustBundle.fromPem(svid.trustDomain, svid.bundlePem, this.#bundle.sequence);
+    // Same roots: the pushed bundle stays, which knows the JWT keys too.
+    if (!sameRoots(received, this.#bundle)) this.#bundle = new TrustBundle(svid.trustDomain, this.#bundle.sequence, received.roots, [...this.#bundle.jwtKeys.values()]);
+    this.#current = svid;
+    this.#attempt = 0;
+    this.#plan();
+    this.#tell();
+    return svid;
+  }
+
+  #tell(): void {
+    for (const listener of [...this.#listeners]) listener(this.#current);
+  }
+
+  #plan(): void {
+    this.#renewAtMs = renewalTimeMs(this.#current.notBeforeMs, this.#current.notAfterMs, this.#unit());
+    this.#sleep();
+  }
+
+  #sleep(): void {
+    clearTimeout(this.#timer);
+    if (this.#closed) return;
+    const waitMs = Math.max(0, this.#renewAtMs - this.#options.clock.nowMs());
+    this.#timer = setTimeout(() => this.#wake(), Math.min(waitMs, LONGEST_SLEEP_MS));
+    this.#timer.unref();
+  }
+
+  #wake(): void {
+    if (this.#options.clock.nowMs() < this.#renewAtMs) return this.#sleep();
+    this.renewNow().catch((error: unknown) => {
+      this.#attempt++;
+      this.#options.onError?.(error, this.#attempt);
+      this.#renewAtMs = this.#options.clock.nowMs() + retryDelayMs(this.#attempt, this.#unit());
+      this.#sleep();
+    });
+  }
+
+  #unit(): number {
+    const [a = 0, b = 0] = this.#options.random.bytes(2);
+    return (a * 256 + b) / 65_536;
+  }
+}
+
+/** A first identity: a fresh key, its CSR to the authority (with a join token, for example), and the answer checked. */
+export async function requestSvid(options: { trustDomain: TrustDomain; spiffeId: SpiffeId; request: RenewSvid }): Promise<SvidMaterial> {
+  const { privateKey, keyPem } = freshKey();
+  const svid = svidMaterial({ trustDomain: options.trustDomain, keyPem, ...(await options.request(createCsr(privateKey))) });
+  if (svid.spiffeId !== options.spiffeId) throw new BulkheadError('UNAUTHENTICATED', 'the authority answered with an SVID of another identity');
+  return svid;
+}
+
+function freshKey(): { privateKey: KeyObject; keyPem: string } {
+  const { privateKey } = generateKeyPairSync('ec', { namedCurve: 'P-256' });
+  return { privateKey, keyPem: privateKey.export({ format: 'pem', type: 'pkcs8' }) as string };
+}
+
+function checkRenewed(before: SvidMaterial, bundle: TrustBundle, parts: { keyPem: string; chainPem: string; bundlePem: string }, clock: Pick<Clock, 'nowMs'>): SvidMaterial {
+  const svid = svidMaterial({ trustDomain: before.trustDomain, keyPem: parts.keyPem, chainPem: parts.chainPem, bundlePem: parts.bundlePem });
+  if (svid.spiffeId !== before.spiffeId) throw new BulkheadError('UNAUTHENTICATED', 'the authority answered with an SVID of another identity');
+  const next = TrustBundle.fromPem(before.trustDomain, parts.bundlePem);
+  if (!overlaps(next, bundle)) throw new BulkheadError('UNAUTHENTICATED', 'the authority answered with a trust bundle that shares no root with ours');
+  const [leaf, ...intermediates] = fromPem('CERTIFICATE', svid.chainPem, 'certificate chain', 4);
+  new PeerVerifier({ trustDomain: before.trustDomain, bundle: () => next, revocations: new Revocations(), clock }).verify(leaf, intermediates);
+  return svid;
+}
+
+function overlaps(a: TrustBundle, b: TrustBundle): boolean {
+  return a.roots.some((root) => b.roots.some((other) => bytesEqual(root.der, other.der)));
+}
+
+function sameRoots(a: TrustBundle, b: TrustBundle): boolean {
+  return a.roots.length === b.roots.length && a.roots.every((root) => b.roots.some((other) => bytesEqual(root.der, other.der)));
+}
