@@ -65,3 +65,25 @@ export const STREAM_HIGH_WATER_BYTES = 2 * 2 ** 20;
 export const MAX_STREAM_BUFFER_BYTES = 64 * 2 ** 20;
 /** Characters of an error text in a trailer: a header of bounded size. */
 export const MAX_STATUS_TEXT_CHARS = 2_048;
+
+/** Tables of the head: each row is memory of the head and, for tenants and nodes, of every raylet. */
+export const MAX_TENANTS = 10_000;
+export const MAX_NODES = 1_000;
+export const MAX_IDENTITIES_PER_TENANT = 10_000;
+export const MAX_ROLES_PER_IDENTITY = 32;
+export const MAX_OPEN_JOBS_PER_TENANT = 1_000;
+/** Ended jobs of one tenant that stay listed; the oldest leave first. */
+export const MAX_ENDED_JOBS_PER_TENANT = 1_000;
+/** Drivers of one job. */
+export const MAX_SESSIONS_PER_JOB = 64;
+export const MAX_JOB_TEXT_CHARS = 1_024;
+export const MAX_ACTOR_NAMES_PER_TENANT = 10_000;
+export const MAX_ACTOR_NAME_CHARS = 200;
+export const MAX_CLASS_INFO_CHARS = 65_536;
+export const MAX_POLICY_FILES_PER_TENANT = 32;
+/** Superseded policy versions of one tenant that can still be rolled back to. */
+export const MAX_POLICY_HISTORY_PER_TENANT = 100;
+export const MAX_REVOCATIONS = 100_000;
+export const MAX_JOIN_TOKENS = 1_000;
+/** A raylet that was away for this long still learns which jobs were stopped meanwhile. */
+export const STOPPED_JOBS_TOLD_FOR_MS = 24 * 3_600_000;

@@ -1,0 +1,121 @@
+/**
+ * Nodes. In the store: id and number, for ever, since the number is in object ids. In memory only: what the node last reported.
+ * Transitions: 1. none → known (reserve, at attestation); 2. known/dead → alive (register, when its stream opens); 3. alive → alive
+ * (report); 4. alive → dead (no report for NODE_DEAD_AFTER_MS). A stream that breaks changes nothing by itself: it may come back.
+ */
+import { parseNodeId, quote, type NodeId } from '../../base/ids.ts';
+import { MAX_NODES, NODE_DEAD_AFTER_MS } from '../../base/limits.ts';
+import { NO_RESOURCES, type ResourceVector } from '../../base/resources.ts';
+import { full, refuse, unknown, type Effect, type Table } from './table.ts';
+
+interface NodeRow {
+  readonly id: NodeId;
+  /** From 1; 0 is the head. */
+  readonly number: number;
+  readonly joinedMs: number;
+}
+
+export interface NodeReportFacts {
+  readonly available: ResourceVector;
+  readonly policyVersion: number;
+  readonly revocationVersion: number;
+  readonly queuedTasks: number;
+}
+
+export interface NodeState extends NodeRow, NodeReportFacts {
+  readonly state: 'alive' | 'dead';
+  readonly address: string;
+  readonly total: ResourceVector;
+  readonly insecureDev: boolean;
+  /** Random, per raylet process. */
+  readonly instance: string;
+  /** 0: never in this life of the head. */
+  readonly lastSeenMs: number;
+}
+
+export type NodeEvent =
+  | { readonly type: 'reserve'; readonly id: string; readonly by: string }
+  | { readonly type: 'register'; readonly id: string; readonly address: string; readonly total: ResourceVector; readonly insecureDev: boolean; readonly instance: string; readonly facts: NodeReportFacts }
+  | { readonly type: 'report'; readonly id: string; readonly facts: NodeReportFacts }
+  | { readonly type: 'tick' };
+
+const NOTHING_REPORTED = { state: 'dead', address: '', total: NO_RESOURCES, available: NO_RESOURCES, policyVersion: 0, revocationVersion: 0, queuedTasks: 0, insecureDev: false, instance: '', lastSeenMs: 0 } as const;
+const HOST_PORT = /^(?:[a-zA-Z0-9](?:[a-zA-Z0-9.-]{0,253}[a-zA-Z0-9])?|\[[0-9a-fA-F:]{2,39}\]):([1-9]\d{0,4})$/;
+
+function parseAddress(text: string): string {
+  const port = HOST_PORT.exec(text)?.[1];
+  return port !== undefined && Number(port) <= 65_535 ? text : refuse(`address ${quote(text)} is not host:port`);
+}
+
+function sameResources(a: ResourceVector, b: ResourceVector): boolean {
+  const names = new Set([...Object.keys(a.custom ?? {}), ...Object.keys(b.custom ?? {})]);
+  return a.cpuUnits === b.cpuUnits && a.memoryBytes === b.memoryBytes && [...names].every((n) => a.custom?.[n] === b.custom?.[n]);
+}
+
+export class Nodes implements Table<NodeEvent> {
+  readonly prefix = 'nodes/';
+  readonly #nodes = new Map<string, NodeState>();
+
+  get(id: string): NodeState | undefined {
+    return this.#nodes.get(id);
+  }
+
+  /** In the order of their numbers. */
+  all(): NodeState[] {
+    return [...this.#nodes.values()].sort((a, b) => a.number - b.number);
+  }
+
+  alive(): NodeState[] {
+    return this.all().filter((n) => n.state === 'alive');
+  }
+
+  /** `reserve` decides rows; the other events change only what is in memory, at once. */
+  step(event: NodeEvent, nowMs: number, out: Effect[]): void {
+    switch (event.type) {
+      case 'reserve': return this.#reserve(event, nowMs, out);
+      case 'register': {
+        const before = this.#known(event.id);
+        const { address, total, insecureDev, instance, facts } = event;
+        this.#nodes.set(before.id, { ...before, ...facts, state: 'alive', address: parseAddress(address), total, insecureDev, instance, lastSeenMs: nowMs });
+        out.push({ type: 'push', part: 'nodes' });
+        if (before.state !== 'alive' || before.instance !== instance) out.push({ type: 'record', tenant: '', event: 'node.joined', principal: '', kind: 'node', resource: before.id, detail: insecureDev ? 'insecure-dev' : '' });
+        return;
+      }
+      case 'report': {
+        const before = this.#known(event.id);
+        if (before.state !== 'alive') return refuse(`node ${quote(event.id)} reports without having registered: open the stream anew`);
+        this.#nodes.set(before.id, { ...before, ...event.facts, lastSeenMs: nowMs });
+        if (before.policyVersion !== event.facts.policyVersion || before.queuedTasks !== event.facts.queuedTasks || !sameResources(before.available, event.facts.available)) out.push({ type: 'push', part: 'nodes' });
+        return;
+      }
+      case 'tick':
+        for (const node of this.#nodes.values()) {
+          if (node.state !== 'alive' || nowMs - node.lastSeenMs < NODE_DEAD_AFTER_MS) continue;
+          this.#nodes.set(node.id, { ...node, state: 'dead' });
+          out.push({ type: 'push', part: 'nodes' }, { type: 'record', tenant: '', event: 'node.died', principal: '', kind: 'node', resource: node.id, detail: `no report for ${NODE_DEAD_AFTER_MS} ms` });
+        }
+    }
+  }
+
+  #known(id: string): NodeState {
+    const node = this.#nodes.get(id);
+    if (node === undefined) throw unknown(`node ${quote(id)}`);
+    return node;
+  }
+
+  #reserve(event: { readonly id: string; readonly by: string }, nowMs: number, out: Effect[]): void {
+    const id = parseNodeId(event.id);
+    if (this.#nodes.has(id)) return;
+    if (this.#nodes.size >= MAX_NODES) throw full('nodes', MAX_NODES, 'reuse the id of a node that is gone');
+    let number = 1;
+    for (const node of this.#nodes.values()) number = Math.max(number, node.number + 1);
+    out.push({ type: 'put', key: this.prefix + id, row: { id, number, joinedMs: nowMs } satisfies NodeRow });
+    out.push({ type: 'record', tenant: '', event: 'node.reserved', principal: event.by, kind: 'node', resource: id, detail: `number ${number}` });
+  }
+
+  absorb(key: string, row: unknown): void {
+    const id = key.slice(this.prefix.length);
+    if (row === undefined) this.#nodes.delete(id);
+    else this.#nodes.set(id, { ...NOTHING_REPORTED, ...this.#nodes.get(id), ...(row as NodeRow) });
+  }
+}

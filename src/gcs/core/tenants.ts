@@ -1,0 +1,90 @@
+/**
+ * Tenants. Transitions: 1. none → active (create); 2. active → deleted (delete). A deleted tenant's row stays: neither its number nor its
+ * name is ever given out again, so no old object id, certificate or audit record can come to mean somebody else.
+ */
+import { parseTenantName, quote, type TenantName } from '../../base/ids.ts';
+import { MAX_TENANTS } from '../../base/limits.ts';
+import { parseMemory, parseUnits } from '../../base/resources.ts';
+import { full, refuse, unknown, type Effect, type Table } from './table.ts';
+
+export interface TenantRow {
+  readonly name: TenantName;
+  /** From 1; 0 is the cluster. Goes into every object id. */
+  readonly number: number;
+  readonly quota: Readonly<Record<string, string>>;
+  readonly state: 'active' | 'deleted';
+  readonly createdMs: number;
+  readonly deletedMs: number;
+}
+
+export type TenantEvent =
+  | { readonly type: 'create'; readonly name: string; readonly quota: Readonly<Record<string, string>>; readonly by: string }
+  | { readonly type: 'delete'; readonly name: string; readonly by: string };
+
+const COUNT = /^\d{1,9}$/;
+/** Quota names and what makes a value valid; anything else is refused. */
+const QUOTA: Readonly<Record<string, (value: string) => void>> = {
+  cpus: (v) => void (/^\d/.test(v) ? parseUnits('quota cpus', Number(v)) : refuse(`quota cpus ${quote(v)} is not a number`)),
+  memory: (v) => void parseMemory(/^\d+$/.test(v) ? Number(v) : v),
+  objects: (v) => void parseMemory(/^\d+$/.test(v) ? Number(v) : v),
+  tasks: (v) => void (COUNT.test(v) || refuse(`quota tasks ${quote(v)} is not a whole number`)),
+  actors: (v) => void (COUNT.test(v) || refuse(`quota actors ${quote(v)} is not a whole number`)),
+  workers: (v) => void (COUNT.test(v) || refuse(`quota workers ${quote(v)} is not a whole number`)),
+};
+
+function parseQuota(quota: Readonly<Record<string, string>>): Record<string, string> {
+  const parsed: Record<string, string> = {};
+  for (const name of Object.keys(quota).sort()) {
+    const check = Object.hasOwn(QUOTA, name) ? QUOTA[name] : undefined;
+    if (check === undefined) return refuse(`quota ${quote(name)} is not known: ${Object.keys(QUOTA).join(', ')} are`);
+    const value = quota[name] ?? '';
+    check(value);
+    parsed[name] = value;
+  }
+  return parsed;
+}
+
+export class Tenants implements Table<TenantEvent> {
+  readonly prefix = 'tenants/';
+  readonly #rows = new Map<string, TenantRow>();
+
+  get(name: string): TenantRow | undefined {
+    return this.#rows.get(name);
+  }
+
+  /** Throws DENIED when there is none or it is deleted. */
+  active(name: string): TenantRow {
+    const row = this.#rows.get(name);
+    if (row?.state !== 'active') throw unknown(`tenant ${quote(name)}`);
+    return row;
+  }
+
+  all(): TenantRow[] {
+    return [...this.#rows.values()].sort((a, b) => a.number - b.number);
+  }
+
+  step(event: TenantEvent, nowMs: number, out: Effect[]): void {
+    if (event.type === 'create') {
+      const name = parseTenantName(event.name);
+      const before = this.#rows.get(name);
+      if (before?.state === 'active') return refuse(`tenant ${quote(name)} exists already`);
+      if (before !== undefined) return refuse(`tenant ${quote(name)} was deleted; names are never given out again, choose another`);
+      if (this.#rows.size >= MAX_TENANTS) throw full('tenants, deleted ones included', MAX_TENANTS, 'use another cluster');
+      let number = 1;
+      for (const row of this.#rows.values()) number = Math.max(number, row.number + 1);
+      const row: TenantRow = { name, number, quota: parseQuota(event.quota), state: 'active', createdMs: nowMs, deletedMs: 0 };
+      out.push({ type: 'put', key: this.prefix + name, row }, { type: 'push', part: 'tenants' });
+      out.push({ type: 'record', tenant: '', event: 'tenant.created', principal: event.by, kind: 'tenant', resource: name, detail: `number ${number}` });
+      return;
+    }
+    const row = this.active(event.name);
+    out.push({ type: 'put', key: this.prefix + row.name, row: { ...row, state: 'deleted', deletedMs: nowMs } satisfies TenantRow }, { type: 'push', part: 'tenants' });
+    for (const tenant of ['', row.name]) out.push({ type: 'record', tenant, event: 'tenant.deleted', principal: event.by, kind: 'tenant', resource: row.name, detail: '' });
+  }
+
+  absorb(key: string, row: unknown): void {
+    const name = key.slice(this.prefix.length);
+    if (row === undefined) this.#rows.delete(name);
+    else this.#rows.set(name, row as TenantRow);
+  }
+}
