@@ -79,7 +79,8 @@ export interface TestDocument {
   readonly roles: readonly string[];
   readonly do: Action;
   readonly on: Readonly<Partial<Record<AttributeName, Scalar>>>;
-  readonly expect: 'permit' | 'deny';
+  /** `forbid`: denied, and by a forbid rule. */
+  readonly expect: 'permit' | 'deny' | 'forbid';
   /** The determining rule, when the test demands one. */
   readonly rule: string | undefined;
   /** Time of the request; undefined: the time of the check. */
