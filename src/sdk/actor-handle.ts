@@ -1,0 +1,77 @@
+/**
+ * Actor handles: objects whose every method is a call to the actor. Runs in drivers and in isolates. A handle knows the class it was
+ * made from (code digest and export), so that it can define methods on any channel it is passed to. Must never answer to `then`.
+ */
+import { BulkheadError } from '../base/errors.ts';
+import { CALL_KIND } from '../base/frame.ts';
+import { objectIdText } from '../base/ids.ts';
+import type { WireRef } from '../base/value.ts';
+import type { ObjectRef } from './object-ref.ts';
+import { methodOptions, type MethodOptions } from './options.ts';
+
+export interface ClassInfo {
+  /** 64 hex digits. */
+  readonly digest: string;
+  readonly exportName: string;
+}
+
+/** The part of ClientCore that handles need. */
+export interface ActorCaller {
+  template(template: { kind: typeof CALL_KIND.ACTOR_METHOD; digest: string; exportName: string; method: string; options: string; returns: number }): number;
+  callActor(actor: Uint8Array, template: number, returns: number, args: readonly unknown[]): ObjectRef | ObjectRef[];
+}
+
+interface Target {
+  readonly id: Uint8Array;
+  readonly info: ClassInfo;
+}
+
+class ActorHandleObject {}
+const targets = new WeakMap<object, Target>();
+
+type Method = ((...args: unknown[]) => ObjectRef | ObjectRef[]) & { options(options: MethodOptions): Method };
+
+function method(caller: ActorCaller, target: Target, name: string, options: MethodOptions | undefined): Method {
+  const { json, returns } = methodOptions(options);
+  let template = 0;
+  const call = (...args: unknown[]): ObjectRef | ObjectRef[] => {
+    if (template === 0) template = caller.template({ kind: CALL_KIND.ACTOR_METHOD, digest: target.info.digest, exportName: target.info.exportName, method: name, options: json, returns });
+    return caller.callActor(target.id, template, returns, args);
+  };
+  return Object.assign(call, { options: (next: MethodOptions): Method => method(caller, target, name, { ...options, ...next }) });
+}
+
+export function actorHandle(caller: ActorCaller, id: Uint8Array, info: ClassInfo): object {
+  const target: Target = { id, info };
+  const methods = new Map<string, Method>();
+  const refuse = (): never => {
+    throw new BulkheadError('INVALID_ARGUMENT', "an actor handle has no state to change: call a method of the actor");
+  };
+  const handle = new Proxy(new ActorHandleObject(), {
+    get(_, key) {
+      if (typeof key === 'symbol' || key === 'then' || key === 'constructor') return undefined;
+      if (key === 'id') return objectIdText(id);
+      if (key === 'toJSON') return () => refuseJson();
+      if (key === 'toString') return () => `ActorHandle(${info.exportName}, ${objectIdText(id)})`;
+      let found = methods.get(key);
+      if (found === undefined) methods.set(key, (found = method(caller, target, key, undefined)));
+      return found;
+    },
+    set: refuse,
+    defineProperty: refuse,
+    deleteProperty: refuse,
+    setPrototypeOf: refuse,
+  });
+  targets.set(handle, target);
+  return handle;
+}
+
+function refuseJson(): never {
+  throw new BulkheadError('INVALID_ARGUMENT', 'an actor handle does not become JSON: pass the handle itself as an argument, or give the actor a name');
+}
+
+/** The wire form of a real handle, undefined for anything else. */
+export function describeActorHandle(value: unknown): WireRef | undefined {
+  const target = typeof value === 'object' && value !== null ? targets.get(value) : undefined;
+  return target === undefined ? undefined : { id: target.id, actor: JSON.stringify({ digest: target.info.digest, export: target.info.exportName }) };
+}

@@ -1,0 +1,622 @@
+/**
+ * The client's half of the frame protocol: allocates object ids, writes calls, keeps the promises of GET and WAIT. One core serves a
+ * driver (src/sdk/sdk.ts) and the inside of an isolate (src/sandbox/isolate/guest). ECMAScript only: no IO, clock or host types;
+ * sending, timers and staging are the owner's. Must never: decode a frame of another direction, or hold a promise per submitted call.
+ */
+import { BulkheadError, isErrorCode } from '../base/errors.ts';
+import { FrameWriter, NO_TIMEOUT, OP, type CallKind, type FrameReader } from '../base/frame.ts';
+import { OBJECT_ID_BYTES, SESSION_PREFIX_BYTES, objectIdText } from '../base/ids.ts';
+import {
+  CHUNK_BYTES, MAX_DEPENDENCIES, MAX_ERROR_MESSAGE_CHARS, MAX_FRAME_BYTES, MAX_INLINE_BYTES, MAX_OBJECT_BYTES, MAX_REFS_PER_CALL, MAX_STACK_CHARS, MAX_TEMPLATES_PER_CHANNEL,
+} from '../base/limits.ts';
+import { decodeValue, encodeValue, type EncodedValue, type RefHooks } from '../base/value.ts';
+import { actorHandle, describeActorHandle, type ClassInfo } from './actor-handle.ts';
+import { ObjectRef } from './object-ref.ts';
+
+/** UTF-8 takes up to three octets a UTF-16 unit. */
+const MAX_MESSAGE_BYTES = MAX_ERROR_MESSAGE_CHARS * 3;
+const MAX_STACK_BYTES = MAX_STACK_CHARS * 3;
+const MAX_INFO_BYTES = 65_536;
+/** Index 0 stays unused, so that no id of a session is all zeros at its end. */
+const FIRST_INDEX = 1;
+const RELEASE_BATCH = 1_024;
+
+export interface ClientCoreOptions {
+  readonly sessionPrefix: Uint8Array;
+  /** Shared with whoever writes other frames of the same channel; the core only adds whole frames. */
+  readonly writer: FrameWriter;
+  /** Called after frames were added: the owner schedules one flush a turn, or flushes at once when the writer is full. */
+  readonly touched: () => void;
+  /** Exec number of the running task or actor call; 0 in a driver. */
+  readonly parent: () => number;
+  /** Settles a promise that `parent` waits for; default: at once. */
+  readonly settle?: ((parent: number, run: () => void) => void) | undefined;
+  /** Inside a worker: hands a large value to the host, returns its staged file number. Elsewhere large values go in parts. */
+  readonly stage?: ((bytes: Uint8Array<ArrayBuffer>) => number) | undefined;
+  /** Inside a worker: takes what the host attached. */
+  readonly attachment?: ((number: number) => Uint8Array) | undefined;
+  /** Resolves when more may be sent; undefined: now. Only parts of large values wait for it. */
+  readonly drained?: (() => Promise<void> | undefined) | undefined;
+  readonly timers?: { set(ms: number, fire: () => void): unknown; clear(timer: unknown): void } | undefined;
+  /** Where the runtime has no FinalizationRegistry, refs are released explicitly or with the session. */
+  readonly collects?: typeof FinalizationRegistry | undefined;
+  /** A call was refused as malformed; without a listener only GET of its ref tells. */
+  readonly onRejected?: ((error: BulkheadError) => void) | undefined;
+}
+
+/** What DEFINE says about a function, class or method. */
+export interface Template {
+  readonly kind: CallKind;
+  /** 64 hex digits of SHA-256. */
+  readonly digest: string;
+  readonly exportName: string;
+  readonly method: string;
+  readonly options: string;
+  readonly returns: number;
+}
+
+interface Pending {
+  readonly parent: number;
+  /** The refs stay alive while they are waited for. */
+  readonly refs: readonly ObjectRef[];
+  readonly values: unknown[];
+  missing: number;
+  parts: Map<number, { readonly bytes: Uint8Array<ArrayBuffer>; at: number }> | undefined;
+  timer: unknown;
+  readonly resolve: (value: never) => void;
+  readonly reject: (error: BulkheadError) => void;
+}
+
+function digestOctets(hex: string): Uint8Array {
+  const octets = new Uint8Array(32);
+  for (let i = 0; i < 32; i++) octets[i] = Number.parseInt(hex.slice(2 * i, 2 * i + 2), 16);
+  return octets;
+}
+
+/** An error that came over the channel, bounded and typed; an unknown code is INTERNAL. */
+export function remoteError(code: string, message: string, stack = ''): BulkheadError {
+  return new BulkheadError(isErrorCode(code) ? code : 'INTERNAL', message, stack === '' ? {} : { remoteStack: stack });
+}
+
+export class ClientCore {
+  readonly #options: ClientCoreOptions;
+  readonly #writer: FrameWriter;
+  readonly #prefix: Uint8Array;
+  #nextIndex = FIRST_INDEX;
+  #nextRequest = 1;
+  #nextTemplate = 1;
+  readonly #templates = new Map<string, number>();
+  readonly #codeSent = new Set<string>();
+  readonly #pending = new Map<number, Pending>();
+  readonly #rejected = new Map<number, BulkheadError>();
+  #closed: BulkheadError | undefined;
+  /** Live ObjectRef instances per id: own ones by index, others by text. RELEASE goes when the last is gone. */
+  readonly #ownRefs = new Map<number, number>();
+  readonly #otherRefs = new Map<string, number>();
+  readonly #registry: FinalizationRegistry<number | Uint8Array> | undefined;
+  #released: Uint8Array[] = [];
+  readonly hooks: RefHooks;
+
+  constructor(options: ClientCoreOptions) {
+    if (options.sessionPrefix.length !== SESSION_PREFIX_BYTES) throw new BulkheadError('INVALID_ARGUMENT', `a session prefix has ${SESSION_PREFIX_BYTES} octets`);
+    this.#options = options;
+    this.#writer = options.writer;
+    this.#prefix = options.sessionPrefix.slice();
+    this.#registry = options.collects === undefined ? undefined : new options.collects((held) => this.#collected(held));
+    this.hooks = {
+      describe: (value) => {
+        const id = ObjectRef.idOf(value);
+        return id === undefined ? describeActorHandle(value) : { id, actor: undefined };
+      },
+      ref: (id) => this.#adopt(id),
+      actor: (id, info) => this.handle(id, parseClassInfo(info)),
+    };
+  }
+
+  /** Why the channel is closed, if it is. */
+  get closed(): BulkheadError | undefined {
+    return this.#closed;
+  }
+
+  // --- ids and refs ---------------------------------------------------------------------------------------------------
+
+  #take(count: number): number {
+    this.#open();
+    const index = this.#nextIndex;
+    if (index + count > 0xffff_ffff) throw new BulkheadError('RESOURCE_EXHAUSTED', 'this session has used up its object ids: open a new one');
+    this.#nextIndex = index + count;
+    return index;
+  }
+
+  #open(): void {
+    if (this.#closed !== undefined) throw new BulkheadError(this.#closed.code, this.#closed.safeMessage);
+  }
+
+  #id(index: number): Uint8Array {
+    const id = new Uint8Array(OBJECT_ID_BYTES);
+    id.set(this.#prefix);
+    id[20] = index;
+    id[21] = index >>> 8;
+    id[22] = index >>> 16;
+    id[23] = index >>> 24;
+    return id;
+  }
+
+  /** The index of an id of this session, -1 of any other. */
+  #indexOf(id: Uint8Array): number {
+    for (let i = 0; i < SESSION_PREFIX_BYTES; i++) if (id[i] !== this.#prefix[i]) return -1;
+    return (((id[23] as number) << 24) | ((id[22] as number) << 16) | ((id[21] as number) << 8) | (id[20] as number)) >>> 0;
+  }
+
+  #newRef(index: number): ObjectRef {
+    const ref = new ObjectRef(this.#id(index));
+    if (this.#registry !== undefined) {
+      this.#ownRefs.set(index, 1);
+      this.#registry.register(ref, index, ref);
+    }
+    return ref;
+  }
+
+  /** A ref to an id that came from elsewhere: out of a value, or from text. */
+  #adopt(id: Uint8Array): ObjectRef {
+    const ref = new ObjectRef(id);
+    if (this.#registry !== undefined) {
+      const index = this.#indexOf(id);
+      if (index >= 0) this.#ownRefs.set(index, (this.#ownRefs.get(index) ?? 0) + 1);
+      else {
+        const text = objectIdText(id);
+        this.#otherRefs.set(text, (this.#otherRefs.get(text) ?? 0) + 1);
+      }
+      this.#registry.register(ref, index >= 0 ? index : id, ref);
+    }
+    return ref;
+  }
+
+  refFrom(id: Uint8Array): ObjectRef {
+    return this.#adopt(id.slice());
+  }
+
+  #collected(held: number | Uint8Array): void {
+    if (this.#closed !== undefined) return;
+    if (typeof held === 'number') {
+      const left = (this.#ownRefs.get(held) ?? 1) - 1;
+      if (left > 0) return void this.#ownRefs.set(held, left);
+      this.#ownRefs.delete(held);
+      this.#released.push(this.#id(held));
+    } else {
+      const text = objectIdText(held);
+      const left = (this.#otherRefs.get(text) ?? 1) - 1;
+      if (left > 0) return void this.#otherRefs.set(text, left);
+      this.#otherRefs.delete(text);
+      this.#released.push(held);
+    }
+    if (this.#released.length === 1) this.#options.touched();
+    if (this.#released.length >= RELEASE_BATCH) this.writeReleases();
+  }
+
+  /** Writes what was collected since the last flush; the owner calls it right before it takes the batch. */
+  writeReleases(): void {
+    if (this.#released.length === 0) return;
+    const ids = this.#released;
+    this.#released = [];
+    this.#frame(OP.RELEASE, (w) => w.refs(ids));
+  }
+
+  /** Gives a ref up now. It must not be used afterwards. */
+  release(ref: ObjectRef): void {
+    this.#open();
+    const id = idOf(ref, 'release(ref)');
+    this.#registry?.unregister(ref);
+    const index = this.#indexOf(id);
+    if (index >= 0) this.#ownRefs.delete(index);
+    else this.#otherRefs.delete(objectIdText(id));
+    this.#released.push(id);
+    this.#options.touched();
+  }
+
+  // --- frames ---------------------------------------------------------------------------------------------------------
+
+  /** Writes one whole frame or, when a field throws, nothing: a torn frame would end the channel. */
+  #frame(op: number, body: (w: FrameWriter) => void): void {
+    const w = this.#writer;
+    try {
+      body(w.begin(op));
+      w.end();
+    } catch (thrown) {
+      w.abandon();
+      throw thrown;
+    }
+    this.#options.touched();
+  }
+
+  /** Sends a bundle's source, once. */
+  sendCode(digest: string, source: Uint8Array): void {
+    this.#open();
+    if (this.#codeSent.has(digest)) return;
+    this.#codeSent.add(digest);
+    const octets = digestOctets(digest);
+    for (let offset = 0; offset === 0 || offset < source.length; offset += CHUNK_BYTES) {
+      this.#frame(OP.CODE, (w) => w.raw(octets).u32(source.length).u32(offset).raw(source.subarray(offset, offset + CHUNK_BYTES)));
+    }
+  }
+
+  /** The template's number, defined on first use. */
+  template(template: Template): number {
+    const key = `${template.kind} ${template.digest} ${template.exportName} ${template.method} ${template.options}`;
+    let number = this.#templates.get(key);
+    if (number === undefined) {
+      this.#open();
+      if (this.#templates.size >= MAX_TEMPLATES_PER_CHANNEL) throw new BulkheadError('RESOURCE_EXHAUSTED', `more than ${MAX_TEMPLATES_PER_CHANNEL} different functions and options in one session: reuse the object that options() returns`);
+      number = this.#nextTemplate++;
+      const n = number;
+      this.#frame(OP.DEFINE, (w) => w.u32(n).u8(template.kind).raw(digestOctets(template.digest)).str(template.exportName).str(template.method).text(template.options));
+      this.#templates.set(key, number);
+    }
+    return number;
+  }
+
+  /** Writes SUBMIT, CREATE_ACTOR or CALL_ACTOR with its arguments; returns the first index of its results. */
+  #call(op: number, template: number, actor: Uint8Array | undefined, returns: number, args: readonly unknown[]): number {
+    let positions: number[] | undefined;
+    let ids: Uint8Array[] | undefined;
+    let plain: unknown[] | undefined;
+    for (let i = 0; i < args.length; i++) {
+      const arg = args[i];
+      if (typeof arg !== 'object' || arg === null) continue;
+      const id = ObjectRef.idOf(arg);
+      if (id === undefined) continue;
+      plain ??= Array.from(args);
+      (positions ??= []).push(i);
+      (ids ??= []).push(id);
+      plain[i] = null;
+    }
+    let encoded = encodeValue(plain ?? args, this.hooks, 'args');
+    if (encoded.bytes.length > MAX_INLINE_BYTES) {
+      // Like Ray, large arguments become objects of their own: the frame stays small, and a retry does not send them again.
+      plain ??= Array.from(args);
+      for (let i = 0; i < plain.length; i++) {
+        const arg = plain[i];
+        if ((typeof arg !== 'object' && typeof arg !== 'string') || arg === null) continue;
+        const single = encodeValue(arg, this.hooks, `args[${i}]`);
+        if (single.bytes.length <= MAX_INLINE_BYTES / 4) continue;
+        (positions ??= []).push(i);
+        (ids ??= []).push(idOf(this.#putEncoded(single), 'args'));
+        plain[i] = null;
+      }
+      encoded = encodeValue(plain, this.hooks, 'args');
+    }
+    const count = positions?.length ?? 0;
+    if (count > MAX_DEPENDENCIES) throw new BulkheadError('INVALID_ARGUMENT', `${count} refs among the arguments; at most ${MAX_DEPENDENCIES}: pass an array of refs and get them inside`);
+    const seq = this.#take(returns);
+    const w = this.#writer;
+    try {
+      w.begin(op).u32(this.#options.parent()).u32(seq).u32(template);
+      if (actor !== undefined) w.raw(actor);
+      w.u16(count);
+      for (let i = 0; i < count; i++) w.u16((positions as number[])[i] as number).raw((ids as Uint8Array[])[i] as Uint8Array);
+      w.refs(encoded.contained).raw(encoded.bytes).end();
+    } catch (thrown) {
+      w.abandon();
+      throw thrown;
+    }
+    this.#options.touched();
+    return seq;
+  }
+
+  #results(seq: number, returns: number): ObjectRef | ObjectRef[] {
+    if (returns === 1) return this.#newRef(seq);
+    const refs: ObjectRef[] = [];
+    for (let i = 0; i < returns; i++) refs.push(this.#newRef(seq + i));
+    return refs;
+  }
+
+  submit(template: number, returns: number, args: readonly unknown[]): ObjectRef | ObjectRef[] {
+    return this.#results(this.#call(OP.SUBMIT, template, undefined, returns, args), returns);
+  }
+
+  callActor(actor: Uint8Array, template: number, returns: number, args: readonly unknown[]): ObjectRef | ObjectRef[] {
+    return this.#results(this.#call(OP.CALL_ACTOR, template, actor, returns, args), returns);
+  }
+
+  /** The id of the actor in the making; calls to it may follow at once. */
+  createActor(template: number, args: readonly unknown[]): Uint8Array {
+    return this.#id(this.#call(OP.CREATE_ACTOR, template, undefined, 1, args));
+  }
+
+  handle(id: Uint8Array, info: ClassInfo): object {
+    return actorHandle(this, id, info);
+  }
+
+  // --- objects --------------------------------------------------------------------------------------------------------
+
+  #putEncoded(encoded: EncodedValue): ObjectRef {
+    const { bytes, contained } = encoded;
+    if (bytes.length > MAX_OBJECT_BYTES) throw new BulkheadError('RESOURCE_EXHAUSTED', `a value of ${bytes.length} bytes exceeds the limit of ${MAX_OBJECT_BYTES}`);
+    const seq = this.#take(1);
+    const parent = this.#options.parent();
+    if (bytes.length <= MAX_INLINE_BYTES) this.#frame(OP.PUT, (w) => w.u32(parent).u32(seq).refs(contained).raw(bytes));
+    else if (this.#options.stage !== undefined) {
+      const size = bytes.length;
+      const file = this.#options.stage(bytes);
+      this.#frame(OP.PUT_STAGED, (w) => w.u32(parent).u32(seq).u32(file).u64(size).refs(contained));
+    } else {
+      this.#pin(contained);
+      for (let offset = 0; offset < bytes.length; offset += CHUNK_BYTES) this.#part(parent, seq, bytes, offset);
+    }
+    return this.#newRef(seq);
+  }
+
+  #part(parent: number, seq: number, bytes: Uint8Array, offset: number): void {
+    this.#frame(OP.PUT_CHUNK, (w) => w.u32(parent).u32(seq).u64(bytes.length).u64(offset).raw(bytes.subarray(offset, offset + CHUNK_BYTES)));
+  }
+
+  /** PUT_CHUNK names no contained refs, so those are held until the session ends. */
+  #pin(contained: readonly Uint8Array[]): void {
+    if (this.#registry === undefined) return;
+    for (const id of contained) {
+      const index = this.#indexOf(id);
+      if (index >= 0) this.#ownRefs.set(index, (this.#ownRefs.get(index) ?? 0) + 1);
+      else this.#otherRefs.set(objectIdText(id), (this.#otherRefs.get(objectIdText(id)) ?? 0) + 1);
+    }
+  }
+
+  /** Stores a value. Small ones return at once; the parts of large ones wait for the channel, so that memory stays bounded. */
+  async put(value: unknown): Promise<ObjectRef> {
+    this.#open();
+    if (ObjectRef.idOf(value) !== undefined) throw new BulkheadError('INVALID_ARGUMENT', 'put(ref): the value is already an object of the cluster; pass the ref itself');
+    const encoded = encodeValue(value, this.hooks);
+    const { bytes, contained } = encoded;
+    const { drained } = this.#options;
+    if (bytes.length <= MAX_INLINE_BYTES || this.#options.stage !== undefined || drained === undefined || bytes.length > MAX_OBJECT_BYTES) return this.#putEncoded(encoded);
+    const seq = this.#take(1);
+    const parent = this.#options.parent();
+    this.#pin(contained);
+    for (let offset = 0; offset < bytes.length; offset += CHUNK_BYTES) {
+      this.#open();
+      this.#part(parent, seq, bytes, offset);
+      const wait = drained();
+      if (wait !== undefined) await wait;
+    }
+    return this.#newRef(seq);
+  }
+
+  #request<T>(refs: readonly ObjectRef[], missing: number, write: (request: number, parent: number) => void): Promise<T> & { readonly request?: number } {
+    this.#open();
+    const request = this.#nextRequest;
+    this.#nextRequest = request === 0xffff_ffff ? 1 : request + 1;
+    const parent = this.#options.parent();
+    write(request, parent);
+    return new Promise<T>((resolve, reject) => {
+      this.#pending.set(request, { parent, refs, values: [], missing, parts: undefined, timer: undefined, resolve: resolve as (value: never) => void, reject });
+    });
+  }
+
+  #expire(request: number, ms: number, error: () => BulkheadError): void {
+    const { timers } = this.#options;
+    const pending = this.#pending.get(request);
+    if (timers === undefined || pending === undefined) return;
+    pending.timer = timers.set(ms, () => this.#fail(request, error()));
+  }
+
+  /** Values of all refs, in order; the first failure rejects. */
+  get(refs: readonly ObjectRef[], timeoutMs?: number): Promise<unknown[]> {
+    checkCount(refs.length);
+    if (timeoutMs !== undefined) checkTimeout(timeoutMs);
+    if (refs.length === 0) return Promise.resolve([]);
+    const ids = refs.map((ref) => idOf(ref, 'get(refs)'));
+    for (const id of this.#rejected.size === 0 ? [] : ids) {
+      const error = this.#rejected.get(this.#indexOf(id));
+      if (error !== undefined) return Promise.reject(error);
+    }
+    const request = this.#nextRequest;
+    const promise = this.#request<unknown[]>(refs, refs.length, (r, parent) => this.#frame(OP.GET, (w) => w.u32(parent).u32(r).refs(ids)));
+    if (timeoutMs !== undefined) this.#expire(request, timeoutMs, () => new BulkheadError('TIMEOUT', `get: no value within ${timeoutMs} ms`));
+    return promise;
+  }
+
+  /** Positions that are ready. */
+  wait(refs: readonly ObjectRef[], count: number, timeoutMs: number | undefined): Promise<number[]> {
+    checkCount(refs.length);
+    if (timeoutMs !== undefined) checkTimeout(timeoutMs);
+    if (!Number.isSafeInteger(count) || count < 1 || count > refs.length) throw new BulkheadError('INVALID_ARGUMENT', `wait: count ${count} must be from 1 to the ${refs.length} refs given`);
+    const ids = refs.map((ref) => idOf(ref, 'wait(refs)'));
+    return this.#request<number[]>(refs, 1, (r, parent) => this.#frame(OP.WAIT, (w) => w.u32(parent).u32(r).u32(count).u32(timeoutMs ?? NO_TIMEOUT).refs(ids)));
+  }
+
+  cancel(ref: ObjectRef, force: boolean): Promise<void> {
+    const id = idOf(ref, 'cancel(ref)');
+    return this.#request<void>([], 1, (r, parent) => this.#frame(OP.CANCEL, (w) => w.u32(parent).u32(r).raw(id).u8(force ? 1 : 0)));
+  }
+
+  kill(handle: object): Promise<void> {
+    const described = describeActorHandle(handle);
+    if (described === undefined) throw new BulkheadError('INVALID_ARGUMENT', 'kill(handle) takes an actor handle; a task is stopped with cancel(ref)');
+    return this.#request<void>([], 1, (r, parent) => this.#frame(OP.KILL, (w) => w.u32(parent).u32(r).raw(described.id)));
+  }
+
+  /** A handle to a named actor. */
+  lookupActor(name: string): Promise<object> {
+    return this.#request<object>([], 1, (r, parent) => this.#frame(OP.LOOKUP_ACTOR, (w) => w.u32(parent).u32(r).str(name)));
+  }
+
+  context(): Promise<Record<string, unknown>> {
+    return this.#request<Record<string, unknown>>([], 1, (r, parent) => this.#frame(OP.CONTEXT, (w) => w.u32(parent).u32(r)));
+  }
+
+  // --- what comes back ------------------------------------------------------------------------------------------------
+
+  /** Handles one frame of a raylet to its client; false when the op is none of those. Throws on a malformed frame: close the channel then. */
+  receive(reader: FrameReader): boolean {
+    switch (reader.op) {
+      case OP.VALUE: {
+        const request = reader.u32();
+        const position = reader.u32();
+        const bytes = reader.rest();
+        if (this.#pending.has(request)) this.#value(request, position, bytes);
+        return true;
+      }
+      case OP.VALUE_CHUNK: {
+        const request = reader.u32();
+        const position = reader.u32();
+        const total = reader.u64();
+        const offset = reader.u64();
+        this.#chunk(request, position, total, offset, reader.rest());
+        return true;
+      }
+      case OP.VALUE_ATTACHED: {
+        const request = reader.u32();
+        const position = reader.u32();
+        const number = reader.u32();
+        reader.finish();
+        const bytes = this.#options.attachment?.(number);
+        if (bytes === undefined) throw new BulkheadError('INVALID_ARGUMENT', `malformed frame: attachment ${number} does not exist`);
+        if (this.#pending.has(request)) this.#value(request, position, bytes);
+        return true;
+      }
+      case OP.VALUE_FAILED: {
+        const request = reader.u32();
+        reader.u32();
+        const error = remoteError(reader.str(), reader.text(MAX_MESSAGE_BYTES), reader.text(MAX_STACK_BYTES));
+        reader.finish();
+        this.#fail(request, error);
+        return true;
+      }
+      case OP.READY: {
+        const request = reader.u32();
+        const n = reader.u32();
+        if (n * 4 > reader.remaining) throw new BulkheadError('INVALID_ARGUMENT', 'malformed frame: READY is too short');
+        const positions: number[] = [];
+        for (let i = 0; i < n; i++) positions.push(reader.u32());
+        reader.finish();
+        this.#done(request, positions);
+        return true;
+      }
+      case OP.ACTOR: {
+        const request = reader.u32();
+        const id = reader.id().slice();
+        const info = reader.text(MAX_INFO_BYTES);
+        reader.finish();
+        this.#done(request, this.handle(id, parseClassInfo(info)));
+        return true;
+      }
+      case OP.DONE: {
+        const request = reader.u32();
+        const info = reader.text(MAX_FRAME_BYTES);
+        reader.finish();
+        this.#done(request, info === '' ? undefined : JSON.parse(info));
+        return true;
+      }
+      case OP.FAILED: {
+        const request = reader.u32();
+        const error = remoteError(reader.str(), reader.text(MAX_MESSAGE_BYTES));
+        reader.finish();
+        this.#fail(request, error);
+        return true;
+      }
+      case OP.REJECTED: {
+        const number = reader.u32();
+        const error = remoteError(reader.str(), reader.text(MAX_MESSAGE_BYTES));
+        reader.finish();
+        if (this.#rejected.size < 1_024) this.#rejected.set(number, error);
+        for (const [request, pending] of this.#pending) if (pending.refs.some((ref) => this.#indexOf(idOf(ref, 'get')) === number)) this.#fail(request, error);
+        this.#options.onRejected?.(error);
+        return true;
+      }
+      default:
+        return false;
+    }
+  }
+
+  #remove(request: number): Pending | undefined {
+    const pending = this.#pending.get(request);
+    if (pending === undefined) return undefined;
+    this.#pending.delete(request);
+    if (pending.timer !== undefined) this.#options.timers?.clear(pending.timer);
+    return pending;
+  }
+
+  #settle(parent: number, run: () => void): void {
+    if (this.#options.settle === undefined) run();
+    else this.#options.settle(parent, run);
+  }
+
+  #done(request: number, value: unknown): void {
+    const pending = this.#remove(request);
+    if (pending !== undefined) this.#settle(pending.parent, () => pending.resolve(value as never));
+  }
+
+  #fail(request: number, error: BulkheadError): void {
+    const pending = this.#remove(request);
+    if (pending !== undefined) this.#settle(pending.parent, () => pending.reject(error));
+  }
+
+  #value(request: number, position: number, bytes: Uint8Array): void {
+    const pending = this.#pending.get(request) as Pending;
+    if (position >= pending.refs.length || position in pending.values) throw new BulkheadError('INVALID_ARGUMENT', `malformed frame: position ${position} of a get is out of range or came twice`);
+    let value: unknown;
+    try {
+      value = decodeValue(bytes, this.hooks);
+    } catch (thrown) {
+      return this.#fail(request, thrown instanceof BulkheadError ? thrown : new BulkheadError('INTERNAL', 'a value did not decode'));
+    }
+    pending.values[position] = value;
+    if (--pending.missing === 0) this.#done(request, pending.values);
+  }
+
+  #chunk(request: number, position: number, total: number, offset: number, part: Uint8Array): void {
+    const pending = this.#pending.get(request);
+    if (pending === undefined) return;
+    pending.parts ??= new Map();
+    let assembled = pending.parts.get(position);
+    if (assembled === undefined) {
+      if (total > MAX_OBJECT_BYTES || position >= pending.refs.length) throw new BulkheadError('INVALID_ARGUMENT', 'malformed frame: a value in parts is too large or out of range');
+      assembled = { bytes: new Uint8Array(total), at: 0 };
+      pending.parts.set(position, assembled);
+    }
+    if (offset !== assembled.at || assembled.bytes.length !== total || part.length > total - offset) throw new BulkheadError('INVALID_ARGUMENT', 'malformed frame: the parts of a value are out of order');
+    assembled.bytes.set(part, offset);
+    assembled.at += part.length;
+    if (assembled.at !== total) return;
+    pending.parts.delete(position);
+    this.#value(request, position, assembled.bytes);
+  }
+
+  /** Rejects what one task or actor call waits for. */
+  failParent(parent: number, error: BulkheadError): void {
+    for (const [request, pending] of this.#pending) if (pending.parent === parent) this.#fail(request, error);
+  }
+
+  /** The channel is gone: everything pending rejects, and every later call throws the same error. */
+  close(error: BulkheadError): void {
+    if (this.#closed !== undefined) return;
+    this.#closed = error;
+    for (const request of this.#pending.keys()) this.#fail(request, error);
+  }
+}
+
+function idOf(ref: unknown, where: string): Uint8Array {
+  const id = ObjectRef.idOf(ref);
+  if (id === undefined) throw new BulkheadError('INVALID_ARGUMENT', `${where} takes ObjectRefs, what a remote call or put() returned; this is ${ref === null ? 'null' : `a ${typeof ref}`}`);
+  return id;
+}
+
+function checkCount(n: number): void {
+  if (n > MAX_REFS_PER_CALL) throw new BulkheadError('INVALID_ARGUMENT', `${n} refs in one call; at most ${MAX_REFS_PER_CALL}`);
+}
+
+function checkTimeout(ms: number): void {
+  if (!Number.isSafeInteger(ms) || ms < 0 || ms >= 0x7fff_ffff) throw new BulkheadError('INVALID_ARGUMENT', `timeoutMs ${ms} must be a whole number of milliseconds from 0 to 2147483646`);
+}
+
+/** Class info travels as JSON: `{ digest, export }`. */
+export function parseClassInfo(text: string): ClassInfo {
+  let info: unknown;
+  try {
+    info = JSON.parse(text);
+  } catch {
+    // Falls through to the refusal.
+  }
+  const { digest, export: exportName } = (typeof info === 'object' && info !== null ? info : {}) as { digest?: unknown; export?: unknown };
+  if (typeof digest !== 'string' || !/^[0-9a-f]{64}$/.test(digest) || typeof exportName !== 'string') throw new BulkheadError('INVALID_ARGUMENT', 'class info of an actor is malformed');
+  return { digest, exportName };
+}

@@ -1,0 +1,38 @@
+/**
+ * A reference to an object of the cluster: a future value, or one that was put. Runs in drivers and in isolates. It has no
+ * `then`, so that it never resolves by accident, and never becomes JSON: values are fetched with `get`, ids travel as text on purpose.
+ */
+import { BulkheadError } from '../base/errors.ts';
+import { objectIdText, type ObjectIdText } from '../base/ids.ts';
+
+declare const valueOfRef: unique symbol;
+
+export class ObjectRef<T = unknown> {
+  /** Type only. */
+  declare readonly [valueOfRef]: T;
+  readonly #id: Uint8Array;
+
+  /** @param id 24 octets that nobody else changes. */
+  constructor(id: Uint8Array) {
+    this.#id = id;
+    Object.freeze(this);
+  }
+
+  /** The id as text, `obj-…`: for logs, the command line, and `cluster.ref(id)`. Having it grants nothing. */
+  get id(): ObjectIdText {
+    return objectIdText(this.#id);
+  }
+
+  toJSON(): never {
+    throw new BulkheadError('INVALID_ARGUMENT', 'an ObjectRef does not become JSON: fetch its value with get(ref), pass the ref itself as an argument, or store ref.id');
+  }
+
+  toString(): string {
+    return `ObjectRef(${this.id})`;
+  }
+
+  /** The id of a real ref, undefined for anything else; a look-alike does not pass. */
+  static idOf(value: unknown): Uint8Array | undefined {
+    return typeof value === 'object' && value !== null && #id in value ? value.#id : undefined;
+  }
+}

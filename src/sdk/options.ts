@@ -1,0 +1,183 @@
+/**
+ * Options of tasks, actors and methods: checked by name and value here, where the mistake is, and mapped to the JSON that
+ * DEFINE carries. Must never pass an unknown option on: a misspelt limit would be no limit.
+ */
+import { BulkheadError } from '../base/errors.ts';
+import { parseLocalName, quote } from '../base/ids.ts';
+import { MAX_RETURNS } from '../base/limits.ts';
+import { parseMemory, parseUnits } from '../base/resources.ts';
+
+export interface MethodOptions {
+  /** How many values the call returns, each under its own ref; default 1. */
+  readonly returns?: number;
+  /** Wall time of one attempt; then TIMEOUT. */
+  readonly timeoutMs?: number;
+  readonly cpuTimeMs?: number;
+  readonly queueTimeoutMs?: number;
+  /** For lists and logs; need not be unique. */
+  readonly name?: string;
+}
+
+interface PlacementOptions {
+  /** Fractions allowed, four decimals; default 1 for tasks, 0 for a living actor. */
+  readonly cpus?: number;
+  /** Bytes, or text such as '64MiB'. */
+  readonly memory?: number | string;
+  /** Custom resources by name. */
+  readonly resources?: Readonly<Record<string, number>>;
+  /** Labels that the node must have. */
+  readonly labels?: Readonly<Record<string, string>>;
+  readonly nodeAffinity?: string;
+  readonly scheduling?: 'default' | 'spread';
+  readonly isolation?: 'isolate' | 'gvisor';
+  /** Label of the results, for policies. */
+  readonly label?: string;
+}
+
+export interface TaskOptions extends MethodOptions, PlacementOptions {
+  readonly maxRetries?: number;
+  /** Error codes that are retried beyond lost workers; 'TASK_FAILED' retries what the function throws. */
+  readonly retryOn?: readonly string[];
+}
+
+export interface ActorOptions extends PlacementOptions {
+  /** Found again with `cluster.actor(name)`. */
+  readonly name?: string;
+  readonly namespace?: string;
+  /** Lives on when its job ends. */
+  readonly detached?: boolean;
+  /** Return the actor of this name when there is one. */
+  readonly getIfExists?: boolean;
+  readonly maxRestarts?: number;
+  readonly maxTaskRetries?: number;
+  /** Async methods that may run interleaved. */
+  readonly maxConcurrency?: number;
+  readonly maxPendingCalls?: number;
+  readonly timeoutMs?: number;
+  readonly cpuTimeMs?: number;
+  readonly queueTimeoutMs?: number;
+}
+
+type Check = (name: string, value: unknown) => unknown;
+
+function refuse(name: string, value: unknown, hint: string): never {
+  throw new BulkheadError('INVALID_ARGUMENT', `option ${name}: ${typeof value === 'number' || typeof value === 'boolean' ? String(value) : quote(value)} is not valid: ${hint}`);
+}
+
+function integer(min: number, max: number): Check {
+  return (name, value) => (typeof value === 'number' && Number.isSafeInteger(value) && value >= min && value <= max ? value : refuse(name, value, `give a whole number from ${min} to ${max}`));
+}
+
+function oneOf(...allowed: readonly string[]): Check {
+  return (name, value) => (typeof value === 'string' && allowed.includes(value) ? value : refuse(name, value, `give one of ${allowed.join(', ')}`));
+}
+
+const flag: Check = (name, value) => (typeof value === 'boolean' ? value : refuse(name, value, 'give true or false'));
+const text: Check = (name, value) => (typeof value === 'string' && value.length >= 1 && value.length <= 256 ? value : refuse(name, value, 'give a text of 1 to 256 characters'));
+const localName: Check = (name, value) => {
+  try {
+    return parseLocalName(value);
+  } catch {
+    return refuse(name, value, 'lower-case letters, digits and inner . _ -, 1 to 64 characters');
+  }
+};
+const ONE_DAY_MS = 24 * 60 * 60_000;
+const milliseconds = integer(1, 7 * ONE_DAY_MS);
+const TABLE_KEY = /^[A-Za-z0-9](?:[A-Za-z0-9._/-]{0,62}[A-Za-z0-9])?$/;
+
+function table(what: string, check: Check): Check {
+  return (name, value) => {
+    if (typeof value !== 'object' || value === null || Array.isArray(value)) return refuse(name, value, `give an object of ${what}`);
+    const entries = Object.entries(value);
+    if (entries.length > 64) refuse(name, value, 'at most 64 entries');
+    return Object.fromEntries(entries.map(([key, item]) => [TABLE_KEY.test(key) ? key : refuse(`${name} key`, key, 'letters, digits and inner . _ - /'), check(`${name}.${key}`, item)]));
+  };
+}
+
+const PLACEMENT: Readonly<Record<string, Check>> = {
+  cpus: (name, value) => {
+    parseUnits(name, value);
+    return value;
+  },
+  memory: (_, value) => parseMemory(value),
+  resources: table('amounts by name', (name, value) => {
+    parseUnits(name, value);
+    return value;
+  }),
+  labels: table('texts by name', text),
+  nodeAffinity: localName,
+  scheduling: oneOf('default', 'spread'),
+  isolation: oneOf('isolate', 'gvisor'),
+  label: localName,
+};
+const TIMES: Readonly<Record<string, Check>> = { timeoutMs: milliseconds, cpuTimeMs: milliseconds, queueTimeoutMs: milliseconds };
+const METHOD: Readonly<Record<string, Check>> = { ...TIMES, returns: integer(0, MAX_RETURNS), name: text };
+const TASK: Readonly<Record<string, Check>> = {
+  ...PLACEMENT, ...METHOD, maxRetries: integer(-1, 1_000_000),
+  retryOn: (name, value) => (Array.isArray(value) && value.length <= 16 ? value.map((code) => text(name, code)) : refuse(name, value, 'give a list of error codes')),
+};
+const ACTOR: Readonly<Record<string, Check>> = {
+  ...PLACEMENT, ...TIMES, name: localName, namespace: localName, detached: flag, getIfExists: flag, maxRestarts: integer(-1, 1_000_000), maxTaskRetries: integer(-1, 1_000_000),
+  maxConcurrency: integer(1, 10_000), maxPendingCalls: integer(-1, 1_000_000),
+};
+/** Names whose JSON is called otherwise. */
+const WIRE_NAME: Readonly<Record<string, string>> = { memory: 'memoryBytes' };
+
+/** Edit distance, for "did you mean". */
+function distance(a: string, b: string): number {
+  let row = Array.from({ length: b.length + 1 }, (_, i) => i);
+  for (let i = 1; i <= a.length; i++) {
+    const next = [i];
+    for (let j = 1; j <= b.length; j++) next[j] = Math.min((row[j] ?? 0) + 1, (next[j - 1] ?? 0) + 1, (row[j - 1] ?? 0) + (a[i - 1] === b[j - 1] ? 0 : 1));
+    row = next;
+  }
+  return row[b.length] ?? 0;
+}
+
+function closest(name: string, known: readonly string[]): string | undefined {
+  const wanted = name.toLowerCase();
+  const [best] = known.map((k) => ({ k, d: k.toLowerCase().startsWith(wanted) || wanted.startsWith(k.toLowerCase()) ? 1 : distance(wanted, k.toLowerCase()) })).sort((a, b) => a.d - b.d);
+  return best !== undefined && best.d <= Math.max(2, name.length / 3) ? best.k : undefined;
+}
+
+function map(what: string, options: unknown, checks: Readonly<Record<string, Check>>): Record<string, unknown> {
+  const wire: Record<string, unknown> = {};
+  if (options === undefined) return wire;
+  if (typeof options !== 'object' || options === null || Array.isArray(options)) throw new BulkheadError('INVALID_ARGUMENT', `options of ${what} must be an object`);
+  // Sorted, so that the same options are the same template whatever their order.
+  for (const name of Object.keys(options).sort()) {
+    const value: unknown = (options as Record<string, unknown>)[name];
+    const check = Object.hasOwn(checks, name) ? checks[name] : undefined;
+    if (check === undefined) {
+      const hint = closest(name, Object.keys(checks));
+      throw new BulkheadError('INVALID_ARGUMENT', `${what} has no option ${quote(name)}: ${hint === undefined ? `the options are ${Object.keys(checks).sort().join(', ')}` : `did you mean ${hint}?`}`);
+    }
+    if (value !== undefined) wire[WIRE_NAME[name] ?? name] = check(name, value);
+  }
+  return wire;
+}
+
+export interface WireOptions {
+  readonly json: string;
+  readonly returns: number;
+}
+
+function wireOptions(wire: Record<string, unknown>): WireOptions {
+  return { json: JSON.stringify(wire), returns: typeof wire['returns'] === 'number' ? wire['returns'] : 1 };
+}
+
+export function taskOptions(options?: TaskOptions): WireOptions {
+  return wireOptions(map('a task', options, TASK));
+}
+
+export function methodOptions(options?: MethodOptions): WireOptions {
+  return wireOptions(map('an actor method', options, METHOD));
+}
+
+export function actorOptions(options?: ActorOptions): WireOptions {
+  const wire = map('an actor', options, ACTOR);
+  for (const needy of ['detached', 'getIfExists', 'namespace']) {
+    if (wire[needy] !== undefined && wire[needy] !== false && wire['name'] === undefined) throw new BulkheadError('INVALID_ARGUMENT', `option ${needy} needs a name, or nobody could find the actor again`);
+  }
+  return wireOptions(wire);
+}

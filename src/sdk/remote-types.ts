@@ -1,0 +1,69 @@
+/** Types of the public face: how a module's functions and classes look from the other side of the cluster. No code. */
+import type { ActorOptions, MethodOptions, TaskOptions } from './options.ts';
+import type { ObjectRef } from './object-ref.ts';
+
+/** An argument: the value, or a ref to it that resolves before the call. */
+export type RefOr<T> = T | ObjectRef<T>;
+type RefOrAll<A extends readonly unknown[]> = { [K in keyof A]: RefOr<A[K]> };
+
+// biome-ignore lint: the only `any`s are in the constraints of inference, where `unknown` would refuse every function.
+type AnyFunction = (...args: any[]) => unknown;
+type AnyClass = abstract new (...args: any[]) => object;
+
+type Result<R, O> = O extends { readonly returns: infer N }
+  ? N extends 1
+    ? ObjectRef<R>
+    : R extends readonly unknown[]
+      ? { -readonly [K in keyof R]: ObjectRef<R[K]> }
+      : ObjectRef<unknown>[]
+  : ObjectRef<R>;
+
+/** A function that runs as a task; `options` returns the same function with other options. */
+export interface RemoteFunction<A extends readonly unknown[], R, O = unknown> {
+  (...args: RefOrAll<A>): Result<R, O>;
+  options<const P extends TaskOptions>(options: P): RemoteFunction<A, R, P>;
+}
+
+export interface RemoteMethod<A extends readonly unknown[], R, O = unknown> {
+  (...args: RefOrAll<A>): Result<R, O>;
+  options<const P extends MethodOptions>(options: P): RemoteMethod<A, R, P>;
+}
+
+export type RemoteFunctionOf<F> = F extends (...args: infer A) => infer R ? RemoteFunction<A, Awaited<R>> : never;
+
+/** A handle's methods are calls: each returns a ref at once, in the order they were made. */
+export type ActorHandle<T> = {
+  readonly [K in keyof T as T[K] extends AnyFunction ? K : never]: T[K] extends (...args: infer A) => infer R ? RemoteMethod<A, Awaited<R>> : never;
+} & {
+  /** The actor's id as text. */
+  readonly id: string;
+};
+
+export interface RemoteClass<C extends AnyClass> {
+  create(...args: C extends abstract new (...args: infer A) => object ? RefOrAll<A> : never): Promise<ActorHandle<InstanceType<C>>>;
+  options(options: ActorOptions): RemoteClass<C>;
+}
+
+export type RemoteModule<M> = {
+  readonly [K in keyof M as M[K] extends AnyFunction | AnyClass ? K : never]: M[K] extends AnyClass ? RemoteClass<M[K]> : RemoteFunctionOf<M[K]>;
+};
+
+/** What `get` of several refs resolves to. */
+export type ValuesOf<R extends readonly unknown[]> = { -readonly [K in keyof R]: R[K] extends ObjectRef<infer T> ? T : never };
+
+export interface WaitResult<R extends ObjectRef = ObjectRef> {
+  readonly ready: R[];
+  readonly pending: R[];
+}
+
+export interface GetOptions {
+  /** Then TIMEOUT; the computation goes on. */
+  readonly timeoutMs?: number | undefined;
+}
+
+export interface WaitOptions {
+  /** How many must be ready; default 1. */
+  readonly count?: number | undefined;
+  /** Then what is ready so far; default: no limit. 0 looks without waiting. */
+  readonly timeoutMs?: number | undefined;
+}
