@@ -23,7 +23,7 @@ import type { KeyManager } from './key-manager.ts';
 import { toPem } from './pem.ts';
 import { readGuardedFile, writeFileAtomic } from './private-file.ts';
 import { isSignedBy, publicKeyFromSpki, type ProvenPublicKey } from './signature.ts';
-import { TrustBundle, keyName } from './trust-bundle.ts';
+import { TrustBundle, keyName, type TrustBundleSource } from './trust-bundle.ts';
 
 const DAY_MS = 24 * 3_600_000;
 const ROOT_TTL_MS = 3_652 * DAY_MS;
@@ -58,7 +58,7 @@ export interface IssuedCertificate {
 
 export interface IssuedSvid {
   /** Leaf and intermediate. */
-  readonly chainPem: string;
+  readonly certificateChainPem: string;
   readonly chainDer: readonly Uint8Array[];
   readonly notAfterMs: number;
   readonly serial: string;
@@ -90,7 +90,7 @@ interface Authority {
   readonly certificate: ParsedCertificate;
 }
 
-export class CertificateAuthority implements JwtSigner {
+export class CertificateAuthority implements JwtSigner, TrustBundleSource {
   readonly trustDomain: TrustDomain;
   readonly #options: AuthorityOptions;
   #state: State;
@@ -150,10 +150,10 @@ export class CertificateAuthority implements JwtSigner {
     const leaf = parseCertificate(der);
     invariant(spiffeIdOfLeaf(leaf, this.trustDomain).id === id && bytesEqual(leaf.spkiDer, request.publicKeySpkiDer) && isNamedIssuer(leaf, issuer.certificate), 'an issued SVID says what was asked');
     await this.#options.onIssued({ kind: 'svid', spiffeId: id, serial: leaf.serial, notAfterMs: leaf.notAfterMs, publicKeySha256: sha256Hex(leaf.spkiDer) });
-    return { chainPem: toPem('CERTIFICATE', der) + this.#pemOf(issuer), chainDer: [der, issuer.certificate.der], notAfterMs: leaf.notAfterMs, serial: leaf.serial };
+    return { certificateChainPem: toPem('CERTIFICATE', der) + this.#pemOf(issuer), chainDer: [der, issuer.certificate.der], notAfterMs: leaf.notAfterMs, serial: leaf.serial };
   }
 
-  get bundle(): TrustBundle {
+  bundle(): TrustBundle {
     return this.#bundle;
   }
 
@@ -167,7 +167,7 @@ export class CertificateAuthority implements JwtSigner {
   }
 
   /** Called with the new bundle after roots or JWT keys changed. Returns the way to stop. */
-  onBundleChange(listener: (bundle: TrustBundle) => void): () => void {
+  onChange(listener: (bundle: TrustBundle) => void): () => void {
     this.#listeners.add(listener);
     return () => void this.#listeners.delete(listener);
   }

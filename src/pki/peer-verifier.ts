@@ -3,117 +3,93 @@
  * signatures, SPIFFE rules, time and revocation. TLS proves only that the peer holds the leaf's key; everything else is proved here.
  * Must never: trust `authorized`, a chain that Node built, or a name in the certificate other than the one URI.
  */
-import type { TLSSocket } from 'node:tls';
 import { BulkheadError } from '../base/errors.ts';
 import { CLOCK_SKEW_MS } from '../base/limits.ts';
 import { principalFromSpiffeId, type Principal } from '../base/principal.ts';
 import type { Clock } from '../base/time.ts';
-import type { TrustDomain } from '../base/ids.ts';
-import { acceptChain, pathCandidates, spiffeIdOfLeaf } from './core/acceptable.ts';
-import { parseCertificate, refuseCertificate, type ParsedCertificate } from './core/certificate.ts';
+import { acceptChain, pathCandidates, spiffeIdOfLeaf, type AcceptedSvid } from './core/acceptable.ts';
+import { parseCertificate, refuseCertificate } from './core/certificate.ts';
 import { bytesEqual } from './core/der.ts';
 import { isSignedBy } from './signature.ts';
 import type { Revocations } from './revocations.ts';
-import type { TrustBundle } from './trust-bundle.ts';
+import type { TrustBundle, TrustBundleSource } from './trust-bundle.ts';
 
 /** More intermediates than this from a peer are refused. */
 const MAX_INTERMEDIATES = 4;
-/** Verified intermediates kept for peers whose chain TLS no longer shows (a resumed session shows the leaf only). */
-const MAX_REMEMBERED = 8;
 
 export interface VerifiedPeer {
   readonly principal: Principal;
+  /** Lower-case hex; what revokes this one SVID. */
   readonly serial: string;
-  /** When the authority issued the leaf; what `Revocations.isRevoked` wants. */
-  readonly issuedAtMs: number;
-  /** The earliest end in the chain: end the connection then. */
+  /** Of the leaf, ms. */
+  readonly notBeforeMs: number;
+  /** The earliest end in the chain, ms: end the connection then. */
   readonly notAfterMs: number;
 }
 
+/**
+ * Finds and checks a path from the leaf (first of `chainDer`, the rest in any order, roots allowed and ignored) to a root of the bundle.
+ * Throws UNAUTHENTICATED with a reason that may be told to the peer: it speaks only of the peer's own certificate.
+ */
+export function verifyChain(chainDer: readonly Uint8Array[], bundle: TrustBundle, nowMs: number): AcceptedSvid {
+  try {
+    return findChain(chainDer, bundle, nowMs);
+  } catch (error) {
+    if (error instanceof BulkheadError && error.code === 'UNAUTHENTICATED') throw error;
+    const why = error instanceof BulkheadError && error.code === 'INVALID_ARGUMENT' ? error.safeMessage : 'it cannot be checked';
+    throw new BulkheadError('UNAUTHENTICATED', `certificate refused: ${why}`, { cause: error });
+  }
+}
+
+function findChain(chainDer: readonly Uint8Array[], bundle: TrustBundle, nowMs: number): AcceptedSvid {
+  const [leafDer, ...rest] = chainDer;
+  if (leafDer === undefined) return refuseCertificate('the peer showed none');
+  // Copied: the parsed forms share memory with their input, and Node's buffers are pooled.
+  const leaf = parseCertificate(Uint8Array.from(leafDer));
+  spiffeIdOfLeaf(leaf, bundle.trustDomain);
+  const sent = rest.filter((der) => !bundle.roots.some((root) => bytesEqual(root.der, der)));
+  if (sent.length > MAX_INTERMEDIATES) refuseCertificate(`the peer sent more than ${MAX_INTERMEDIATES} intermediates`);
+  let refusal: unknown;
+  for (const path of pathCandidates(leaf, sent.map((der) => parseCertificate(Uint8Array.from(der))), bundle.roots)) {
+    // The bundle has checked its roots; a signature counts only from the next certificate of the path.
+    if (!path.slice(0, -1).every((certificate, depth) => isSignedBy(certificate, path[depth + 1] ?? refuseCertificate('its path has no end')))) continue;
+    try {
+      return acceptChain(path, bundle.trustDomain, nowMs);
+    } catch (error) {
+      refusal ??= error;
+    }
+  }
+  if (refusal !== undefined) throw refusal;
+  return refuseCertificate('no chain of signatures leads from it to a root of this cluster');
+}
+
 export class PeerVerifier {
-  readonly #trustDomain: TrustDomain;
-  readonly #bundle: () => TrustBundle;
+  readonly #bundles: TrustBundleSource;
   readonly #revocations: Revocations;
   readonly #clock: Pick<Clock, 'nowMs'>;
-  #remembered: ParsedCertificate[] = [];
 
-  /** `bundle` is asked at every verification, so that a rotated root counts at once. */
-  constructor(options: { trustDomain: TrustDomain; bundle: () => TrustBundle; revocations: Revocations; clock: Pick<Clock, 'nowMs'> }) {
-    this.#trustDomain = options.trustDomain;
-    this.#bundle = options.bundle;
+  constructor(options: { bundles: TrustBundleSource; revocations: Revocations; clock: Pick<Clock, 'nowMs'> }) {
+    this.#bundles = options.bundles;
     this.#revocations = options.revocations;
     this.#clock = options.clock;
   }
 
-  /** Throws UNAUTHENTICATED with a reason that may be told to the peer (it speaks only of the peer's own certificate). */
-  verify(leafDer: Uint8Array | undefined, intermediatesDer: readonly Uint8Array[] = []): VerifiedPeer {
-    if (leafDer === undefined) return refuseCertificate('the peer showed none');
-    try {
-      return this.#verify(leafDer, intermediatesDer);
-    } catch (error) {
-      if (error instanceof BulkheadError && error.code === 'INVALID_ARGUMENT') throw new BulkheadError('UNAUTHENTICATED', `certificate refused: ${error.safeMessage}`, { cause: error });
-      if (error instanceof BulkheadError && error.code === 'UNAUTHENTICATED') throw error;
-      throw new BulkheadError('UNAUTHENTICATED', 'certificate refused: it cannot be checked', { cause: error });
-    }
+  /** `chainDer` is what the handshake showed, leaf first, so that the chain is complete (`getPeerCertificate(true)`; grpc-js' `getAuthContext()` has the leaf only). Throws UNAUTHENTICATED. */
+  verify(chainDer: readonly Uint8Array[]): VerifiedPeer {
+    const { id, serial, notBeforeMs, notAfterMs } = verifyChain(chainDer, this.#bundles.bundle(), this.#clock.nowMs());
+    const peer = { principal: principalFromSpiffeId(id), serial, notBeforeMs, notAfterMs };
+    if (this.isRevoked(peer)) refuseCertificate('it is revoked; ask for a new identity');
+    return peer;
   }
 
-  /** As `verify`, for a TLS socket (grpc-js: `stream.session.socket`; its `getAuthContext()` carries the leaf only). */
-  verifySocket(socket: TLSSocket): VerifiedPeer {
-    const { leaf, intermediates } = peerChain(socket);
-    return this.verify(leaf, intermediates);
+  /** The authority dates every certificate back by the tolerated clock difference, so that is added again. */
+  isRevoked(peer: Pick<VerifiedPeer, 'serial' | 'notBeforeMs' | 'principal'>): boolean {
+    return this.#revocations.isRevoked(peer.serial, peer.principal.spiffeId, peer.notBeforeMs + CLOCK_SKEW_MS);
   }
 
-  /** Whether a peer verified earlier may go on: not revoked and not past its end. */
-  isStillValid(peer: VerifiedPeer): boolean {
-    return this.#clock.nowMs() <= peer.notAfterMs && !this.#revocations.isRevoked(peer.serial, peer.principal.spiffeId, peer.issuedAtMs);
+  /** Called after revocations or the bundle changed: whoever holds connections verifies each again and cuts the refused. Returns the way to stop. */
+  onChange(listener: () => void): () => void {
+    const stops = [this.#revocations.onChange(listener), this.#bundles.onChange(listener)];
+    return () => stops.forEach((stop) => stop());
   }
-
-  /** Teaches intermediates for peers whose TLS shows the leaf only: those of our own chain. They are candidates, never trusted unsigned. */
-  remember(intermediatesDer: readonly Uint8Array[]): void {
-    for (const der of intermediatesDer) {
-      if (this.#remembered.some((known) => bytesEqual(known.der, der))) continue;
-      this.#remembered = [parseCertificate(Uint8Array.from(der)), ...this.#remembered].slice(0, MAX_REMEMBERED);
-    }
-  }
-
-  #verify(leafDer: Uint8Array, intermediatesDer: readonly Uint8Array[]): VerifiedPeer {
-    const bundle = this.#bundle();
-    const nowMs = this.#clock.nowMs();
-    if (bundle.trustDomain !== this.#trustDomain) throw new BulkheadError('INTERNAL', 'the trust bundle is of another trust domain');
-    // Copied: the parsed forms share memory with their input, and Node's buffers are pooled.
-    const leaf = parseCertificate(Uint8Array.from(leafDer));
-    spiffeIdOfLeaf(leaf, this.#trustDomain);
-    // The peer may send the root along; it is dropped, ours count.
-    const sent = intermediatesDer.filter((der) => !bundle.roots.some((root) => bytesEqual(root.der, der)));
-    if (sent.length > MAX_INTERMEDIATES) refuseCertificate(`the peer sent more than ${MAX_INTERMEDIATES} intermediates`);
-    const own = sent.map((der) => parseCertificate(Uint8Array.from(der)));
-    let reason: unknown;
-    for (const path of pathCandidates(leaf, [...own, ...this.#remembered], bundle.roots)) {
-      if (!path.every((certificate, depth) => isSignedBy(certificate, path[depth + 1] ?? certificate))) continue;
-      try {
-        const accepted = acceptChain(path, this.#trustDomain, nowMs);
-        const issuedAtMs = accepted.notBeforeMs + CLOCK_SKEW_MS;
-        if (this.#revocations.isRevoked(accepted.serial, accepted.id, issuedAtMs)) refuseCertificate('it is revoked; ask for a new identity');
-        this.remember(path.slice(1, -1).map(({ der }) => der));
-        return { principal: principalFromSpiffeId(accepted.id), serial: accepted.serial, issuedAtMs, notAfterMs: accepted.notAfterMs };
-      } catch (error) {
-        reason ??= error;
-      }
-    }
-    if (reason !== undefined) throw reason;
-    return refuseCertificate('no chain of signatures leads from it to a root of this cluster');
-  }
-}
-
-/** What the peer showed in the handshake, as DER. Bounded, and safe against the loop that Node makes at a self-signed certificate. */
-export function peerChain(socket: Pick<TLSSocket, 'getPeerCertificate'>): { leaf: Uint8Array | undefined; intermediates: Uint8Array[] } {
-  let certificate = socket.getPeerCertificate(true) as ReturnType<TLSSocket['getPeerCertificate']> & { issuerCertificate?: unknown } | null | undefined;
-  const chain: Uint8Array[] = [];
-  const seen = new Set<unknown>();
-  while (certificate?.raw !== undefined && !seen.has(certificate) && chain.length <= MAX_INTERMEDIATES + 2) {
-    seen.add(certificate);
-    chain.push(certificate.raw);
-    certificate = certificate.issuerCertificate as typeof certificate;
-  }
-  return { leaf: chain[0], intermediates: chain.slice(1) };
 }

@@ -25,8 +25,8 @@ export interface SvidMaterial {
   readonly privateKey: KeyObject;
   /** PKCS#8, for TLS contexts. */
   readonly privateKeyPem: string;
-  readonly chainPem: string;
-  readonly bundlePem: string;
+  readonly certificateChainPem: string;
+  readonly trustBundlePem: string;
   readonly notBeforeMs: number;
   readonly notAfterMs: number;
   readonly serial: string;
@@ -41,7 +41,7 @@ const ProfileSchema = z.strictObject({
   /** HTTPS address of the gateway, when the cluster has one. */
   gateway: z.string().max(512).startsWith('https://').optional(),
 });
-const RenewalSchema = z.strictObject({ keyPem: z.string(), chainPem: z.string(), bundlePem: z.string() });
+const RenewalSchema = z.strictObject({ keyPem: z.string(), certificateChainPem: z.string(), trustBundlePem: z.string() });
 
 export interface Profile {
   readonly address: string;
@@ -53,7 +53,7 @@ export interface Profile {
  * Puts key, chain and bundle together and checks that they fit: the leaf is for the key and a SPIFFE ID of the trust domain. Not whether
  * it is expired or signed: that is the peers' question, and an expired profile must be readable to be renewed.
  */
-export function svidMaterial(parts: { trustDomain: TrustDomain; keyPem: string; chainPem: string; bundlePem: string }): SvidMaterial {
+export function svidMaterial(parts: { trustDomain: TrustDomain; keyPem: string; certificateChainPem: string; trustBundlePem: string }): SvidMaterial {
   let privateKey: KeyObject;
   try {
     privateKey = createPrivateKey(parts.keyPem);
@@ -61,12 +61,12 @@ export function svidMaterial(parts: { trustDomain: TrustDomain; keyPem: string; 
     // Without the cause: parsers quote their input.
     throw new BulkheadError('INVALID_ARGUMENT', 'the private key is not an unencrypted PKCS#8 key in PEM');
   }
-  const leaf = parseCertificate(fromPem('CERTIFICATE', parts.chainPem, 'certificate chain', 4)[0] ?? new Uint8Array());
+  const leaf = parseCertificate(fromPem('CERTIFICATE', parts.certificateChainPem, 'certificate chain', 4)[0] ?? new Uint8Array());
   const { id } = spiffeIdOfLeaf(leaf, parts.trustDomain);
   if (!bytesEqual(leaf.spkiDer, createPublicKey(privateKey).export({ format: 'der', type: 'spki' }))) throw new BulkheadError('INVALID_ARGUMENT', 'the certificate is for another key; issue the identity again');
-  TrustBundle.fromPem(parts.trustDomain, parts.bundlePem);
+  TrustBundle.fromPem(parts.trustDomain, parts.trustBundlePem);
   return {
-    spiffeId: id, trustDomain: parts.trustDomain, privateKey, privateKeyPem: parts.keyPem, chainPem: parts.chainPem, bundlePem: parts.bundlePem,
+    spiffeId: id, trustDomain: parts.trustDomain, privateKey, privateKeyPem: parts.keyPem, certificateChainPem: parts.certificateChainPem, trustBundlePem: parts.trustBundlePem,
     notBeforeMs: leaf.notBeforeMs, notAfterMs: leaf.notAfterMs, serial: leaf.serial,
   };
 }
@@ -80,7 +80,7 @@ export async function readProfile(dir: string): Promise<Profile> {
   if (!parsed.success) throw new BulkheadError('INVALID_ARGUMENT', `${path} is not valid: ${parsed.error.issues[0]?.path.join('.') ?? ''} ${parsed.error.issues[0]?.message ?? ''}`);
   const trustDomain = parseTrustDomain(parsed.data.trustDomain);
   const renewal = await readPrivateFile(join(dir, '.renewal.json'));
-  const parts = renewal === undefined ? { keyPem: await requireFile(dir, 'key.pem', true), chainPem: await requireFile(dir, 'svid.pem', false), bundlePem: await requireFile(dir, 'bundle.pem', false) }
+  const parts = renewal === undefined ? { keyPem: await requireFile(dir, 'key.pem', true), certificateChainPem: await requireFile(dir, 'svid.pem', false), trustBundlePem: await requireFile(dir, 'bundle.pem', false) }
     : RenewalSchema.parse(parseJson(renewal.toString('utf8'), join(dir, '.renewal.json')));
   let svid: SvidMaterial;
   try {
@@ -104,10 +104,10 @@ export async function writeProfile(dir: string, profile: Profile): Promise<void>
 /** Replaces key, chain and bundle of a profile: all or nothing, also across a crash. */
 export async function writeProfileSvid(dir: string, svid: SvidMaterial): Promise<void> {
   const journal = join(dir, '.renewal.json');
-  await writeFileAtomic(journal, JSON.stringify({ keyPem: svid.privateKeyPem, chainPem: svid.chainPem, bundlePem: svid.bundlePem }), 0o600);
+  await writeFileAtomic(journal, JSON.stringify({ keyPem: svid.privateKeyPem, certificateChainPem: svid.certificateChainPem, trustBundlePem: svid.trustBundlePem }), 0o600);
   await writeFileAtomic(join(dir, 'key.pem'), svid.privateKeyPem, 0o600);
-  await writeFileAtomic(join(dir, 'svid.pem'), svid.chainPem, 0o644);
-  await writeFileAtomic(join(dir, 'bundle.pem'), svid.bundlePem, 0o644);
+  await writeFileAtomic(join(dir, 'svid.pem'), svid.certificateChainPem, 0o644);
+  await writeFileAtomic(join(dir, 'bundle.pem'), svid.trustBundlePem, 0o644);
   await unlink(journal);
 }
 

@@ -45,10 +45,15 @@ export class Revocations {
     return true;
   }
 
+  /** For session credentials, which have no serial. Times in whole seconds, as below. */
+  isIdentityRevoked(spiffeId: SpiffeId, issuedAtMs: number): boolean {
+    const before = this.#identities.get(spiffeId);
+    return before !== undefined && issuedAtMs < before;
+  }
+
   /** `issuedAtMs` has a certificate's precision of a second, cut off: an SVID issued in the very second of the revocation counts as revoked. */
   isRevoked(serial: string, spiffeId: SpiffeId, issuedAtMs: number): boolean {
-    const before = this.#identities.get(spiffeId);
-    return this.#serials.has(serial) || (before !== undefined && issuedAtMs < before);
+    return this.#serials.has(serial) || this.isIdentityRevoked(spiffeId, issuedAtMs);
   }
 
   /** Called after every change: whoever holds connections checks each again and cuts the revoked. Returns the way to stop. */

@@ -10,17 +10,16 @@ import type { Clock, RandomSource } from '../base/time.ts';
 import { renewalTimeMs, retryDelayMs } from './core/rotation.ts';
 import { bytesEqual } from './core/der.ts';
 import { fromPem } from './pem.ts';
-import { PeerVerifier } from './peer-verifier.ts';
+import { verifyChain } from './peer-verifier.ts';
 import { svidMaterial, type SvidMaterial } from './profile.ts';
-import { Revocations } from './revocations.ts';
 import { createCsr } from './signature.ts';
-import { TrustBundle } from './trust-bundle.ts';
+import { TrustBundle, type TrustBundleSource } from './trust-bundle.ts';
 
 /** Timers wake at least this often and look at the wall clock, so that a suspended laptop renews when it wakes. */
 const LONGEST_SLEEP_MS = 60_000;
 
 /** Sends a CSR (DER) to the authority. */
-export type RenewSvid = (csrDer: Uint8Array) => Promise<{ chainPem: string; bundlePem: string }>;
+export type RenewSvid = (csrDer: Uint8Array) => Promise<{ certificateChainPem: string; trustBundlePem: string }>;
 
 export interface SvidSourceOptions {
   readonly initial: SvidMaterial;
@@ -33,7 +32,7 @@ export interface SvidSourceOptions {
   readonly onError?: (error: unknown, attempt: number) => void;
 }
 
-export class SvidSource implements AsyncDisposable {
+export class SvidSource implements AsyncDisposable, TrustBundleSource {
   readonly #options: SvidSourceOptions;
   #current: SvidMaterial;
   #bundle: TrustBundle;
@@ -48,7 +47,7 @@ export class SvidSource implements AsyncDisposable {
   constructor(options: SvidSourceOptions) {
     this.#options = options;
     this.#current = options.initial;
-    this.#bundle = TrustBundle.fromPem(options.initial.trustDomain, options.initial.bundlePem);
+    this.#bundle = TrustBundle.fromPem(options.initial.trustDomain, options.initial.trustBundlePem);
     this.#plan();
   }
 
@@ -80,7 +79,7 @@ export class SvidSource implements AsyncDisposable {
     if (bundle.trustDomain !== this.trustDomain || !overlaps(bundle, this.#bundle)) throw new BulkheadError('INVALID_ARGUMENT', 'the trust bundle shares no root with the one in force: it is of another cluster');
     if (bundle.sequence <= this.#bundle.sequence) return false;
     this.#bundle = bundle;
-    this.#current = { ...this.#current, bundlePem: bundle.toPem() };
+    this.#current = { ...this.#current, trustBundlePem: bundle.toPem() };
     this.#tell();
     return true;
   }
@@ -113,7 +112,7 @@ export class SvidSource implements AsyncDisposable {
       onError?.(error, 0);
     }
     if (this.#closed) return svid;
-    const received = TrustBundle.fromPem(svid.trustDomain, svid.bundlePem, this.#bundle.sequence);
+    const received = TrustBundle.fromPem(svid.trustDomain, svid.trustBundlePem, this.#bundle.sequence);
     // Same roots: the pushed bundle stays, which knows the JWT keys too.
     if (!sameRoots(received, this.#bundle)) this.#bundle = new TrustBundle(svid.trustDomain, this.#bundle.sequence, received.roots, [...this.#bundle.jwtKeys.values()]);
     this.#current = svid;
@@ -169,13 +168,13 @@ function freshKey(): { privateKey: KeyObject; keyPem: string } {
   return { privateKey, keyPem: privateKey.export({ format: 'pem', type: 'pkcs8' }) as string };
 }
 
-function checkRenewed(before: SvidMaterial, bundle: TrustBundle, parts: { keyPem: string; chainPem: string; bundlePem: string }, clock: Pick<Clock, 'nowMs'>): SvidMaterial {
-  const svid = svidMaterial({ trustDomain: before.trustDomain, keyPem: parts.keyPem, chainPem: parts.chainPem, bundlePem: parts.bundlePem });
+function checkRenewed(before: SvidMaterial, bundle: TrustBundle, parts: { keyPem: string; certificateChainPem: string; trustBundlePem: string }, clock: Pick<Clock, 'nowMs'>): SvidMaterial {
+  const svid = svidMaterial({ trustDomain: before.trustDomain, keyPem: parts.keyPem, certificateChainPem: parts.certificateChainPem, trustBundlePem: parts.trustBundlePem });
   if (svid.spiffeId !== before.spiffeId) throw new BulkheadError('UNAUTHENTICATED', 'the authority answered with an SVID of another identity');
-  const next = TrustBundle.fromPem(before.trustDomain, parts.bundlePem);
+  const next = TrustBundle.fromPem(before.trustDomain, parts.trustBundlePem);
   if (!overlaps(next, bundle)) throw new BulkheadError('UNAUTHENTICATED', 'the authority answered with a trust bundle that shares no root with ours');
-  const [leaf, ...intermediates] = fromPem('CERTIFICATE', svid.chainPem, 'certificate chain', 4);
-  new PeerVerifier({ trustDomain: before.trustDomain, bundle: () => next, revocations: new Revocations(), clock }).verify(leaf, intermediates);
+  const chain = fromPem('CERTIFICATE', svid.certificateChainPem, 'certificate chain', 4);
+  verifyChain(chain, next, clock.nowMs());
   return svid;
 }
 

@@ -16,6 +16,13 @@ export interface JwtVerificationKey {
   readonly publicKey: KeyObject;
 }
 
+/** Where the bundle in force comes from: the authority itself in the head, the SVID source elsewhere. */
+export interface TrustBundleSource {
+  bundle(): TrustBundle;
+  /** Called after the bundle changed. Returns the way to stop. */
+  onChange(listener: () => void): () => void;
+}
+
 const MAX_KEYS = 32;
 const coordinate = z.string().regex(/^[A-Za-z0-9_-]{43,64}$/);
 const JwkSchema = z.discriminatedUnion('use', [
