@@ -1,0 +1,648 @@
+/**
+ * One tenant's log on this node: append, group commit, checkpoints, recovery, reading.
+ * Commit: 1. records are encoded into the batch in the making; 2. when no write is under way the batch is written and
+ * fdatasync'ed while the next one collects; 3. then `durable` moves. Hashing runs beside the disk.
+ * Must never: move `durable` before fdatasync returned; drop a record; go on after a failed write (the kernel may have
+ * thrown the pages away, so trying again would lie); start on a file shorter than a signed checkpoint says.
+ *
+ * Files: `entries` (core/journal.ts); `index`, 40 bytes per 256 records (root of the bundle, offset of its first entry; can be rebuilt);
+ * `state`, replaced atomically: the last signed checkpoint, where in `entries` it ends, frontier and tally there.
+ */
+import { randomBytes } from 'node:crypto';
+import * as fs from 'node:fs';
+import { join } from 'node:path';
+import type { AuditLog, AuditRecord } from '../base/audit-record.ts';
+import { BulkheadError, invariant } from '../base/errors.ts';
+import { quote } from '../base/ids.ts';
+import type { Clock } from '../base/time.ts';
+import { openCheckpoint, signCheckpoint, syncDirectory, writeDurably, type CheckpointSigner } from './checkpoint-signer.ts';
+import {
+  BATCH_HEADER_BYTES, completeBatch, ENTRY_PREFIX_BYTES, FILE_HEADER_BYTES, FILE_MAGIC, MAX_BATCH_BYTES, readBatchHeader, writeBatchHeader, type Checksum,
+} from './core/journal.ts';
+import { equalBytes, Frontier, HASH_BYTES, TILE_WIDTH } from './core/merkle.ts';
+import { fromBase64, toBase64 } from './core/note.ts';
+import { leafBound, RecordDecoder, RecordEncoder, RESTART_INTERVAL } from './core/record-codec.ts';
+import { Tally, type TallyState } from './core/tally.ts';
+import { saltedChecksum, sha256 } from './node-hash.ts';
+
+/** The two calls on the path of every record, so that tests can let a disk fail. */
+export interface AuditDisk {
+  write(fd: number, bytes: Uint8Array, offset: number, length: number, position: number, done: (error: Error | null, written: number) => void): void;
+  fdatasync(fd: number, done: (error: Error | null) => void): void;
+}
+
+export const NODE_DISK: AuditDisk = { write: fs.write, fdatasync: fs.fdatasync };
+
+export interface TenantLogOptions {
+  readonly dir: string;
+  /** '' for the cluster's log. */
+  readonly tenant: string;
+  readonly origin: string;
+  readonly signer: CheckpointSigner;
+  readonly cosigner: CheckpointSigner | undefined;
+  /** Verifier keys that may have signed the checkpoint found on disk. */
+  readonly trustedKeys: readonly string[];
+  readonly clock: Clock;
+  readonly disk: AuditDisk;
+}
+
+/** A consistent cut: everything below `size` is on disk. */
+interface Cut {
+  readonly size: number;
+  readonly offset: number;
+  readonly bundleOffset: number;
+  readonly frontier: readonly Uint8Array[];
+  readonly rootHash: Uint8Array;
+  readonly tally: TallyState;
+  /** Bytes of `index` that go with it. */
+  readonly index: number;
+}
+
+interface StateFile {
+  readonly version: 1;
+  readonly checkpoint: string;
+  readonly offset: number;
+  readonly bundleOffset: number;
+  readonly frontier: readonly string[];
+  readonly tally: TallyState;
+}
+
+const INDEX_ENTRY_BYTES = HASH_BYTES + 8;
+const FIRST_BATCH_BYTES = 4096;
+/** A batch buffer larger than this is given back when the log falls idle: a node has thousands of logs. */
+const KEPT_BATCH_BYTES = 64 * 1024;
+const READ_BYTES = 256 * 1024;
+/** Callers of `appendDurably` and `follow` that wait at once. */
+const MAX_WAITERS = 100_000;
+
+interface Waiter {
+  readonly seq: number;
+  readonly resolve: () => void;
+  readonly reject: (error: Error) => void;
+}
+
+export class TenantLog implements AuditLog {
+  readonly tenant: string;
+  readonly origin: string;
+  onDurable: ((durable: number, failure?: Error) => void) | undefined;
+
+  readonly #options: TenantLogOptions;
+  readonly #disk: AuditDisk;
+  readonly #encoder = new RecordEncoder();
+  readonly #entriesFd: number;
+  readonly #indexFd: number;
+  readonly #checksum: Checksum;
+  readonly #frontier: Frontier;
+
+  /** Sequence number of the next record. */
+  #next: number;
+  #durable: number;
+  /** End of the last durable batch in `entries`. */
+  #offset: number;
+  #open: Uint8Array = new Uint8Array(0);
+  #openUsed = BATCH_HEADER_BYTES;
+  #openTally = new Tally();
+  #spare: Uint8Array = new Uint8Array(0);
+  #flight: Uint8Array | undefined;
+  #flightUsed = 0;
+  #flightEnd = 0;
+  #flightTally = new Tally();
+  #kicked = false;
+  #tally: Tally;
+  #failure: BulkheadError | undefined;
+  #closing = false;
+  #waiters: Waiter[] = [];
+  /** 0x00 ‖ leaf, for leaves too long to be hashed in place. */
+  #leaf = new Uint8Array(0);
+
+  /** Offset of the first entry of the bundle that is being filled. */
+  #bundleOffset: number;
+  /** Bundles whose index entry is in the file; the later ones are in `#indexTail`. */
+  #indexFlushed: number;
+  #indexTail: Uint8Array = new Uint8Array(INDEX_ENTRY_BYTES * 16);
+  #indexTailBytes = 0;
+
+  #checkpoint: string;
+  #checkpointSize: number;
+  #cosigned = false;
+  #cutWanted: ((cut: Cut | Error) => void)[] = [];
+  #checkpointing: Promise<unknown> = Promise.resolve();
+
+  /** Opens or creates the log in `options.dir`; synchronous, once per tenant. Throws UNAVAILABLE, naming the log, when it was tampered with or is damaged. */
+  static open(options: TenantLogOptions): TenantLog {
+    return new TenantLog(options);
+  }
+
+  private constructor(options: TenantLogOptions) {
+    this.#options = options;
+    this.#disk = options.disk;
+    this.tenant = options.tenant;
+    this.origin = options.origin;
+    const { dir } = options;
+    fs.mkdirSync(dir, { recursive: true, mode: 0o700 });
+    this.#entriesFd = fs.openSync(join(dir, 'entries'), fs.constants.O_RDWR | fs.constants.O_CREAT, 0o600);
+    this.#indexFd = fs.openSync(join(dir, 'index'), fs.constants.O_RDWR | fs.constants.O_CREAT, 0o600);
+    try {
+      const salt = this.#readOrCreateHeader();
+      this.#checksum = saltedChecksum(salt);
+      const state = this.#readState();
+      const checkpoint = this.#guard('its last checkpoint is not valid', () => openCheckpoint(state.checkpoint, options.trustedKeys));
+      if (checkpoint.origin !== options.origin) this.#refuse(`its checkpoint is of another log, ${quote(checkpoint.origin)}`);
+      this.#checkpoint = state.checkpoint;
+      this.#checkpointSize = checkpoint.treeSize;
+
+      const fileSize = fs.fstatSync(this.#entriesFd).size;
+      if (fileSize < state.offset) this.#refuse(`it ends at byte ${fileSize}, but a signed checkpoint covers ${checkpoint.treeSize} records up to byte ${state.offset}: records are missing`);
+      const frontier = this.#guard('its state does not fit its checkpoint', () => Frontier.restore(sha256, checkpoint.treeSize, state.frontier.map(fromBase64)));
+      if (!equalBytes(frontier.root(), checkpoint.rootHash)) this.#refuse('its frontier does not hash to the root of its signed checkpoint');
+      const bundles = Math.floor(checkpoint.treeSize / TILE_WIDTH);
+      const indexed = fs.fstatSync(this.#indexFd).size >= bundles * INDEX_ENTRY_BYTES;
+      this.#frontier = indexed ? frontier : new Frontier(sha256);
+      this.#tally = indexed ? Tally.restore(state.tally) : new Tally();
+      this.#offset = indexed ? state.offset : FILE_HEADER_BYTES;
+      this.#bundleOffset = indexed ? state.bundleOffset : FILE_HEADER_BYTES + BATCH_HEADER_BYTES;
+      this.#indexFlushed = indexed ? bundles : 0;
+      fs.ftruncateSync(this.#indexFd, this.#indexFlushed * INDEX_ENTRY_BYTES);
+      this.#recover(fileSize, checkpoint.treeSize, checkpoint.rootHash);
+      this.#next = this.#durable = this.#frontier.size;
+    } catch (error) {
+      fs.closeSync(this.#entriesFd);
+      fs.closeSync(this.#indexFd);
+      throw error;
+    }
+  }
+
+  // --- opening -----------------------------------------------------------------------------------------------------
+
+  #refuse(why: string, cause?: unknown): never {
+    throw new BulkheadError('UNAVAILABLE', `the audit log ${this.origin} cannot be opened: ${why}. It was tampered with or damaged: keep its directory as evidence and restore it from a backup`, { cause });
+  }
+
+  #guard<T>(why: string, body: () => T): T {
+    try {
+      return body();
+    } catch (cause) {
+      return this.#refuse(why, cause);
+    }
+  }
+
+  #readOrCreateHeader(): Uint8Array {
+    const header = new Uint8Array(FILE_HEADER_BYTES);
+    const got = fs.readSync(this.#entriesFd, header, 0, FILE_HEADER_BYTES, 0);
+    const stateExists = fs.existsSync(join(this.#options.dir, 'state'));
+    if (stateExists) {
+      if (got < FILE_HEADER_BYTES || Buffer.from(header.buffer, 0, FILE_MAGIC.length).toString('latin1') !== FILE_MAGIC) this.#refuse('its entries file has no valid header');
+      return header.subarray(FILE_MAGIC.length);
+    }
+    // Without a state there was never an acknowledged record: the state of the empty log is on disk before the first append.
+    if (fs.fstatSync(this.#entriesFd).size > FILE_HEADER_BYTES) this.#refuse('it has entries but no state file');
+    header.set(Buffer.from(FILE_MAGIC, 'latin1'));
+    header.set(randomBytes(FILE_HEADER_BYTES - FILE_MAGIC.length), FILE_MAGIC.length);
+    fs.writeSync(this.#entriesFd, header, 0, FILE_HEADER_BYTES, 0);
+    fs.fsyncSync(this.#entriesFd);
+    fs.fsyncSync(this.#indexFd);
+    const empty = new Frontier(sha256);
+    this.#writeStateSync(signCheckpoint({ origin: this.origin, treeSize: 0, rootHash: empty.root() }, this.#options.signer, undefined, this.#options.clock.nowMs()), {
+      size: 0, offset: FILE_HEADER_BYTES, bundleOffset: FILE_HEADER_BYTES + BATCH_HEADER_BYTES, frontier: [], rootHash: empty.root(), tally: new Tally().state(), index: 0,
+    });
+    syncDirectory(join(this.#options.dir, '..'));
+    return header.subarray(FILE_MAGIC.length);
+  }
+
+  #readState(): StateFile {
+    return this.#guard('its state file is not readable', () => {
+      const state = JSON.parse(fs.readFileSync(join(this.#options.dir, 'state'), 'utf8')) as StateFile;
+      const offsets = [state.offset, state.bundleOffset].every((n) => Number.isSafeInteger(n) && n >= FILE_HEADER_BYTES);
+      if (state.version !== 1 || typeof state.checkpoint !== 'string' || !offsets || !Array.isArray(state.frontier) || !Array.isArray(state.tally?.actions) || !Array.isArray(state.tally.events)) throw new Error('not a state file of version 1');
+      return state;
+    });
+  }
+
+  /** Reads the entries after the frontier, keeps complete batches, cuts a torn last one off. */
+  #recover(fileSize: number, signedSize: number, signedRoot: Uint8Array): void {
+    const decoder = new RecordDecoder();
+    if (this.#offset < fileSize && this.#frontier.size % RESTART_INTERVAL !== 0) this.#warmUp(decoder);
+    let window = new Uint8Array(0);
+    let windowAt = 0;
+    while (this.#offset < fileSize) {
+      const wanted = Math.min(fileSize - this.#offset, MAX_BATCH_BYTES + BATCH_HEADER_BYTES);
+      if (windowAt + window.length < this.#offset + wanted) {
+        window = this.#readSync(this.#offset, Math.min(fileSize - this.#offset, 2 * (MAX_BATCH_BYTES + BATCH_HEADER_BYTES)));
+        windowAt = this.#offset;
+      }
+      const at = this.#offset - windowAt;
+      const length = completeBatch(window, at, this.#checksum);
+      if (length === undefined) {
+        this.#cutTorn(fileSize, signedSize);
+        break;
+      }
+      this.#takeRecovered(window, at, length, decoder);
+      this.#offset += length;
+      if (this.#frontier.size === signedSize && !equalBytes(this.#frontier.root(), signedRoot)) this.#refuse(`its first ${signedSize} records do not hash to the root of its signed checkpoint`);
+    }
+    if (this.#frontier.size < signedSize) this.#refuse(`it holds ${this.#frontier.size} records, but a signed checkpoint covers ${signedSize}`);
+  }
+
+  #readSync(position: number, length: number): Uint8Array<ArrayBuffer> {
+    const bytes = new Uint8Array(length);
+    let got = 0;
+    while (got < length) {
+      const n = fs.readSync(this.#entriesFd, bytes, got, length - got, position + got);
+      if (n === 0) break;
+      got += n;
+    }
+    return bytes.subarray(0, got);
+  }
+
+  /** Decodes, without hashing, from the last fresh start of the dictionary up to the frontier. */
+  #warmUp(decoder: RecordDecoder): void {
+    const size = this.#frontier.size;
+    let seq = size - (size % RESTART_INTERVAL);
+    const bundle = seq / TILE_WIDTH;
+    const from = bundle < this.#indexFlushed ? this.#indexOffsetSync(bundle) : this.#bundleOffset;
+    if (!(from >= FILE_HEADER_BYTES && from < this.#offset)) this.#refuse('its index does not fit its entries');
+    const bytes = this.#readSync(from, this.#offset - from);
+    let at = 0;
+    while (seq < size) {
+      const length = at + ENTRY_PREFIX_BYTES <= bytes.length ? (bytes[at] as number) | ((bytes[at + 1] as number) << 8) : -1;
+      if (length === 0) at += BATCH_HEADER_BYTES;
+      else {
+        const start = at + ENTRY_PREFIX_BYTES;
+        at = start + length;
+        if (length < 0 || at > bytes.length) this.#refuse('its entries end before its signed checkpoint');
+        this.#guard(`record ${seq} is damaged`, () => decoder.decode(bytes, start, at, seq));
+        seq++;
+      }
+    }
+    if (at !== bytes.length) this.#refuse('its entries do not end where its state says');
+  }
+
+  #indexOffsetSync(bundle: number): number {
+    const bytes = Buffer.alloc(8);
+    fs.readSync(this.#indexFd, bytes, 0, 8, bundle * INDEX_ENTRY_BYTES + HASH_BYTES);
+    return Number(bytes.readBigUInt64LE());
+  }
+
+  #takeRecovered(window: Uint8Array, at: number, length: number, decoder: RecordDecoder): void {
+    const expected = readBatchHeader(window, at)?.entries;
+    const end = at + length;
+    const before = this.#frontier.size;
+    let seq = before;
+    let p = at + BATCH_HEADER_BYTES;
+    while (p < end) {
+      const n = p + ENTRY_PREFIX_BYTES <= end ? (window[p] as number) | ((window[p + 1] as number) << 8) : 0;
+      const start = p + ENTRY_PREFIX_BYTES;
+      if (n === 0 || start + n > end) this.#refuse(`a batch after record ${before} is malformed`);
+      this.#guard(`record ${seq} is damaged`, () => this.#tally.add(decoder.decode(window, start, start + n, seq)));
+      seq++;
+      p = start + n;
+    }
+    this.#hash(window, at + BATCH_HEADER_BYTES, end, this.#offset - at);
+    if (this.#frontier.size - before !== expected) this.#refuse(`a batch after record ${before} holds another number of records than it says`);
+  }
+
+  /** A broken batch may only be the last thing in the file: one write is under way at a time. */
+  #cutTorn(fileSize: number, signedSize: number): void {
+    if (this.#frontier.size < signedSize) this.#refuse(`the batch after record ${this.#frontier.size} is damaged, and a signed checkpoint covers ${signedSize} records`);
+    const rest = fileSize - this.#offset;
+    const tail = this.#readSync(this.#offset, rest > MAX_BATCH_BYTES + BATCH_HEADER_BYTES ? 0 : rest);
+    let later = tail.length !== rest;
+    for (let p = 1; p + BATCH_HEADER_BYTES < tail.length && !later; p++) later = tail[p] === 0 && completeBatch(tail, p, this.#checksum) !== undefined;
+    if (later) this.#refuse(`the batch after record ${this.#frontier.size} is damaged, and whole ones follow it`);
+    fs.ftruncateSync(this.#entriesFd, this.#offset);
+    fs.fsyncSync(this.#entriesFd);
+  }
+
+  // --- appending ---------------------------------------------------------------------------------------------------
+
+  get durable(): number {
+    return this.#durable;
+  }
+
+  get failure(): BulkheadError | undefined {
+    return this.#failure;
+  }
+
+  append(record: AuditRecord): number {
+    if (this.#failure !== undefined || this.#closing) throw this.#failure ?? new BulkheadError('UNAVAILABLE', 'the audit log is closed');
+    const bound = leafBound(record) + ENTRY_PREFIX_BYTES;
+    if (this.#openUsed + bound > this.#open.length) this.#grow(bound);
+    const open = this.#open;
+    const at = this.#openUsed;
+    const seq = this.#next;
+    const length = this.#encoder.encode(record, seq, open, at + ENTRY_PREFIX_BYTES);
+    open[at] = length & 0xff;
+    open[at + 1] = length >> 8;
+    this.#openUsed = at + ENTRY_PREFIX_BYTES + length;
+    this.#openTally.add(record);
+    this.#next = seq + 1;
+    if (!this.#kicked && this.#flight === undefined) {
+      this.#kicked = true;
+      setImmediate(this.#kick);
+    }
+    return seq;
+  }
+
+  #grow(bound: number): void {
+    const wanted = this.#openUsed + bound;
+    if (wanted > MAX_BATCH_BYTES + BATCH_HEADER_BYTES) throw new BulkheadError('RESOURCE_EXHAUSTED', 'the audit log cannot keep up: its disk is slower than the calls; try again');
+    const grown = new Uint8Array(Math.min(Math.max(this.#open.length * 2, FIRST_BATCH_BYTES, wanted), MAX_BATCH_BYTES + BATCH_HEADER_BYTES));
+    grown.set(this.#open.subarray(0, this.#openUsed));
+    this.#open = grown;
+  }
+
+  readonly #kick = (): void => {
+    this.#kicked = false;
+    if (this.#flight === undefined && this.#failure === undefined && this.#openUsed > BATCH_HEADER_BYTES) {
+      this.#submit();
+      this.#hashFlight();
+    }
+  };
+
+  /** Hands the batch in the making to the disk. */
+  #submit(): void {
+    const batch = this.#open;
+    const used = this.#openUsed;
+    writeBatchHeader(batch, 0, { entries: this.#next - this.#durable, bytes: used - BATCH_HEADER_BYTES, checksum: this.#checksum(batch, BATCH_HEADER_BYTES, used) });
+    this.#flight = batch;
+    this.#flightUsed = used;
+    this.#flightEnd = this.#next;
+    [this.#flightTally, this.#openTally] = [this.#openTally, this.#flightTally];
+    this.#open = this.#spare;
+    this.#spare = new Uint8Array(0);
+    this.#openUsed = BATCH_HEADER_BYTES;
+    this.#write(batch, 0, used);
+  }
+
+  #write(batch: Uint8Array, from: number, to: number): void {
+    this.#disk.write(this.#entriesFd, batch, from, to - from, this.#offset + from, (error, written) => {
+      if (error !== null) return this.#fail(error);
+      if (written <= 0) return this.#fail(new Error('the disk took nothing'));
+      if (from + written < to) return this.#write(batch, from + written, to);
+      this.#disk.fdatasync(this.#entriesFd, (failure) => (failure === null || failure === undefined ? this.#landed() : this.#fail(failure)));
+    });
+  }
+
+  #hashFlight(): void {
+    if (this.#flight !== undefined) this.#hash(this.#flight, BATCH_HEADER_BYTES, this.#flightUsed, this.#offset);
+  }
+
+  /** Appends the entries in `bytes[from, to)` to the tree; `base` is the place in the file of `bytes[0]`. */
+  #hash(bytes: Uint8Array, from: number, to: number, base: number): void {
+    const frontier = this.#frontier;
+    let at = from;
+    while (at < to) {
+      const length = (bytes[at] as number) | ((bytes[at + 1] as number) << 8);
+      if (frontier.size % TILE_WIDTH === 0) this.#bundleOffset = base + at;
+      const start = at + ENTRY_PREFIX_BYTES;
+      // The high octet of a short length is the 0x00 that RFC 6962 puts before a leaf.
+      if (length < 0x100) frontier.appendInput(bytes, start - 1, start + length);
+      else {
+        if (this.#leaf.length <= length) this.#leaf = new Uint8Array(length + 1);
+        this.#leaf.set(bytes.subarray(start, start + length), 1);
+        frontier.appendInput(this.#leaf, 0, length + 1);
+      }
+      at = start + length;
+      if (frontier.size % TILE_WIDTH === 0) this.#indexBundle();
+    }
+  }
+
+  #indexBundle(): void {
+    if (this.#indexTailBytes + INDEX_ENTRY_BYTES > this.#indexTail.length) {
+      const grown = new Uint8Array(this.#indexTail.length * 2);
+      grown.set(this.#indexTail);
+      this.#indexTail = grown;
+    }
+    this.#indexTail.set(this.#frontier.bundleRoot, this.#indexTailBytes);
+    new DataView(this.#indexTail.buffer).setBigUint64(this.#indexTailBytes + HASH_BYTES, BigInt(this.#bundleOffset), true);
+    this.#indexTailBytes += INDEX_ENTRY_BYTES;
+  }
+
+  /** The batch in flight is on disk: the next one starts first, then callers hear of it. */
+  #landed(): void {
+    const batch = this.#flight;
+    if (batch === undefined) return;
+    this.#durable = this.#flightEnd;
+    this.#offset += this.#flightUsed;
+    this.#tally.take(this.#flightTally);
+    this.#flight = undefined;
+    if (this.#cutWanted.length > 0) this.#giveCut();
+    const more = this.#openUsed > BATCH_HEADER_BYTES;
+    if (more || batch.length <= KEPT_BATCH_BYTES) this.#spare = batch;
+    if (more) this.#submit();
+    else if (this.#open.length > KEPT_BATCH_BYTES) this.#open = new Uint8Array(0);
+    try {
+      this.#wake();
+      this.onDurable?.(this.#durable);
+    } finally {
+      if (more) this.#hashFlight();
+    }
+  }
+
+  #fail(cause: Error): void {
+    if (this.#failure !== undefined) return;
+    const code = (cause as NodeJS.ErrnoException).code;
+    this.#failure = new BulkheadError('UNAVAILABLE', `the audit log cannot be written${code === 'ENOSPC' ? ': its disk is full; make room and restart the node' : '; see the node log, then restart the node'}`, { cause });
+    this.#flight = undefined;
+    for (const give of this.#cutWanted.splice(0)) give(this.#failure);
+    for (const w of this.#waiters.splice(0)) w.reject(this.#failure);
+    this.onDurable?.(this.#durable, this.#failure);
+  }
+
+  #wake(): void {
+    if (this.#waiters.length === 0) return;
+    const waiting = this.#waiters;
+    this.#waiters = waiting.filter((w) => w.seq >= this.#durable);
+    for (const w of waiting) if (w.seq < this.#durable) w.resolve();
+  }
+
+  /** Resolves when record `seq` is on disk; rejects when the log fails or closes first. */
+  whenDurable(seq: number): Promise<void> {
+    if (seq < this.#durable) return Promise.resolve();
+    if (this.#failure !== undefined || this.#closing) return Promise.reject(this.#failure ?? new BulkheadError('UNAVAILABLE', 'the audit log is closed'));
+    if (this.#waiters.length >= MAX_WAITERS) return Promise.reject(new BulkheadError('RESOURCE_EXHAUSTED', 'too many callers wait for the audit log; try again'));
+    return new Promise((resolve, reject) => this.#waiters.push({ seq, resolve, reject }));
+  }
+
+  // --- checkpoints -------------------------------------------------------------------------------------------------
+
+  /** Whether durable records are not yet under a signed checkpoint. */
+  get grew(): boolean {
+    return this.#durable > this.#checkpointSize;
+  }
+
+  #giveCut(): void {
+    const wanted = this.#cutWanted.splice(0);
+    const frontier = this.#frontier;
+    invariant(frontier.size === this.#durable, 'between two batches the tree holds exactly the durable records');
+    const cut: Cut = {
+      size: frontier.size, offset: this.#offset, bundleOffset: this.#bundleOffset, frontier: frontier.hashes(), rootHash: frontier.root(), tally: this.#tally.state(), index: this.#indexTailBytes,
+    };
+    for (const give of wanted) give(cut);
+  }
+
+  /** Everything durable now, between two batches. */
+  #cut(): Promise<Cut> {
+    if (this.#failure !== undefined) return Promise.reject(this.#failure);
+    return new Promise((resolve, reject) => {
+      this.#cutWanted.push((cut) => (cut instanceof Error ? reject(cut) : resolve(cut)));
+      if (this.#flight === undefined) this.#giveCut();
+    });
+  }
+
+  /** Signs all that is durable, puts it on disk and returns the note. With `cosign` the ML-DSA-44 cosignature stands beside the log's own. */
+  checkpoint(cosign = true): Promise<string> {
+    const run = this.#checkpointing.then(() => this.#sign(cosign));
+    this.#checkpointing = run.catch(() => undefined);
+    return run;
+  }
+
+  async #sign(cosign: boolean): Promise<string> {
+    const { signer, cosigner, clock } = this.#options;
+    const cosignedEnough = this.#cosigned || !cosign || cosigner === undefined;
+    if (!this.grew && cosignedEnough) return this.#checkpoint;
+    const cut = await this.#cut();
+    const note = signCheckpoint({ origin: this.origin, treeSize: cut.size, rootHash: cut.rootHash }, signer, cosign ? cosigner : undefined, clock.nowMs());
+    await this.#flushIndex(cut.index);
+    await this.#writeState(note, cut);
+    this.#checkpoint = note;
+    this.#checkpointSize = cut.size;
+    this.#cosigned = cosign;
+    return note;
+  }
+
+  async #flushIndex(bytes: number): Promise<void> {
+    if (bytes === 0) return;
+    const part = this.#indexTail.slice(0, bytes);
+    await new Promise<void>((resolve, reject) => {
+      fs.write(this.#indexFd, part, 0, bytes, this.#indexFlushed * INDEX_ENTRY_BYTES, (error, written) => {
+        if (error !== null || written !== bytes) return reject(error ?? new BulkheadError('UNAVAILABLE', 'the index of the audit log was not written whole'));
+        fs.fdatasync(this.#indexFd, (failure) => (failure === null ? resolve() : reject(failure)));
+      });
+    });
+    this.#indexFlushed += bytes / INDEX_ENTRY_BYTES;
+    this.#indexTail.copyWithin(0, bytes, this.#indexTailBytes);
+    this.#indexTailBytes -= bytes;
+  }
+
+  #stateText(note: string, cut: Cut): string {
+    const state: StateFile = { version: 1, checkpoint: note, offset: cut.offset, bundleOffset: cut.bundleOffset, frontier: cut.frontier.map(toBase64), tally: cut.tally };
+    return JSON.stringify(state);
+  }
+
+  #writeStateSync(note: string, cut: Cut): void {
+    writeDurably(this.#options.dir, 'state', this.#stateText(note, cut));
+  }
+
+  /** As `writeDurably`, without holding the event loop. The directory is not synced: an older state only covers less. */
+  async #writeState(note: string, cut: Cut): Promise<void> {
+    const temporary = join(this.#options.dir, '.state.new');
+    const file = await fs.promises.open(temporary, 'w', 0o600);
+    try {
+      await file.writeFile(this.#stateText(note, cut));
+      await file.datasync();
+    } finally {
+      await file.close();
+    }
+    await fs.promises.rename(temporary, join(this.#options.dir, 'state'));
+  }
+
+  /** Commits what was appended, signs, closes. */
+  async close(): Promise<void> {
+    if (this.#closing) return;
+    try {
+      if (this.#failure === undefined && this.#next > this.#durable) await this.whenDurable(this.#next - 1);
+      if (this.#failure === undefined) await this.checkpoint(true);
+    } finally {
+      this.#closing = true;
+      await this.#checkpointing;
+      for (const w of this.#waiters.splice(0)) w.reject(new BulkheadError('UNAVAILABLE', 'the audit log is closed'));
+      fs.closeSync(this.#entriesFd);
+      fs.closeSync(this.#indexFd);
+    }
+  }
+
+  // --- reading -----------------------------------------------------------------------------------------------------
+
+  /** Bytes of the log on disk, its index and state included. */
+  diskBytes(): number {
+    const size = (file: string): number => {
+      try {
+        return fs.statSync(join(this.#options.dir, file)).size;
+      } catch {
+        return 0;
+      }
+    };
+    return this.#offset + size('index') + size('state');
+  }
+
+  tally(): TallyState {
+    return this.#tally.state();
+  }
+
+  async #bundleOffsetOf(bundle: number): Promise<number> {
+    const tail = bundle - this.#indexFlushed;
+    if (tail >= 0) {
+      const at = tail * INDEX_ENTRY_BYTES + HASH_BYTES;
+      if (at < this.#indexTailBytes) return Number(new DataView(this.#indexTail.buffer).getBigUint64(at, true));
+      return this.#bundleOffset;
+    }
+    const bytes = Buffer.alloc(8);
+    await new Promise<void>((resolve, reject) => {
+      fs.read(this.#indexFd, bytes, 0, 8, bundle * INDEX_ENTRY_BYTES + HASH_BYTES, (error, n) => (error === null && n === 8 ? resolve() : reject(error ?? this.#unreadable(bundle * TILE_WIDTH))));
+    });
+    return Number(bytes.readBigUInt64LE());
+  }
+
+  #unreadable(seq: number): BulkheadError {
+    return new BulkheadError('UNAVAILABLE', `the audit log ${this.origin} cannot be read at record ${seq}: its files are damaged`);
+  }
+
+  /**
+   * Entry bundles (C2SP tlog-tiles: u16 big-endian length, leaf) from bundle `firstBundle` up to record `size`; each holds 256
+   * entries but the last. `size` must not exceed `durable`.
+   */
+  async *bundles(firstBundle: number, size: number): AsyncGenerator<Uint8Array, void, undefined> {
+    invariant(size <= this.#durable, 'only durable records are read');
+    let seq = firstBundle * TILE_WIDTH;
+    if (seq >= size) return;
+    let position = await this.#bundleOffsetOf(firstBundle);
+    let window = Buffer.alloc(0);
+    let at = 0;
+    let bundle = Buffer.alloc(16 * 1024);
+    let used = 0;
+    const need = async (n: number): Promise<void> => {
+      if (at + n <= window.length) return;
+      const rest = window.length - at;
+      const bytes = Buffer.allocUnsafe(Math.max(READ_BYTES, n));
+      window.copy(bytes, 0, at);
+      const got = await new Promise<number>((resolve, reject) => {
+        fs.read(this.#entriesFd, bytes, rest, bytes.length - rest, position, (error, got) => (error === null ? resolve(got) : reject(error)));
+      });
+      position += got;
+      window = bytes.subarray(0, rest + got);
+      at = 0;
+      if (n > window.length) throw this.#unreadable(seq);
+    };
+    while (seq < size) {
+      await need(ENTRY_PREFIX_BYTES);
+      const length = window.readUInt16LE(at);
+      if (length === 0) {
+        await need(BATCH_HEADER_BYTES);
+        at += BATCH_HEADER_BYTES;
+        continue;
+      }
+      await need(ENTRY_PREFIX_BYTES + length);
+      if (used + ENTRY_PREFIX_BYTES + length > bundle.length) bundle = Buffer.concat([bundle], Math.max(bundle.length * 2, used + ENTRY_PREFIX_BYTES + length));
+      bundle.writeUInt16BE(length, used);
+      window.copy(bundle, used + ENTRY_PREFIX_BYTES, at + ENTRY_PREFIX_BYTES, at + ENTRY_PREFIX_BYTES + length);
+      used += ENTRY_PREFIX_BYTES + length;
+      at += ENTRY_PREFIX_BYTES + length;
+      seq++;
+      if (seq % TILE_WIDTH === 0 || seq === size) {
+        yield Uint8Array.prototype.slice.call(bundle, 0, used);
+        used = 0;
+      }
+    }
+  }
+}
