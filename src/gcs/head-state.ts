@@ -85,7 +85,7 @@ export class HeadState {
   }
 
   /** What a node says about itself: in memory only, at once. Its records are written behind, since no answer depends on them. */
-  observe(event: Exclude<NodeEvent, { type: 'reserve' }>): void {
+  observe(event: Extract<NodeEvent, { type: 'report' | 'leave' | 'tick' }>): void {
     const out: Effect[] = [];
     this.nodes.step(event, this.clock.nowMs(), out);
     this.#push(out);

@@ -51,6 +51,10 @@ export class Jobs implements Table<JobEvent> {
     return row;
   }
 
+  find(jobId: JobId): JobRow | undefined {
+    return this.#rows.get(jobId);
+  }
+
   /** Newest first. */
   ofTenant(tenant: string): JobRow[] {
     return [...this.#rows.values()].filter((r) => r.tenant === tenant).sort((a, b) => b.startedMs - a.startedMs || (a.jobId < b.jobId ? 1 : -1));

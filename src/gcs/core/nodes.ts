@@ -1,7 +1,8 @@
 /**
- * Nodes. In the store: id and number, for ever, since the number is in object ids. In memory only: what the node last reported.
+ * Nodes. In the store: id and number, for ever, since the number is in object ids; and which raylet process it last was. In memory only: what the node last reported.
  * Transitions: 1. none → known (reserve, at attestation); 2. known/dead → alive (register, when its stream opens); 3. alive → alive
- * (report); 4. alive → dead (no report for NODE_DEAD_AFTER_MS). A stream that breaks changes nothing by itself: it may come back.
+ * (report); 4. alive → dead (no report for NODE_DEAD_AFTER_MS, or it said goodbye: leave). A stream that breaks changes nothing by itself:
+ * it may come back.
  */
 import { parseNodeId, quote, type NodeId } from '../../base/ids.ts';
 import { MAX_NODES, NODE_DEAD_AFTER_MS } from '../../base/limits.ts';
@@ -13,6 +14,8 @@ interface NodeRow {
   /** From 1; 0 is the head. */
   readonly number: number;
   readonly joinedMs: number;
+  /** Random, per raylet process; '' before the first. */
+  readonly instance: string;
 }
 
 export interface NodeReportFacts {
@@ -27,8 +30,6 @@ export interface NodeState extends NodeRow, NodeReportFacts {
   readonly address: string;
   readonly total: ResourceVector;
   readonly insecureDev: boolean;
-  /** Random, per raylet process. */
-  readonly instance: string;
   /** 0: never in this life of the head. */
   readonly lastSeenMs: number;
 }
@@ -37,9 +38,11 @@ export type NodeEvent =
   | { readonly type: 'reserve'; readonly id: string; readonly by: string }
   | { readonly type: 'register'; readonly id: string; readonly address: string; readonly total: ResourceVector; readonly insecureDev: boolean; readonly instance: string; readonly facts: NodeReportFacts }
   | { readonly type: 'report'; readonly id: string; readonly facts: NodeReportFacts }
+  | { readonly type: 'leave'; readonly id: string }
   | { readonly type: 'tick' };
 
-const NOTHING_REPORTED = { state: 'dead', address: '', total: NO_RESOURCES, available: NO_RESOURCES, policyVersion: 0, revocationVersion: 0, queuedTasks: 0, insecureDev: false, instance: '', lastSeenMs: 0 } as const;
+const NOTHING_REPORTED = { state: 'dead', address: '', total: NO_RESOURCES, available: NO_RESOURCES, policyVersion: 0, revocationVersion: 0, queuedTasks: 0, insecureDev: false, lastSeenMs: 0 } as const;
+const INSTANCE = /^[a-zA-Z0-9-]{0,64}$/;
 const HOST_PORT = /^(?:[a-zA-Z0-9](?:[a-zA-Z0-9.-]{0,253}[a-zA-Z0-9])?|\[[0-9a-fA-F:]{2,39}\]):([1-9]\d{0,4})$/;
 
 function parseAddress(text: string): string {
@@ -69,15 +72,17 @@ export class Nodes implements Table<NodeEvent> {
     return this.all().filter((n) => n.state === 'alive');
   }
 
-  /** `reserve` decides rows; the other events change only what is in memory, at once. */
+  /** `reserve` and a new `instance` decide rows; everything else changes only what is in memory, at once. */
   step(event: NodeEvent, nowMs: number, out: Effect[]): void {
     switch (event.type) {
       case 'reserve': return this.#reserve(event, nowMs, out);
       case 'register': {
         const before = this.#known(event.id);
         const { address, total, insecureDev, instance, facts } = event;
-        this.#nodes.set(before.id, { ...before, ...facts, state: 'alive', address: parseAddress(address), total, insecureDev, instance, lastSeenMs: nowMs });
+        if (!INSTANCE.test(instance)) return refuse(`instance ${quote(instance)} is not '' or up to 64 letters and digits`);
+        this.#nodes.set(before.id, { ...before, ...facts, state: 'alive', address: parseAddress(address), total, insecureDev, lastSeenMs: nowMs });
         out.push({ type: 'push', part: 'nodes' });
+        if (before.instance !== instance) out.push({ type: 'put', key: this.prefix + before.id, row: { id: before.id, number: before.number, joinedMs: before.joinedMs, instance } satisfies NodeRow });
         if (before.state !== 'alive' || before.instance !== instance) out.push({ type: 'record', tenant: '', event: 'node.joined', principal: '', kind: 'node', resource: before.id, detail: insecureDev ? 'insecure-dev' : '' });
         return;
       }
@@ -88,13 +93,20 @@ export class Nodes implements Table<NodeEvent> {
         if (before.policyVersion !== event.facts.policyVersion || before.queuedTasks !== event.facts.queuedTasks || !sameResources(before.available, event.facts.available)) out.push({ type: 'push', part: 'nodes' });
         return;
       }
+      case 'leave': {
+        const node = this.#known(event.id);
+        return node.state === 'alive' ? this.#dead(node, 'node.left', 'its raylet stopped', out) : undefined;
+      }
       case 'tick':
         for (const node of this.#nodes.values()) {
-          if (node.state !== 'alive' || nowMs - node.lastSeenMs < NODE_DEAD_AFTER_MS) continue;
-          this.#nodes.set(node.id, { ...node, state: 'dead' });
-          out.push({ type: 'push', part: 'nodes' }, { type: 'record', tenant: '', event: 'node.died', principal: '', kind: 'node', resource: node.id, detail: `no report for ${NODE_DEAD_AFTER_MS} ms` });
+          if (node.state === 'alive' && nowMs - node.lastSeenMs >= NODE_DEAD_AFTER_MS) this.#dead(node, 'node.died', `no report for ${NODE_DEAD_AFTER_MS} ms`, out);
         }
     }
+  }
+
+  #dead(node: NodeState, event: string, detail: string, out: Effect[]): void {
+    this.#nodes.set(node.id, { ...node, state: 'dead', available: NO_RESOURCES, queuedTasks: 0 });
+    out.push({ type: 'push', part: 'nodes' }, { type: 'record', tenant: '', event, principal: '', kind: 'node', resource: node.id, detail });
   }
 
   #known(id: string): NodeState {
@@ -109,7 +121,7 @@ export class Nodes implements Table<NodeEvent> {
     if (this.#nodes.size >= MAX_NODES) throw full('nodes', MAX_NODES, 'reuse the id of a node that is gone');
     let number = 1;
     for (const node of this.#nodes.values()) number = Math.max(number, node.number + 1);
-    out.push({ type: 'put', key: this.prefix + id, row: { id, number, joinedMs: nowMs } satisfies NodeRow });
+    out.push({ type: 'put', key: this.prefix + id, row: { id, number, joinedMs: nowMs, instance: '' } satisfies NodeRow });
     out.push({ type: 'record', tenant: '', event: 'node.reserved', principal: event.by, kind: 'node', resource: id, detail: `number ${number}` });
   }
 

@@ -1,0 +1,86 @@
+/**
+ * What the head's services need from pki, authz and audit, as small interfaces: main.ts joins them with the real ones. So each service can
+ * be read, and tested, with nothing but this file and the tables.
+ */
+import type { AppendDurably } from '../base/audit-record.ts';
+import type { SpiffeId, TenantName, TrustDomain } from '../base/ids.ts';
+import type { Principal } from '../base/principal.ts';
+import type { RandomSource } from '../base/time.ts';
+import type { CurrentFile } from './core/policy-versions.ts';
+import type { IdentityRow } from './core/identities.ts';
+import type { HeadState } from './head-state.ts';
+import type { PolicyAdministrator } from './policy-administrator.ts';
+
+export interface IssuedChain {
+  readonly chainPem: string;
+  readonly serial: string;
+  readonly notAfterMs: number;
+}
+
+export interface AuthorityFacts {
+  readonly kind: 'root' | 'intermediate';
+  readonly serial: string;
+  readonly notBeforeMs: number;
+  readonly notAfterMs: number;
+  readonly active: boolean;
+}
+
+export interface HeadPki {
+  readonly trustDomain: TrustDomain;
+  readonly keyManagerName: string;
+  /** Throws INVALID_ARGUMENT when the request is not a CSR signed by its own key. The record of the issue is durable when it resolves. */
+  issue(spiffeId: SpiffeId, csrDer: Uint8Array, ttlMs: number): Promise<IssuedChain>;
+  /** Throws as `issue` would; signs nothing. */
+  checkCsr(csrDer: Uint8Array): void;
+  trustBundlePem(): string;
+  trustBundleJwks(): string;
+  authorities(): AuthorityFacts[];
+  /** A new intermediate and a new JWT key; nothing that was issued before ends. */
+  rotate(): Promise<void>;
+  createTenantKey(tenant: TenantName): Promise<void>;
+  /** Crypto-shredding: resolves when everything wrapped for the tenant is unreadable. */
+  destroyTenantKey(tenant: TenantName): Promise<void>;
+  /** Session credential (JWT-SVID) for raylets. */
+  issueSession(request: { readonly principal: Principal; readonly tenantNumber: number; readonly jti: string }): Promise<{ readonly token: string; readonly expiresAtMs: number }>;
+}
+
+/** A policy that has been compiled, whole. */
+export interface CompiledPolicy {
+  readonly version: number;
+  /** JSON, as raylets get it. */
+  readonly text: string;
+  /** Names of the roles that the principal has, by bindings and by its identity. */
+  rolesOf(principal: Principal): string[];
+}
+
+export interface PolicyCompiler {
+  /** Throws INVALID_ARGUMENT with file, line and column of everything that is wrong. */
+  compile(input: { readonly version: number; readonly files: readonly CurrentFile[]; readonly identities: readonly IdentityRow[] }): CompiledPolicy;
+  /**
+   * Checks one file alone: it parses, is of this tenant ('' for the platform), and its own tests pass with all files in force.
+   * Throws INVALID_ARGUMENT with file, line and column.
+   */
+  checkFile(file: CurrentFile, all: readonly CurrentFile[], identities: readonly IdentityRow[]): void;
+}
+
+/** Signs deletion certificates. */
+export interface StatementSigner {
+  /** C2SP verifier key line. */
+  readonly verifierKey: string;
+  sign(statement: Uint8Array): Uint8Array;
+}
+
+/** Everything that a service may use. */
+export interface HeadContext {
+  readonly head: HeadState;
+  readonly pki: HeadPki;
+  readonly policies: PolicyAdministrator;
+  readonly appendAudit: AppendDurably;
+  readonly statements: StatementSigner;
+  readonly random: RandomSource;
+  /** Known once the listeners are open. */
+  readonly addresses: { readonly main: string; readonly attestation: string };
+  readonly insecureDev: boolean;
+  readonly version: string;
+  readonly startedMs: number;
+}

@@ -1,0 +1,105 @@
+/** Identities: issue, renew, revoke, and what the authority shows. Must never: issue for a SPIFFE ID other than the caller's without `identity.issue`, or copy anything from a CSR but its key. */
+import { createHash } from 'node:crypto';
+import { BulkheadError } from '../../base/errors.ts';
+import { parseLocalName, parseNodeId, parseSpiffeId, parseTenantName, quote, spiffeId, type SpiffeId } from '../../base/ids.ts';
+import { JOIN_TOKEN_TTL_MS, SVID_TTL_MS } from '../../base/limits.ts';
+import type { Identities } from '../../rpc/generated/bulkhead/v1/head_pb.js';
+import type { Implementation } from '../../rpc/service-types.ts';
+import type { HeadContext, IssuedChain } from '../ports.ts';
+import { requireTenant } from './access.ts';
+
+/** Profiles renew themselves when used, and people are away for weeks; processes that always run get an hour. */
+export const PROFILE_TTL_MS = 30 * 24 * 3_600_000;
+const JOIN_TOKEN_BYTES = 32;
+
+export function joinTokenDigest(token: string): string {
+  return createHash('sha256').update(token, 'utf8').digest('hex');
+}
+
+export function identitiesService(context: HeadContext): Implementation<typeof Identities> {
+  const { head, pki, policies, random } = context;
+
+  /** An SVID issued in the very second of a revocation would count as revoked, since certificates know whole seconds. */
+  const issue = async (id: SpiffeId, csr: Uint8Array, ttlMs: number): Promise<IssuedChain> => {
+    const issuedMs = (): number => Math.floor(head.clock.nowMs() / 1000) * 1000;
+    for (let i = 0; i < 100 && head.revocations.covers(id, '', issuedMs()); i++) await new Promise((resolve) => setTimeout(resolve, 20));
+    return pki.issue(id, csr, ttlMs);
+  };
+  const svid = (id: SpiffeId, issued: IssuedChain) => ({ spiffeId: id, svidChain: issued.chainPem, trustBundle: pki.trustBundlePem(), notAfterMs: BigInt(issued.notAfterMs) });
+  const status = () => ({
+    trustDomain: pki.trustDomain, keyManager: pki.keyManagerName, issued: BigInt(head.issuance.svids), revoked: BigInt(head.revocations.all().length),
+    authorities: pki.authorities().map((a) => ({ kind: a.kind, serial: a.serial, notBeforeMs: BigInt(a.notBeforeMs), notAfterMs: BigInt(a.notAfterMs), active: a.active })),
+  });
+
+  return {
+    async issue(call, request) {
+      const tenant = parseTenantName(request.tenant);
+      if (request.kind !== 'user' && request.kind !== 'service') throw new BulkheadError('INVALID_ARGUMENT', `kind ${quote(request.kind)} is not 'user' or 'service'`);
+      await requireTenant(context, call, { tenant, action: 'identity.issue', kind: 'identity', name: request.name.slice(0, 64) });
+      head.tenants.active(tenant);
+      const name = parseLocalName(request.name);
+      pki.checkCsr(request.csr);
+      const id = spiffeId(pki.trustDomain, { kind: request.kind, tenant, name });
+      await policies.putIdentity({ type: 'issue', spiffeId: id, tenant, kind: request.kind, name, roles: request.roles });
+      return svid(id, await issue(id, request.csr, PROFILE_TTL_MS));
+    },
+
+    async renew(call, request) {
+      const { principal, peer } = call;
+      if (principal.tenant !== undefined) head.tenants.active(principal.tenant);
+      // The connection would have been cut; this is for the moment between.
+      if (head.revocations.covers(principal.spiffeId, peer.serial, peer.notBeforeMs)) throw new BulkheadError('UNAUTHENTICATED', 'this identity is revoked; ask for a new one');
+      const ttlMs = principal.kind === 'node' || principal.kind === 'job' ? SVID_TTL_MS : PROFILE_TTL_MS;
+      return svid(principal.spiffeId, await pki.issue(principal.spiffeId, request.csr, ttlMs));
+    },
+
+    async whoAmI(call) {
+      const { principal, peer } = call;
+      return {
+        spiffeId: principal.spiffeId, kind: principal.kind, tenant: principal.tenant ?? '', roles: policies.current?.rolesOf(principal) ?? [],
+        svidNotAfterMs: BigInt(peer.notAfterMs), serial: peer.serial,
+      };
+    },
+
+    async revoke(call, request) {
+      const target = request.spiffeId === '' ? undefined : parseSpiffeId(request.spiffeId);
+      const tenant = target === undefined || !('tenant' in target.path) ? '' : target.path.tenant;
+      // A serial number does not say whose it is, so only the cluster may revoke by one.
+      await requireTenant(context, call, { tenant, action: 'identity.revoke', kind: 'identity', name: (request.spiffeId || request.serial).slice(0, 512) });
+      const version = await head.commit((nowMs, out) => {
+        head.revocations.step({
+          type: 'revoke', spiffeIds: target === undefined ? [] : [target.id], serial: request.serial, reason: request.reason, by: call.principal.spiffeId, trustDomain: pki.trustDomain,
+          tenant: head.tenants.get(tenant) === undefined ? '' : tenant,
+        }, nowMs, out);
+        return head.revocations.version + 1;
+      });
+      return { revocationVersion: BigInt(version) };
+    },
+
+    async getTrustBundle() {
+      return { pem: pki.trustBundlePem(), jwks: pki.trustBundleJwks() };
+    },
+
+    async showPki() {
+      return status();
+    },
+
+    async rotateAuthority(call) {
+      await requireTenant(context, call, { tenant: '', action: 'pki.rotate', kind: 'pki', name: '' });
+      await pki.rotate();
+      return status();
+    },
+
+    async createJoinToken(call, request) {
+      await requireTenant(context, call, { tenant: '', action: 'pki.join-token', kind: 'pki', name: request.nodeId.slice(0, 64) });
+      const nodeId = request.nodeId === '' ? `node-${Buffer.from(random.bytes(4)).toString('hex')}` : parseNodeId(request.nodeId);
+      const token = Buffer.from(random.bytes(JOIN_TOKEN_BYTES)).toString('base64url');
+      const expiresMs = await head.commit((nowMs, out) => {
+        head.joinTokens.step({ type: 'create', digest: joinTokenDigest(token), nodeId, by: call.principal.spiffeId }, nowMs, out);
+        return nowMs + JOIN_TOKEN_TTL_MS;
+      });
+      return { token, expiresMs: BigInt(expiresMs), attestationAddress: context.addresses.attestation, trustBundle: pki.trustBundlePem() };
+    },
+  };
+}
+

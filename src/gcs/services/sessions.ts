@@ -1,0 +1,55 @@
+/** Sessions of drivers: a job, a short-lived credential for raylets, and where they are. Must never: sign a credential for a job that is not stored as running and the caller's own. */
+import { BulkheadError } from '../../base/errors.ts';
+import type { Principal } from '../../base/principal.ts';
+import { spiffeId } from '../../base/ids.ts';
+import { SESSION_TTL_MS } from '../../base/limits.ts';
+import type { Sessions } from '../../rpc/generated/bulkhead/v1/head_pb.js';
+import type { Implementation } from '../../rpc/service-types.ts';
+import type { HeadContext } from '../ports.ts';
+
+/** The only party that session credentials are for. */
+export const SESSION_AUDIENCE = 'raylet';
+
+export function sessionsService({ head, pki, random }: HeadContext): Implementation<typeof Sessions> {
+  const hex = (length: number): string => Buffer.from(random.bytes(length)).toString('hex');
+
+  const tenantOf = (principal: Principal): { name: string; number: number } => {
+    if (principal.tenant === undefined) throw new BulkheadError('INVALID_ARGUMENT', 'only users and services of a tenant have sessions; issue yourself an identity with `bulkhead identity issue`');
+    return head.tenants.active(principal.tenant);
+  };
+
+  const session = async (principal: Principal, jobId: string, tenantNumber: number) => {
+    // `jti`: job id, '_', 16 hex digits. The job id in it is what raylets run the session's calls under.
+    const { token, expiresAtMs } = await pki.issueSession({ principal, tenantNumber, jti: `${jobId}_${hex(8)}` });
+    const raylets = head.nodes.alive().map((n) => ({ nodeId: n.id, nodeNumber: n.number, address: n.address, spiffeId: spiffeId(pki.trustDomain, { kind: 'node', node: n.id }) }));
+    return { jobId, credential: token, expiresMs: BigInt(expiresAtMs), tenantNumber, raylets };
+  };
+
+  return {
+    async open(call, request) {
+      const { principal } = call;
+      const tenant = tenantOf(principal);
+      const jobId = request.jobId === '' ? `job-${hex(12)}` : request.jobId;
+      await head.commit((nowMs, out) => {
+        const expiresMs = nowMs + SESSION_TTL_MS;
+        // Again, now alone: between the look above and here the tenant may have been deleted.
+        head.tenants.active(tenant.name);
+        if (request.jobId === '') head.jobs.step({ type: 'open', jobId, tenant: tenant.name, name: request.jobName, by: principal.spiffeId, expiresMs }, nowMs, out);
+        else head.jobs.step({ type: 'join', jobId, by: principal.spiffeId, expiresMs }, nowMs, out);
+      });
+      return session(principal, jobId, tenant.number);
+    },
+
+    async refresh(call, request) {
+      const { principal } = call;
+      const tenant = tenantOf(principal);
+      await head.commit((nowMs, out) => head.jobs.step({ type: 'refresh', jobId: request.jobId, by: principal.spiffeId, expiresMs: nowMs + SESSION_TTL_MS }, nowMs, out));
+      return session(principal, request.jobId, tenant.number);
+    },
+
+    async close(call, request) {
+      await head.commit((nowMs, out) => head.jobs.step({ type: 'close', jobId: request.jobId, by: call.principal.spiffeId, outcome: request.outcome, message: request.message }, nowMs, out));
+      return {};
+    },
+  };
+}
