@@ -474,7 +474,7 @@ class PolicyReader {
     const atMs = time === undefined ? undefined : this.#time(time, "'at'");
     const carried = roles === undefined ? [] : (this.#oneOrMany(roles, "'roles'") ?? []).map((item) => this.#text(item.value, item.at, "an entry of 'roles'")).filter((r) => r !== undefined);
     if (who === undefined || word === undefined || expected === undefined) return undefined;
-    return { as: who, roles: carried, do: word, on: attributes, expect: expected, rule: ruleText, atMs, at };
+    return { as: who, roles: carried, do: word, on: attributes as TestDocument['on'], expect: expected, rule: ruleText, atMs, at };
   }
 
   #testPrincipal(text: string, at: Position, tenant: string): TestDocument['as'] | undefined {

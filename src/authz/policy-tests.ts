@@ -34,7 +34,8 @@ export interface PolicyCheck {
 }
 
 export interface CheckInput {
-  readonly files: readonly { readonly name: string; readonly content: string | Uint8Array }[];
+  /** `tenant` is whose file it must be ('' the platform's): a file that says otherwise is refused. Leave it out where the file alone decides (`policy check`). */
+  readonly files: readonly { readonly name: string; readonly content: string | Uint8Array; readonly tenant?: string }[];
   readonly identityRoles: readonly IdentityRole[];
   readonly version: number;
   /** The time at which tests without `at` ask. */
@@ -45,29 +46,34 @@ export function checkPolicies(input: CheckInput): PolicyCheck {
   const sources: PolicySource[] = [];
   const diagnostics: Diagnostic[] = [];
   let failed = false;
-  for (const { name, content } of input.files) {
+  for (const { name, content, tenant } of input.files) {
     const parsed = parsePolicyFile(name, content);
     diagnostics.push(...parsed.diagnostics);
     if (parsed.document === undefined) failed = true;
-    else sources.push({ name, document: parsed.document });
+    else if (tenant !== undefined && parsed.document.tenant !== tenant) {
+      failed = true;
+      diagnostics.push({ file: name, line: 1, column: 1, severity: 'error', message: tenant === '' ? "this is not a platform policy; it must say 'platform: true'" : `this is not a policy of tenant '${tenant}'; it must say 'tenant: ${tenant}'` });
+    } else sources.push({ name, document: parsed.document });
   }
   if (failed) return { ok: false, diagnostics, tests: [], snapshot: undefined };
   const compiled = compileOrExplain({ files: sources, identityRoles: input.identityRoles, version: input.version });
   diagnostics.push(...compiled.diagnostics);
   const { snapshot } = compiled;
   if (snapshot === undefined) return { ok: false, diagnostics, tests: [], snapshot };
-  const tests = sources.flatMap((source) => runPolicyTests(snapshot, source, input.nowMs));
+  const assignable = new Set(sources.flatMap(({ document }) => (document.tenant === '' ? document.roles.filter((r) => r.assignable).map((r) => r.name) : [])));
+  const tests = sources.flatMap((source) => runPolicyTests(snapshot, source, input.nowMs, assignable));
   return { ok: tests.every((t) => t.passed), diagnostics, tests, snapshot };
 }
 
-export function runPolicyTests(snapshot: PolicySnapshot, { name: file, document }: PolicySource, nowMs: number): TestOutcome[] {
+/** `assignable`: the platform's roles that a tenant's identity can carry. */
+export function runPolicyTests(snapshot: PolicySnapshot, { name: file, document }: PolicySource, nowMs: number, assignable: ReadonlySet<string>): TestOutcome[] {
   const point = createDecisionPoint(snapshot);
   return document.tests.map((test): TestOutcome => {
     const identity = `${test.as.tenant === '' || test.as.tenant === document.tenant ? '' : `tenant/${test.as.tenant}/`}${test.as.kind}/${test.as.name}`;
     const base = { file, ...test.at, what: `${identity} ${test.do}: ${test.expect}` };
-    const unknown = test.roles.find((role) => carriedRole(snapshot, test, role) === undefined);
+    const unknown = test.roles.find((role) => carriedRole(snapshot, test, role, assignable) === undefined);
     if (unknown !== undefined) return { ...base, passed: false, rule: '', message: `role '${unknown}' of this test does not exist, or cannot be carried by ${identity}` };
-    const asked = test.roles.length === 0 ? snapshot : { ...snapshot, members: [...snapshot.members, ...test.roles.map((role) => carriedRole(snapshot, test, role) as SnapshotMember)] };
+    const asked = test.roles.length === 0 ? snapshot : { ...snapshot, members: [...snapshot.members, ...test.roles.map((role) => carriedRole(snapshot, test, role, assignable) as SnapshotMember)] };
     const principal = principalOf(test.as);
     const request = {
       principal, action: test.do, nowMs: test.atMs ?? nowMs,
@@ -86,9 +92,9 @@ function principalOf(as: TestDocument['as']): Principal {
 }
 
 /** The membership that an identity issued with this role would have. */
-function carriedRole(snapshot: PolicySnapshot, { as }: TestDocument, role: string): SnapshotMember | undefined {
+function carriedRole(snapshot: PolicySnapshot, { as }: TestDocument, role: string, assignable: ReadonlySet<string>): SnapshotMember | undefined {
   const defined = (tenant: string): boolean => snapshot.rules.some((r) => roleKey(r.tenant, r.role) === roleKey(tenant, role));
-  const roleTenant = as.tenant !== '' && defined(as.tenant) ? as.tenant : defined('') ? '' : undefined;
+  const roleTenant = as.tenant !== '' && defined(as.tenant) ? as.tenant : defined('') && (as.tenant === '' || assignable.has(role)) ? '' : undefined;
   return roleTenant === undefined ? undefined : { ...as, roleTenant, role };
 }
 

@@ -2,7 +2,7 @@
  * A policy file after parsing: typed, closed, plain. Positions stay with the parts so that errors found later (an unknown role, too many
  * rules) still name line and column. Only src/authz/policy-file.ts and tests make these; they hold no reference to the YAML tree.
  */
-import type { Action, ResourceKind } from '../../base/decision.ts';
+import type { Action, ResourceAttributes, ResourceKind } from '../../base/decision.ts';
 import type { AttributeName, Operator, Scalar } from './vocabulary.ts';
 
 /** 1-based. */
@@ -78,7 +78,7 @@ export interface TestDocument {
   /** Roles that the identity carries in this test, besides its bindings. */
   readonly roles: readonly string[];
   readonly do: Action;
-  readonly on: Readonly<Partial<Record<AttributeName, Scalar>>>;
+  readonly on: Partial<ResourceAttributes>;
   /** `forbid`: denied, and by a forbid rule. */
   readonly expect: 'permit' | 'deny' | 'forbid';
   /** The determining rule, when the test demands one. */
