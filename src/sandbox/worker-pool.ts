@@ -1,0 +1,310 @@
+/**
+ * Jailed worker processes: a few wait, warm and without a tenant; a tenant gets one and nobody gets it after. A start fails closed: a
+ * layer of isolation that is not seen in /proc is an error that names it, unless the operator gave it up by name.
+ * Must never: give out a process that served another tenant; run a tenant's code in a process whose layers were not read back.
+ */
+import { randomBytes } from 'node:crypto';
+import { chmodSync, chownSync, mkdirSync, mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { BulkheadError, toSafeError } from '../base/errors.ts';
+import { parseWorkerId } from '../base/ids.ts';
+import type { Clock } from '../base/time.ts';
+import { CrashLoopBreaker, type CrashLoopLimits } from './core/crash-loop.ts';
+import { startJail, type Bind, type ResourceLimits } from './jail/bubblewrap.ts';
+import { openCgroupTree, type CgroupLimits, type CgroupTree } from './jail/cgroup.ts';
+import { buildImage, findProgram, unsearchableParent, workerSpec, type JailImage } from './jail/image.ts';
+import { LAYERS, readLayers, requireLayers, type Layer } from './jail/layers.ts';
+import { WorkerProcess } from './worker-process.ts';
+
+/** What node and the worker host need before any tenant's memory. */
+export const WORKER_BASE_MEMORY_BYTES = 160 * 2 ** 20;
+const START_TIMEOUT_MS = 20_000;
+/** Threads of node, V8 and isolated-vm, with room; a jail cannot make processes at all. */
+const MAX_PIDS = 128;
+const RESOURCE_LIMITS: ResourceLimits = { openFiles: 256, fileBytes: 2 * 2 ** 30 };
+/**
+ * Users of the host that workers of a root raylet run as: a range that distributions and container runtimes leave alone. Each worker
+ * gets its own, so that even outside its namespaces it could not touch another's files or processes.
+ */
+const FIRST_WORKER_UID = 0x7000_0000;
+const WORKER_UIDS = 0x0fff_0000;
+const FAILED_WARM_STARTS = 3;
+
+export interface PoolLog {
+  info(detail: object, message: string): void;
+  warn(detail: object, message: string): void;
+}
+
+const SILENT: PoolLog = { info: () => undefined, warn: () => undefined };
+
+export interface WorkerPoolOptions {
+  /** On a tmpfs that also holds the object files; made if absent. Every parent must be searchable by others (0711 will do). */
+  readonly runDir: string;
+  /** Processes that wait without a tenant. */
+  readonly warm: number;
+  readonly clusterName: string;
+  readonly nodeName: string;
+  readonly clock: Clock;
+  readonly log?: PoolLog;
+  /** Layers given up by name; the raylet stamps them on every audit record. */
+  readonly insecureDev?: readonly string[];
+  readonly limits?: { readonly pids?: number; readonly crashLoop?: CrashLoopLimits };
+  /** Guest prelude source instead of the bundled one: tests. */
+  readonly prelude?: string;
+  /** A program in place of node: the assume-breach tests. */
+  readonly program?: Bind;
+}
+
+export interface AcquireRequest {
+  readonly tenant: string;
+  /** Memory for the tenant's isolates; the process's own is added. */
+  readonly memoryBytes: number;
+  readonly cpus: number;
+}
+
+export class WorkerPool {
+  readonly #options: WorkerPoolOptions;
+  readonly #log: PoolLog;
+  readonly #image: JailImage;
+  readonly #tree: CgroupTree;
+  readonly #bwrap: string;
+  readonly #prlimit: string;
+  readonly #breaker: CrashLoopBreaker;
+  readonly #warm: WorkerProcess[] = [];
+  readonly #workers = new Set<WorkerProcess>();
+  readonly #starting = new Set<Promise<WorkerProcess>>();
+  readonly #uids = new Set<number>();
+  #failedWarmStarts = 0;
+  #closed = false;
+
+  private constructor(options: WorkerPoolOptions, image: JailImage, tree: CgroupTree, bwrap: string, prlimit: string) {
+    this.#options = options;
+    this.#log = options.log ?? SILENT;
+    this.#image = image;
+    this.#tree = tree;
+    this.#bwrap = bwrap;
+    this.#prlimit = prlimit;
+    this.#breaker = new CrashLoopBreaker(options.limits?.crashLoop);
+  }
+
+  /** Builds the image, starts the warm workers and returns when the first of them stands. Throws LAYER_MISSING. */
+  static async start(options: WorkerPoolOptions): Promise<WorkerPool> {
+    const bwrap = findProgram('bwrap', 'install the package bubblewrap');
+    const prlimit = findProgram('prlimit', 'install the package util-linux');
+    const workersDir = join(options.runDir, 'workers');
+    mkdirSync(workersDir, { recursive: true, mode: 0o711 });
+    if (process.getuid?.() === 0) {
+      const closed = unsearchableParent(join(workersDir, 'x'));
+      if (closed !== undefined) throw new BulkheadError('INVALID_ARGUMENT', `the run directory cannot be used: workers run as users of their own and cannot pass ${closed}; make it searchable (chmod o+x) or choose a directory under /run or /dev/shm`);
+    }
+    const tree = openCgroupTree({ path: [options.clusterName, options.nodeName], insecureDev: options.insecureDev ?? [] });
+    try {
+      const image = await buildImage({ directory: join(options.runDir, 'image'), ...(options.prelude === undefined ? {} : { prelude: options.prelude }) });
+      const pool = new WorkerPool(options, image, tree, bwrap, prlimit);
+      try {
+        if (options.warm > 0) {
+          pool.#warm.push(await pool.#start());
+          pool.#refill();
+        }
+      } catch (thrown) {
+        await pool.close();
+        throw thrown;
+      }
+      return pool;
+    } catch (thrown) {
+      tree.close();
+      throw thrown;
+    }
+  }
+
+  /** Workers that live: the warm ones and the tenants'. */
+  get size(): number {
+    return this.#workers.size;
+  }
+
+  get warm(): number {
+    return this.#warm.length;
+  }
+
+  /** A process for this tenant alone. Throws RESOURCE_EXHAUSTED while the tenant's workers crash in a loop. */
+  async acquire(request: AcquireRequest): Promise<WorkerProcess> {
+    if (this.#closed) throw new BulkheadError('UNAVAILABLE', 'the worker pool is closed');
+    const waitMs = this.#breaker.waitMs(request.tenant, this.#options.clock.monotonicMs());
+    if (waitMs > 0) throw new BulkheadError('RESOURCE_EXHAUSTED', `workers of this tenant died too often; the next may start in ${Math.ceil(waitMs / 1_000)} s`);
+    let worker = this.#warm.shift();
+    while (worker?.exited === true) worker = this.#warm.shift();
+    const given = worker ?? (await this.#start());
+    this.#refill();
+    try {
+      given.assign(request.tenant, this.#limits(request.memoryBytes, request.cpus));
+    } catch (thrown) {
+      given.kill('KILLED', 'its limits could not be set');
+      throw thrown;
+    }
+    return given;
+  }
+
+  #limits(memoryBytes: number, cpus: number): CgroupLimits {
+    // A whole multiple of the page size, as the kernel keeps it.
+    return { memoryBytes: Math.ceil((WORKER_BASE_MEMORY_BYTES + memoryBytes) / 4_096) * 4_096, cpus: Math.max(0.01, cpus), pids: this.#options.limits?.pids ?? MAX_PIDS };
+  }
+
+  #refill(): void {
+    while (!this.#closed && this.#warm.length + this.#starting.size < this.#options.warm && this.#failedWarmStarts < FAILED_WARM_STARTS) {
+      const start = this.#start();
+      this.#starting.add(start);
+      start.then(
+        (worker) => {
+          this.#starting.delete(start);
+          this.#failedWarmStarts = 0;
+          if (this.#closed) worker.kill('KILLED', 'the pool closes');
+          else this.#warm.push(worker);
+        },
+        (thrown: unknown) => {
+          this.#starting.delete(start);
+          this.#failedWarmStarts++;
+          this.#log.warn({ err: toSafeError(thrown) }, 'a warm worker did not start');
+          this.#refill();
+        },
+      );
+    }
+  }
+
+  #freshUid(): number {
+    for (;;) {
+      const uid = FIRST_WORKER_UID + (randomBytes(4).readUInt32LE(0) % WORKER_UIDS);
+      if (!this.#uids.has(uid)) return uid;
+    }
+  }
+
+  async #start(): Promise<WorkerProcess> {
+    const id = parseWorkerId(`worker-${randomBytes(8).toString('hex')}`);
+    const directory = join(this.#options.runDir, 'workers', id);
+    const hostUid = process.getuid?.() === 0 ? this.#freshUid() : undefined;
+    const limits = this.#limits(0, 1);
+    const cgroup = this.#tree.create(id, limits);
+    let worker: WorkerProcess | undefined;
+    try {
+      mkdirSync(directory, { mode: 0o700 });
+      for (const name of ['objects', 'code', 'staging']) mkdirSync(join(directory, name), { mode: 0o755 });
+      if (hostUid !== undefined) {
+        this.#uids.add(hostUid);
+        // Only this worker's user passes its directory; only the staging directory is its own to write, and the jail binds the rest read-only.
+        chownSync(join(directory, 'staging'), hostUid, hostUid);
+        chownSync(directory, hostUid, hostUid);
+      }
+      chmodSync(join(directory, 'staging'), 0o700);
+      const jail = startJail({
+        bwrap: this.#bwrap,
+        prlimit: this.#prlimit,
+        spec: workerSpec(this.#image, { objects: join(directory, 'objects'), code: join(directory, 'code'), staging: join(directory, 'staging') }, this.#options.program),
+        limits: RESOURCE_LIMITS,
+        seccompFile: this.#image.seccompFile,
+        hostUid,
+      });
+      let pid: number;
+      try {
+        pid = await jail.pid;
+        cgroup.add(pid);
+      } catch (thrown) {
+        jail.monitor.kill('SIGKILL');
+        const said = await readAll(jail.stderr);
+        throw new BulkheadError('LAYER_MISSING', `layer jail is missing: the jail could not be set up${said === '' ? '' : ` (${said})`}; allow user namespaces and see bulkhead doctor`, { cause: thrown });
+      }
+      worker = new WorkerProcess({
+        id, pid, directory, cgroup,
+        monitor: jail.monitor, channel: jail.channel, stdout: jail.stdout, stderr: jail.stderr,
+        onGone: (gone) => {
+          this.#workers.delete(gone);
+          if (hostUid !== undefined) this.#uids.delete(hostUid);
+          this.#ended(gone);
+        },
+      });
+      this.#workers.add(worker);
+      const ready = worker.ready;
+      jail.release();
+      if (this.#options.program === undefined) {
+        await withTimeout(ready, START_TIMEOUT_MS);
+        worker.layers = readLayers(pid, { seccompFilters: 2, hostUid, cgroup: this.#tree.version === 'none' ? undefined : cgroup, limits, writable: ['/staging'] });
+        requireLayers(worker.layers, this.#options.insecureDev ?? []);
+      }
+      return worker;
+    } catch (thrown) {
+      if (worker === undefined) {
+        cgroup.remove();
+        rmSync(directory, { recursive: true, force: true });
+        if (hostUid !== undefined) this.#uids.delete(hostUid);
+      } else worker.kill('KILLED', 'it did not start');
+      throw thrown;
+    }
+  }
+
+  #ended(worker: WorkerProcess): void {
+    const at = this.#warm.indexOf(worker);
+    if (at >= 0) this.#warm.splice(at, 1);
+    const reason = worker.exitReason;
+    if (worker.tenant !== undefined && reason !== undefined && reason.reason !== 'KILLED') {
+      this.#breaker.died(worker.tenant, this.#options.clock.monotonicMs());
+      this.#log.warn({ worker: worker.id, tenant: worker.tenant, reason: reason.reason, detail: reason.detail, output: worker.output }, 'a worker died');
+    }
+    this.#refill();
+  }
+
+  /** Kills all workers and waits until nothing of them is left. */
+  async close(): Promise<void> {
+    this.#closed = true;
+    await Promise.allSettled([...this.#starting]);
+    for (const worker of this.#workers) worker.kill('KILLED', 'the pool closes');
+    await Promise.all([...this.#workers].map((worker) => worker.gone));
+    this.#tree.close();
+    rmSync(join(this.#options.runDir, 'workers'), { recursive: true, force: true });
+    rmSync(join(this.#options.runDir, 'image'), { recursive: true, force: true });
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.close();
+  }
+}
+
+function readAll(stream: NodeJS.ReadableStream): Promise<string> {
+  return new Promise((resolve) => {
+    let text = '';
+    stream.on('data', (chunk: Buffer) => {
+      if (text.length < 500) text += chunk.toString('latin1').slice(0, 500);
+    });
+    stream.on('close', () => resolve(text.trim()));
+    stream.on('error', () => resolve(text.trim()));
+  });
+}
+
+async function withTimeout(work: Promise<void>, timeoutMs: number): Promise<void> {
+  let timer: NodeJS.Timeout | undefined;
+  try {
+    await Promise.race([
+      work,
+      new Promise<never>((_, reject) => {
+        timer = setTimeout(() => reject(new BulkheadError('UNAVAILABLE', `a worker was not ready in ${timeoutMs / 1_000} s`)), timeoutMs);
+      }),
+    ]);
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
+/** Starts one jail, reads its layers back and ends it: for `doctor` and a raylet's start. Never throws for a layer that is off: it lists it. */
+export async function probeLayers(options: { readonly clock: Clock; readonly prelude?: string }): Promise<Layer[]> {
+  const runDir = mkdtempSync(join(tmpdir(), 'bulkhead-probe-'));
+  try {
+    chmodSync(runDir, 0o711);
+    const pool = await WorkerPool.start({ runDir, warm: 0, clusterName: 'probe', nodeName: `probe-${randomBytes(4).toString('hex')}`, clock: options.clock, insecureDev: LAYERS, ...(options.prelude === undefined ? {} : { prelude: options.prelude }) });
+    try {
+      const worker = await pool.acquire({ tenant: 'probe', memoryBytes: 64 * 2 ** 20, cpus: 1 });
+      return [...worker.layers];
+    } finally {
+      await pool.close();
+    }
+  } finally {
+    rmSync(runDir, { recursive: true, force: true });
+  }
+}

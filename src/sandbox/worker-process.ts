@@ -1,0 +1,439 @@
+/**
+ * The raylet's end of one jailed worker: its socket, directories, limits and death. What the worker says is hostile input: bounded,
+ * and a malformed byte ends it with a typed reason, never with an exception in the raylet. The hot path (`send`, `onBatch`) makes no
+ * promise, closure or object per batch.
+ * Must never: be given to a second tenant; look into a batch of a slot; leave a process, group or directory behind.
+ */
+import type { ChildProcess } from 'node:child_process';
+import { linkSync, lstatSync, renameSync, rmSync } from 'node:fs';
+import { basename, join } from 'node:path';
+import type { Socket } from 'node:net';
+import { BulkheadError, isErrorCode, type ErrorCode } from '../base/errors.ts';
+import { FrameReader, FrameWriter, HOST_OP } from '../base/frame.ts';
+import { SESSION_PREFIX_BYTES, type WorkerId } from '../base/ids.ts';
+import { MAX_BATCH_BYTES, MAX_ERROR_MESSAGE_CHARS, MAX_OBJECT_BYTES, MAX_STACK_CHARS } from '../base/limits.ts';
+import { EnvelopeReader, EnvelopeWriter } from './envelope.ts';
+import type { Cgroup, CgroupLimits } from './jail/cgroup.ts';
+import type { Layer } from './jail/layers.ts';
+
+/** Bytes that may wait for a worker before `send` reports back-pressure, and before the worker counts as stuck. */
+const HIGH_WATER_BYTES = 4 * 2 ** 20;
+const MAX_PENDING_BYTES = 256 * 2 ** 20;
+/** What a worker printed itself (not the tenant's log) is kept for the operator, up to this. */
+const MAX_OUTPUT_BYTES = 4_096;
+const FILE_NAME = /^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$/;
+const REMOVE_RETRY_MS = 5;
+const REMOVE_RETRIES = 400;
+
+export type ExitReason = 'OUT_OF_MEMORY' | 'KILLED' | 'CRASHED' | 'TIMEOUT';
+
+export interface WorkerExit {
+  readonly reason: ExitReason;
+  /** For the operator's log and, bounded and without host paths, the tenant's error. */
+  readonly detail: string;
+}
+
+export interface WorkerParts {
+  readonly id: WorkerId;
+  readonly pid: number;
+  readonly monitor: ChildProcess;
+  readonly channel: Socket;
+  readonly stdout: Socket;
+  readonly stderr: Socket;
+  readonly cgroup: Cgroup;
+  readonly directory: string;
+  /** Removed after the worker's end; called once. */
+  readonly onGone: (worker: WorkerProcess) => void;
+}
+
+export class WorkerProcess {
+  readonly id: WorkerId;
+  /** PID on the host of the process in the jail. */
+  readonly pid: number;
+  readonly objectsDir: string;
+  readonly codeDir: string;
+  readonly stagingDir: string;
+  /** Read back from /proc before the worker took a tenant. */
+  layers: readonly Layer[] = [];
+  /** Slots opened so far: the process is recycled after `MAX_ISOLATES_PER_WORKER`. */
+  slotsOpened = 0;
+
+  onBatch: (slot: number, batch: Uint8Array) => void = () => undefined;
+  onSlotFailed: (slot: number, code: ErrorCode, message: string) => void = () => undefined;
+  onCodeFailed: (slot: number, codeNumber: number, message: string, stack: string) => void = () => undefined;
+  onSlotStats: (slot: number, cpuMicros: number, heapBytes: number) => void = () => undefined;
+  /** The worker reads again after `send` answered false. */
+  onDrain: () => void = () => undefined;
+  onExit: (exit: WorkerExit) => void = () => undefined;
+
+  #tenant: string | undefined;
+  readonly #directory: string;
+  readonly #monitor: ChildProcess;
+  readonly #channel: Socket;
+  readonly #cgroup: Cgroup;
+  readonly #writer: EnvelopeWriter;
+  readonly #envelopes: EnvelopeReader;
+  readonly #reader = new FrameReader();
+  readonly #host = new FrameWriter(256);
+  readonly #onGone: (worker: WorkerProcess) => void;
+  #limits: CgroupLimits = { memoryBytes: 0, cpus: 0, pids: 0 };
+  #adoptedBytes = 0;
+  #output = '';
+  #killed: WorkerExit | undefined;
+  #exitCode: number | undefined;
+  #exited = false;
+  #channelClosed = false;
+  #gone = false;
+  #blocked = false;
+  #lastCpuMicros = 0;
+  #ready: { resolve: () => void; reject: (cause: BulkheadError) => void } | undefined;
+  readonly ready: Promise<void>;
+  /** Resolves when process, group and directory are gone. */
+  readonly gone: Promise<void>;
+  #resolveGone: () => void = () => undefined;
+  #exit: WorkerExit | undefined;
+
+  constructor(parts: WorkerParts) {
+    this.id = parts.id;
+    this.pid = parts.pid;
+    this.#directory = parts.directory;
+    this.objectsDir = join(parts.directory, 'objects');
+    this.codeDir = join(parts.directory, 'code');
+    this.stagingDir = join(parts.directory, 'staging');
+    this.#monitor = parts.monitor;
+    this.#channel = parts.channel;
+    this.#cgroup = parts.cgroup;
+    this.#onGone = parts.onGone;
+    this.#writer = new EnvelopeWriter(parts.channel);
+    this.#envelopes = new EnvelopeReader((slot, batch) => this.#envelope(slot, batch));
+    this.ready = new Promise((resolve, reject) => (this.#ready = { resolve, reject }));
+    this.ready.catch(() => undefined);
+    this.gone = new Promise((resolve) => (this.#resolveGone = resolve));
+    parts.channel.on('data', (chunk: Buffer) => {
+      const wrong = this.#envelopes.push(chunk);
+      if (wrong !== undefined) this.#misbehaved(wrong);
+    });
+    parts.channel.on('drain', () => this.#drained());
+    parts.channel.on('error', () => undefined);
+    parts.channel.on('close', () => {
+      this.#channelClosed = true;
+      // A process without its channel is of no use, and may be one that closed it on purpose.
+      if (!this.#exited) this.#end('CRASHED', 'the worker closed its channel');
+      this.#finish();
+    });
+    for (const stream of [parts.stdout, parts.stderr]) {
+      stream.on('data', (chunk: Buffer) => {
+        if (this.#output.length < MAX_OUTPUT_BYTES) this.#output += chunk.toString('latin1').slice(0, MAX_OUTPUT_BYTES - this.#output.length);
+      });
+      stream.on('error', () => undefined);
+    }
+    const exited = (code: number | null): void => {
+      if (this.#exited) return;
+      this.#exited = true;
+      this.#exitCode = code ?? undefined;
+      this.#finish();
+    };
+    parts.monitor.on('exit', exited);
+    if (parts.monitor.exitCode !== null || parts.monitor.signalCode !== null) exited(parts.monitor.exitCode);
+  }
+
+  /** The one tenant of this process; undefined while it waits in the pool. */
+  get tenant(): string | undefined {
+    return this.#tenant;
+  }
+
+  get limits(): CgroupLimits {
+    return this.#limits;
+  }
+
+  /** What the worker host itself printed: for the operator only. */
+  get output(): string {
+    return this.#output;
+  }
+
+  get exited(): boolean {
+    return this.#gone;
+  }
+
+  get exitReason(): WorkerExit | undefined {
+    return this.#exit;
+  }
+
+  /** For the pool: binds the process to a tenant, once and for ever. */
+  assign(tenant: string, limits: CgroupLimits): void {
+    if (this.#tenant !== undefined) throw new BulkheadError('INTERNAL', 'a worker never serves a second tenant');
+    this.#tenant = tenant;
+    this.setLimits(limits);
+  }
+
+  /** New limits, from outside: when more slots share the process. */
+  setLimits(limits: CgroupLimits): void {
+    this.#limits = limits;
+    this.#applyLimits();
+  }
+
+  #applyLimits(): void {
+    // Pages of sealed objects stay charged to the group that wrote them, though they are the store's by now.
+    this.#cgroup.setLimits({ ...this.#limits, memoryBytes: this.#limits.memoryBytes + this.#adoptedBytes });
+  }
+
+  // --- to the worker ------------------------------------------------------------------------------------------------
+
+  /** Queues a batch for a slot. False: the worker is behind; pause until `onDrain`. After the worker's end it is dropped: `onExit` tells. */
+  send(slot: number, batch: Uint8Array): boolean {
+    if (this.#gone || this.#killed !== undefined) return true;
+    if (batch.length === 0 || batch.length > MAX_BATCH_BYTES) throw new BulkheadError('INTERNAL', `a batch of ${batch.length} bytes for a worker`);
+    this.#writer.send(slot, batch);
+    const pending = this.#writer.pendingBytes;
+    if (pending > MAX_PENDING_BYTES) this.#end('TIMEOUT', 'the worker does not read its channel');
+    if (pending > HIGH_WATER_BYTES) this.#blocked = true;
+    return !this.#blocked;
+  }
+
+  #drained(): void {
+    if (!this.#blocked || this.#writer.pendingBytes > HIGH_WATER_BYTES / 2) return;
+    this.#blocked = false;
+    this.onDrain();
+  }
+
+  /** Stops reading from the worker: it then blocks, and a slot that goes on flooding fails inside. */
+  pauseReading(): void {
+    this.#channel.pause();
+  }
+
+  resumeReading(): void {
+    this.#channel.resume();
+  }
+
+  #sendHost(): void {
+    this.send(0, this.#host.take());
+  }
+
+  openSlot(slot: number, options: { readonly memoryMiB: number; readonly sessionPrefix: Uint8Array }): void {
+    if (options.sessionPrefix.length !== SESSION_PREFIX_BYTES) throw new BulkheadError('INTERNAL', 'a session prefix has 20 octets');
+    this.slotsOpened++;
+    this.#host.begin(HOST_OP.OPEN_SLOT).u32(slot).u32(options.memoryMiB).raw(options.sessionPrefix).end();
+    this.#sendHost();
+  }
+
+  /** Code that lies as `fileName` in `codeDir` already (see `linkCode`). */
+  loadCode(slot: number, codeNumber: number, digest: Uint8Array, fileName: string): void {
+    if (!FILE_NAME.test(fileName) || digest.length !== 32) throw new BulkheadError('INTERNAL', 'code has a plain file name and a digest of 32 octets');
+    this.#host.begin(HOST_OP.LOAD_CODE).u32(slot).u32(codeNumber).raw(digest).str(fileName).end();
+    this.#sendHost();
+  }
+
+  /** Shows a code file of the raylet to this worker, by a hard link. */
+  linkCode(hostPath: string, fileName: string): void {
+    this.#link(hostPath, this.codeDir, fileName);
+  }
+
+  /**
+   * Gives a sealed object's file to a slot as attachment: a hard link into the worker's own objects directory, so nothing is copied
+   * here. `hostPath` must be on the same file system as the pool's `runDir` and readable by others (0644).
+   */
+  attach(slot: number, attachment: number, hostPath: string, size: number): void {
+    const fileName = basename(hostPath);
+    this.#link(hostPath, this.objectsDir, fileName);
+    this.#host.begin(HOST_OP.ATTACH).u32(slot).u32(attachment).str(fileName).u64(size).end();
+    this.#sendHost();
+  }
+
+  #link(hostPath: string, directory: string, fileName: string): void {
+    if (!FILE_NAME.test(fileName)) throw new BulkheadError('INTERNAL', 'a file for a worker has a plain name');
+    if (this.#gone) return;
+    try {
+      linkSync(hostPath, join(directory, fileName));
+    } catch (thrown) {
+      const code = (thrown as NodeJS.ErrnoException).code;
+      if (code === 'EEXIST' || (code === 'ENOENT' && this.#gone)) return;
+      throw new BulkheadError(code === 'ENOENT' ? 'OBJECT_LOST' : 'UNAVAILABLE', 'a file could not be given to the worker', { cause: thrown });
+    }
+  }
+
+  /** Takes an attached object's file away again, when the object is freed; what the guest has read stays with it. */
+  detach(fileName: string): void {
+    if (FILE_NAME.test(fileName)) rmSync(join(this.objectsDir, fileName), { force: true });
+  }
+
+  closeSlot(slot: number): void {
+    this.#host.begin(HOST_OP.CLOSE_SLOT).u32(slot).end();
+    this.#sendHost();
+  }
+
+  /**
+   * Moves staged file `n` of a slot to `destination` (same file system), as the seal of an object. The worker's claim is checked: a
+   * regular file, one link, the announced size. Throws INVALID_ARGUMENT when it is not so: the caller then kills the worker.
+   */
+  takeStaged(slot: number, n: number, size: number, destination: string): void {
+    const path = join(this.stagingDir, `${slot}-${n}`);
+    try {
+      const stat = lstatSync(path);
+      if (!stat.isFile() || stat.nlink !== 1 || stat.size !== size || size > MAX_OBJECT_BYTES) throw new BulkheadError('INVALID_ARGUMENT', 'a staged file is not what was announced');
+      renameSync(path, destination);
+    } catch (thrown) {
+      throw thrown instanceof BulkheadError ? thrown : new BulkheadError('INVALID_ARGUMENT', 'a staged file is not there', { cause: thrown });
+    }
+    this.#adopt(size);
+  }
+
+  /** A sealed object that this worker wrote was freed. */
+  objectFreed(size: number): void {
+    this.#adopt(-size);
+  }
+
+  #adopt(bytes: number): void {
+    this.#adoptedBytes = Math.max(0, this.#adoptedBytes + bytes);
+    try {
+      if (!this.#gone) this.#applyLimits();
+    } catch {
+      // Lowering below what is used is refused by the kernel; the old limit stays, and the next change corrects it.
+    }
+  }
+
+  // --- from the worker ----------------------------------------------------------------------------------------------
+
+  #envelope(slot: number, batch: Buffer): void {
+    if (slot !== 0) {
+      if (this.#tenant === undefined) return this.#misbehaved('a batch before there is a tenant');
+      this.onBatch(slot, batch);
+      return;
+    }
+    try {
+      const reader = this.#reader.reset(batch);
+      while (reader.next()) this.#hostFrame(reader);
+    } catch (thrown) {
+      this.#misbehaved(thrown instanceof BulkheadError ? thrown.safeMessage : 'a frame could not be read');
+    }
+  }
+
+  #hostFrame(reader: FrameReader): void {
+    switch (reader.op) {
+      case HOST_OP.READY: {
+        reader.u32();
+        reader.finish();
+        this.#ready?.resolve();
+        this.#ready = undefined;
+        return;
+      }
+      case HOST_OP.SLOT_FAILED: {
+        const slot = reader.u32();
+        const code = reader.str();
+        const message = reader.text(4 * MAX_ERROR_MESSAGE_CHARS);
+        reader.finish();
+        this.onSlotFailed(slot, isErrorCode(code) ? code : 'INTERNAL', message);
+        return;
+      }
+      case HOST_OP.CODE_FAILED: {
+        const slot = reader.u32();
+        const codeNumber = reader.u32();
+        const message = reader.text(4 * MAX_ERROR_MESSAGE_CHARS);
+        const stack = reader.text(4 * MAX_STACK_CHARS);
+        reader.finish();
+        this.onCodeFailed(slot, codeNumber, message, stack);
+        return;
+      }
+      case HOST_OP.SLOT_STATS: {
+        const slot = reader.u32();
+        const cpuMicros = reader.u64();
+        const heapBytes = reader.u64();
+        reader.finish();
+        this.onSlotStats(slot, cpuMicros, heapBytes);
+        return;
+      }
+      default:
+        throw new BulkheadError('INVALID_ARGUMENT', `unknown op 0x${reader.op.toString(16)}`);
+    }
+  }
+
+  #misbehaved(what: string): void {
+    this.#end('CRASHED', `the worker broke the protocol: ${what}`);
+  }
+
+  // --- the end ------------------------------------------------------------------------------------------------------
+
+  /** SIGKILL to everything in the jail. `onExit` follows, with this reason. */
+  kill(reason: ExitReason, detail = ''): void {
+    this.#end(reason, detail);
+  }
+
+  #end(reason: ExitReason, detail: string): void {
+    if (this.#killed !== undefined || this.#gone) return;
+    this.#killed = { reason, detail };
+    this.#envelopes.stop();
+    try {
+      this.#cgroup.killAll();
+    } catch {
+      // The group is gone already, or there is none: the monitor's death kills the jail too.
+    }
+    this.#monitor.kill('SIGKILL');
+    this.#channel.destroy();
+  }
+
+  #finish(): void {
+    if (!this.#exited || this.#gone) return;
+    // What the worker wrote before its end is read first.
+    if (!this.#channelClosed) {
+      this.#channel.resume();
+      setTimeout(() => this.#channel.destroy(), 250).unref();
+      return;
+    }
+    this.#gone = true;
+    const exit = this.#reasonOfExit();
+    this.#exit = exit;
+    this.#ready?.reject(new BulkheadError('UNAVAILABLE', `a worker ended before it was ready: ${exit.detail}`, { cause: this.#output }));
+    this.#ready = undefined;
+    this.#removeGroup(REMOVE_RETRIES);
+    try {
+      this.onExit(exit);
+    } finally {
+      try {
+        rmSync(this.#directory, { recursive: true, force: true });
+      } finally {
+        this.#onGone(this);
+      }
+    }
+  }
+
+  #reasonOfExit(): WorkerExit {
+    let oomKills = 0;
+    try {
+      this.#lastCpuMicros = this.#cgroup.cpuMicros();
+      oomKills = this.#cgroup.oomKills();
+    } catch {
+      // No group: nothing to tell.
+    }
+    if (oomKills > 0) return { reason: 'OUT_OF_MEMORY', detail: `the worker exceeded its memory of ${this.#limits.memoryBytes} bytes` };
+    if (this.#killed !== undefined) return this.#killed;
+    const code = this.#exitCode;
+    if (code === 70 || code === 71 || code === 72) return { reason: 'CRASHED', detail: 'the worker host gave up' };
+    if (code === 128 + 31) return { reason: 'CRASHED', detail: 'the worker made a system call that the filter forbids' };
+    if (code !== undefined && code > 128) return { reason: 'CRASHED', detail: `the worker died of signal ${code - 128}` };
+    return { reason: 'CRASHED', detail: `the worker exited with code ${code ?? '?'}` };
+  }
+
+  #removeGroup(triesLeft: number): void {
+    // The kernel needs a moment after the last process ended.
+    if (this.#cgroup.remove() || triesLeft === 0) this.#resolveGone();
+    else setTimeout(() => this.#removeGroup(triesLeft - 1), REMOVE_RETRY_MS);
+  }
+
+  /** CPU time of the whole jail so far, µs. */
+  cpuMicros(): number {
+    try {
+      if (!this.#gone) this.#lastCpuMicros = this.#cgroup.cpuMicros();
+    } catch {
+      // It ended a moment ago: the last value stands.
+    }
+    return this.#lastCpuMicros;
+  }
+
+  /** Memory of the whole jail now, bytes, sealed objects included while they live. */
+  memoryBytes(): number {
+    try {
+      return this.#gone ? 0 : this.#cgroup.memoryBytes();
+    } catch {
+      return 0;
+    }
+  }
+}
