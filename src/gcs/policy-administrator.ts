@@ -73,7 +73,7 @@ export class PolicyAdministrator {
       if (before !== undefined && before.roles.join() === row.roles.join() && this.#current !== undefined) return { compiled: undefined, result: row };
       const compiled = this.#recompile(withRow(identities, row), nowMs, out);
       const given = compiled.rolesOf({ spiffeId: row.spiffeId, kind: row.kind, tenant: row.tenant, name: row.name, submitter: undefined });
-      const missing = row.roles.find((role) => !given.includes(role));
+      const missing = row.roles.find((role) => !given.includes(`${row.tenant}/${role}`) && !given.includes(`platform/${role}`));
       if (missing !== undefined) throw new BulkheadError('INVALID_ARGUMENT', `role ${quote(missing)} does not exist for tenant ${quote(row.tenant)}: define it in a policy file and apply that first, or name a role that exists`);
       return { compiled, result: row };
     });

@@ -49,7 +49,7 @@ export interface CompiledPolicy {
   readonly version: number;
   /** JSON, as raylets get it. */
   readonly text: string;
-  /** Names of the roles that the principal has, by bindings and by its identity. */
+  /** The roles that the principal has, by bindings and by its identity: `platform/developer`, `acme/analyst`. */
   rolesOf(principal: Principal): string[];
 }
 
@@ -77,6 +77,8 @@ export interface HeadContext {
   readonly policies: PolicyAdministrator;
   readonly appendAudit: AppendDurably;
   readonly statements: StatementSigner;
+  /** The head's cosignature on a node's checkpoint of a tenant's log; undefined when it does not fit what the head saw of that log before. */
+  readonly cosign: (nodeId: string, tenant: string, note: Uint8Array) => Promise<Uint8Array | undefined>;
   readonly random: RandomSource;
   /** Known once the listeners are open. */
   readonly addresses: { readonly main: string; readonly attestation: string };

@@ -2,9 +2,9 @@
  * Users and services of tenants, and the roles they were issued with. Transitions: 1. none → known (issue); 2. known → known (issue again:
  * roles replaced); 3. known → none (its tenant was deleted). Certificates are not kept here: who issued what when is in the audit log.
  */
-import { parseLocalName, quote, type SpiffeId, type TenantName } from '../../base/ids.ts';
+import { parseLocalName, type SpiffeId, type TenantName } from '../../base/ids.ts';
 import { MAX_IDENTITIES_PER_TENANT, MAX_ROLES_PER_IDENTITY } from '../../base/limits.ts';
-import { full, refuse, type Effect, type Table } from './table.ts';
+import { full, type Effect, type Table } from './table.ts';
 
 export interface IdentityRow {
   readonly spiffeId: SpiffeId;
@@ -18,14 +18,6 @@ export interface IdentityRow {
 export type IdentityEvent =
   | { readonly type: 'issue'; readonly spiffeId: SpiffeId; readonly tenant: TenantName; readonly kind: 'user' | 'service'; readonly name: string; readonly roles: readonly string[] }
   | { readonly type: 'tenantGone'; readonly tenant: string; readonly limit: number };
-
-/** `analyst`, or `platform/developer` for a role of the platform: local names, at most one slash. */
-function parseRole(role: string): string {
-  const parts = role.split('/');
-  if (parts.length > 2) refuse(`role ${quote(role)} is not valid: give a role's name, or platform/<name>`);
-  parts.forEach(parseLocalName);
-  return role;
-}
 
 export class Identities implements Table<IdentityEvent> {
   readonly prefix = 'identities/';
@@ -49,7 +41,7 @@ export class Identities implements Table<IdentityEvent> {
     const { spiffeId, tenant, kind, name } = event;
     if (event.roles.length > MAX_ROLES_PER_IDENTITY) throw full('roles of one identity allowed', MAX_ROLES_PER_IDENTITY, 'combine roles in the policy file');
     if (!this.#rows.has(spiffeId) && (this.#perTenant.get(tenant) ?? 0) >= MAX_IDENTITIES_PER_TENANT) throw full('identities of this tenant', MAX_IDENTITIES_PER_TENANT, 'delete the tenant or share identities');
-    return { spiffeId, tenant, kind, name, roles: [...new Set(event.roles.map(parseRole))].sort(), issuedMs: nowMs };
+    return { spiffeId, tenant, kind, name, roles: [...new Set(event.roles.map(parseLocalName))].sort(), issuedMs: nowMs };
   }
 
   step(event: IdentityEvent, nowMs: number, out: Effect[]): void {

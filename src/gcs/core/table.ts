@@ -42,7 +42,7 @@ export function full(what: string, limit: number, remedy: string): BulkheadError
 
 /** Text of a caller inside a key: everything but letters, digits and `_.-` becomes `%hh`, so that '/' only ever separates. */
 export function keyPart(text: string): string {
-  return encodeURIComponent(text).replace(/[!'()*~]/g, (c) => `%${c.charCodeAt(0).toString(16).toUpperCase()}`);
+  return encodeURIComponent(text.toWellFormed()).replace(/[!'()*~]/g, (c) => `%${c.charCodeAt(0).toString(16).toUpperCase()}`);
 }
 
 /** Printable or not, but bounded: what a caller may store as a free text. */

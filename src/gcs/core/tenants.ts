@@ -21,6 +21,8 @@ export type TenantEvent =
   | { readonly type: 'create'; readonly name: string; readonly quota: Readonly<Record<string, string>>; readonly by: string }
   | { readonly type: 'delete'; readonly name: string; readonly by: string };
 
+/** Rule ids of platform policies begin with it. */
+const RESERVED = 'platform';
 const COUNT = /^\d{1,9}$/;
 /** Quota names and what makes a value valid; anything else is refused. */
 const QUOTA: Readonly<Record<string, (value: string) => void>> = {
@@ -66,6 +68,7 @@ export class Tenants implements Table<TenantEvent> {
   step(event: TenantEvent, nowMs: number, out: Effect[]): void {
     if (event.type === 'create') {
       const name = parseTenantName(event.name);
+      if (name === RESERVED) return refuse(`the tenant name '${RESERVED}' is reserved for policies of the platform; choose another`);
       const before = this.#rows.get(name);
       if (before?.state === 'active') return refuse(`tenant ${quote(name)} exists already`);
       if (before !== undefined) return refuse(`tenant ${quote(name)} was deleted; names are never given out again, choose another`);

@@ -1,0 +1,227 @@
+/**
+ * The one stream between a raylet and the head: reports up, whole parts down. The node is the one in the caller's SVID; nothing in a message
+ * says who it is. A part is sent whole, so a slow reader skips states and never gets half of one, and what waits for it is bounded.
+ */
+import { Buffer } from 'node:buffer';
+import type { MessageInitShape } from '@bufbuild/protobuf';
+import { BulkheadError } from '../../base/errors.ts';
+import { OBJECT_ID_BYTES } from '../../base/ids.ts';
+import { UNITS_PER_CPU, type ResourceVector } from '../../base/resources.ts';
+import type { HeadUpdateSchema, NodeReport, NodeSync, Resources } from '../../rpc/generated/bulkhead/v1/head_pb.js';
+import type { CallContext, Implementation } from '../../rpc/service-types.ts';
+import type { MessageStream } from '../../rpc/streams.ts';
+import type { NodeReportFacts } from '../core/nodes.ts';
+import { PARTS, type Part } from '../core/table.ts';
+import type { HeadContext } from '../ports.ts';
+import { shownNode } from './cluster.ts';
+import { shownTenant } from './tenants.ts';
+
+type HeadUpdate = MessageInitShape<typeof HeadUpdateSchema>;
+
+/** What changes together goes together. */
+const GATHER_MS = 5;
+/** Loads of nodes change all the time; others need them only to choose where to spill. */
+const NODES_EVERY_MS = 100;
+const NAMES_PER_COMMIT = 100;
+const MAX_CUSTOM_RESOURCES = 64;
+const MAX_CPU_UNITS = 1_000_000 * UNITS_PER_CPU;
+
+function resources(r: Resources | undefined): ResourceVector {
+  if (r === undefined) return { cpuUnits: 0, memoryBytes: 0, custom: undefined };
+  const custom = Object.entries(r.custom);
+  if (custom.length > MAX_CUSTOM_RESOURCES) throw new BulkheadError('INVALID_ARGUMENT', `${custom.length} custom resources exceed the limit of ${MAX_CUSTOM_RESOURCES}`);
+  const whole = (value: bigint, limit: number): number => {
+    if (value > BigInt(limit)) throw new BulkheadError('INVALID_ARGUMENT', 'a resource total is beyond what any node has');
+    return Number(value);
+  };
+  return {
+    cpuUnits: whole(r.cpuUnits, MAX_CPU_UNITS), memoryBytes: whole(r.memoryBytes, Number.MAX_SAFE_INTEGER),
+    custom: custom.length === 0 ? undefined : Object.fromEntries(custom.map(([name, units]) => [name.slice(0, 64), whole(units, MAX_CPU_UNITS)])),
+  };
+}
+
+function facts(report: NodeReport): NodeReportFacts {
+  return { available: resources(report.available), policyVersion: report.policyVersion, revocationVersion: Number(report.revocationVersion), queuedTasks: report.queuedTasks };
+}
+
+/** Each part as it is now, encoded once for all streams. */
+class HeadUpdates {
+  readonly #context: HeadContext;
+  readonly #parts = new Map<Part, HeadUpdate>();
+
+  constructor(context: HeadContext) {
+    this.#context = context;
+    context.head.onPush((changed) => {
+      for (const part of changed) this.#parts.delete(part);
+    });
+  }
+
+  of(parts: ReadonlySet<Part>): HeadUpdate {
+    const update: HeadUpdate = {};
+    for (const part of parts) {
+      let value = this.#parts.get(part);
+      if (value === undefined) this.#parts.set(part, (value = this.#make(part)));
+      Object.assign(update, value);
+    }
+    return update;
+  }
+
+  #make(part: Part): HeadUpdate {
+    const { head, pki, policies } = this.#context;
+    switch (part) {
+      case 'policy': return policies.current === undefined ? {} : { policy: { version: policies.current.version, snapshot: new TextEncoder().encode(policies.current.text) } };
+      case 'revocations': return {
+        revocations: { version: BigInt(head.revocations.version), revocations: head.revocations.all().map((r) => ({ spiffeId: r.spiffeId, serial: r.serial, issuedBeforeMs: BigInt(r.issuedBeforeMs) })) },
+      };
+      case 'nodes': return { nodes: { nodes: head.nodes.all().map((n) => shownNode(n, pki.trustDomain, true)) } };
+      case 'tenants': return { tenants: { tenants: head.tenants.all().map(shownTenant) } };
+      case 'stoppedJobs': return { stoppedJobs: head.jobs.stopped(head.clock.nowMs()) };
+      case 'trustBundle': return { trustBundle: { pem: pki.trustBundlePem(), jwks: pki.trustBundleJwks() } };
+    }
+  }
+}
+
+/** One node's stream, from its first report to its end. */
+class NodeStream {
+  readonly #stream: MessageStream<NodeReport, HeadUpdate>;
+  readonly #updates: HeadUpdates;
+  readonly #due = new Set<Part>(PARTS);
+  #timer: NodeJS.Timeout | undefined;
+  #dueAtMs = 0;
+  #nodesSentMs = 0;
+  #blocked = false;
+  #ended = false;
+
+  constructor(stream: MessageStream<NodeReport, HeadUpdate>, updates: HeadUpdates) {
+    this.#stream = stream;
+    this.#updates = updates;
+  }
+
+  changed(parts: ReadonlySet<Part>): void {
+    for (const part of parts) this.#due.add(part);
+    if (this.#due.size > 0) this.#schedule();
+  }
+
+  #schedule(): void {
+    if (this.#blocked || this.#ended) return;
+    const now = performance.now();
+    const onlyNodes = this.#due.size === 1 && this.#due.has('nodes');
+    const at = Math.max(now + GATHER_MS, onlyNodes ? this.#nodesSentMs + NODES_EVERY_MS : 0);
+    if (this.#timer !== undefined && this.#dueAtMs <= at) return;
+    clearTimeout(this.#timer);
+    this.#dueAtMs = at;
+    this.#timer = setTimeout(() => this.flush(), at - now);
+  }
+
+  flush(): void {
+    clearTimeout(this.#timer);
+    this.#timer = undefined;
+    if (this.#ended || this.#blocked || this.#due.size === 0) return;
+    if (this.#due.has('nodes')) this.#nodesSentMs = performance.now();
+    const update = this.#updates.of(this.#due);
+    this.#due.clear();
+    this.send(update);
+  }
+
+  send(update: HeadUpdate): void {
+    if (this.#ended) return;
+    try {
+      if (this.#stream.write(update)) return;
+    } catch (error) {
+      return this.end(error instanceof BulkheadError ? error : new BulkheadError('INTERNAL', 'the update could not be sent', { cause: error }));
+    }
+    this.#blocked = true;
+    void this.#stream.drained().then(() => {
+      this.#blocked = false;
+      if (this.#due.size > 0) this.#schedule();
+    });
+  }
+
+  end(error?: BulkheadError): void {
+    if (this.#ended) return;
+    this.#ended = true;
+    clearTimeout(this.#timer);
+    if (error !== undefined) this.#stream.end(error);
+  }
+}
+
+export function nodeSyncService(context: HeadContext): Implementation<typeof NodeSync> {
+  const { head, cosign } = context;
+  const updates = new HeadUpdates(context);
+  /** Open streams by node id: a node has one, and the newest counts. */
+  const streams = new Map<string, NodeStream>();
+  head.onPush((parts) => {
+    for (const stream of streams.values()) stream.changed(parts);
+  });
+
+  const register = async (nodeId: string, report: NodeReport): Promise<void> => {
+    const isNew = await head.commit((nowMs, out) => {
+      const before = head.nodes.get(nodeId)?.instance;
+      head.nodes.step({ type: 'register', id: nodeId, address: report.address, total: resources(report.total), insecureDev: report.insecureDev, instance: report.instance, facts: facts(report) }, nowMs, out);
+      return before !== report.instance;
+    });
+    // What the earlier process of this node held is gone.
+    while (isNew && head.actorNames.ofNode(nodeId).length > 0) await head.commit((nowMs, out) => head.actorNames.step({ type: 'nodeGone', nodeId, limit: NAMES_PER_COMMIT }, nowMs, out));
+  };
+
+  const cosignAll = async (nodeId: string, report: NodeReport, node: NodeStream): Promise<void> => {
+    const cosigned = [];
+    for (const { tenant, note } of report.checkpoints) {
+      const answer = await cosign(nodeId, tenant, note);
+      if (answer !== undefined) cosigned.push({ tenant, note: answer });
+    }
+    if (cosigned.length > 0) node.send({ cosigned });
+  };
+
+  const actorId = (bytes: Uint8Array, tenant: string): string => {
+    const { number } = head.tenants.active(tenant);
+    const id = Buffer.from(bytes);
+    if (id.length !== OBJECT_ID_BYTES || id.readUInt32LE(0) !== number) throw new BulkheadError('INVALID_ARGUMENT', 'the actor id is not one of this tenant');
+    return id.toString('hex');
+  };
+
+  return {
+    async sync(call: CallContext, stream) {
+      const nodeId = call.principal.name;
+      const node = new NodeStream(stream, updates);
+      let registered = false;
+      try {
+        for await (const report of stream) {
+          if (registered) {
+            head.observe({ type: 'report', id: nodeId, facts: facts(report) });
+          } else {
+            await register(nodeId, report);
+            registered = true;
+            streams.get(nodeId)?.end(new BulkheadError('UNAVAILABLE', 'another stream of this node took over'));
+            streams.set(nodeId, node);
+            node.flush();
+          }
+          if (report.checkpoints.length > 0) await cosignAll(nodeId, report, node);
+        }
+        // It said goodbye: the others need not wait for its silence.
+        if (streams.get(nodeId) === node) head.observe({ type: 'leave', id: nodeId });
+      } finally {
+        node.end();
+        if (streams.get(nodeId) === node) streams.delete(nodeId);
+      }
+    },
+
+    async registerActorName(call, request) {
+      const { tenant, namespace, name, classInfo } = request;
+      const row = { tenant, namespace, name, actorId: actorId(request.actorId, tenant), classInfo, nodeId: call.principal.name };
+      await head.commit((nowMs, out) => head.actorNames.step({ type: 'register', row }, nowMs, out));
+      return { found: true, actorId: request.actorId, classInfo };
+    },
+
+    async lookupActorName(_call, request) {
+      const row = head.actorNames.get(request.tenant, request.namespace, request.name);
+      return row === undefined ? { found: false } : { found: true, actorId: Buffer.from(row.actorId, 'hex'), classInfo: row.classInfo };
+    },
+
+    async releaseActorName(call, request) {
+      const { tenant, namespace, name } = request;
+      await head.commit((nowMs, out) => head.actorNames.step({ type: 'release', tenant, namespace, name, actorId: Buffer.from(request.actorId).toString('hex'), nodeId: call.principal.name }, nowMs, out));
+      return {};
+    },
+  };
+}
