@@ -1,0 +1,567 @@
+/**
+ * The calls of clients (drivers, isolates, other raylets), frame by frame: parsed, decided, recorded, then carried out. A frame
+ * that does not parse throws, and its channel is closed; a call that is wrong or denied fails by itself.
+ */
+import type { Action, Resource } from '../../base/decision.ts';
+import { resource } from '../../base/decision.ts';
+import { BulkheadError } from '../../base/errors.ts';
+import { CALL_KIND, NO_TIMEOUT, OP, type CallKind, type FrameReader } from '../../base/frame.ts';
+import { OBJECT_ID_BYTES, SESSION_PREFIX_BYTES, quote } from '../../base/ids.ts';
+import { MAX_CALLS_IN_FLIGHT, MAX_CODE_BYTES, MAX_DEPENDENCIES, MAX_OBJECT_BYTES, MAX_REFS_PER_CALL, MAX_TASK_DEPTH, MAX_TEMPLATES_PER_CHANNEL } from '../../base/limits.ts';
+import { actorDied, actorResource, callActor, findActor, methodResource } from './actors.ts';
+import { DENIED_TEXT, hex, idIndex, idWord, type Core } from './core.ts';
+import { cancelTask } from './endings.ts';
+import { parseFunctionOptions } from './function-options.ts';
+import { answerWait, awaitEntry, block, createEntry, DENIED, findEntry, isLocal, LOST, refuseValue, releaseHandle, settleFailed, settleFile, settleInline, writeValue } from './objects.ts';
+import { classFor, enqueue } from './scheduler.ts';
+import { Actor, CHANNEL_KIND, failureOf, FunctionStats, OBJECT_STATUS, PENDING_KIND, PendingCall, Task, TASK_STATE, Template, type Channel, type Failure, type ObjectEntry, type Session } from './state.ts';
+
+const MAX_OPTIONS_BYTES = 16_384;
+
+function refused(code: Failure['code'], message: string): Failure {
+  return { code, message, stack: '' };
+}
+
+export function rejectCall(core: Core, channel: Channel, number: number, failure: Failure): void {
+  channel.out.begin(OP.REJECTED).u32(number).str(failure.code).text(failure.message).end();
+  core.markChannel(channel, -1);
+}
+
+function failRequest(core: Core, channel: Channel, request: number, failure: Failure, needed: number): void {
+  channel.out.begin(OP.FAILED).u32(request).str(failure.code).text(failure.message).end();
+  core.markChannel(channel, needed);
+}
+
+// --- code and definitions -------------------------------------------------------------------------------------------
+
+export function onCode(core: Core, channel: Channel, r: FrameReader): void {
+  const digest = r.raw(32);
+  const total = r.u32();
+  const offset = r.u32();
+  const part = r.rest();
+  if (offset === 0) {
+    const digestHex = hex(digest);
+    if (total === 0 || total > MAX_CODE_BYTES) return rejectCall(core, channel, 0, refused('INVALID_ARGUMENT', `a code bundle of ${total} bytes is not accepted: 1 to ${MAX_CODE_BYTES} bytes`));
+    channel.codeUpload = { digest: digest.slice(), digestHex, bytes: new Uint8Array(total), filled: 0 };
+  }
+  const upload = channel.codeUpload;
+  if (upload === undefined) return;
+  if (upload.digestHex !== hex(digest) || upload.bytes.length !== total || upload.filled !== offset || offset + part.length > total) throw new BulkheadError('INVALID_ARGUMENT', 'the parts of a code bundle do not follow each other');
+  upload.bytes.set(part, offset);
+  upload.filled += part.length;
+  if (upload.filled < total) return;
+  channel.codeUpload = undefined;
+  const { tenant } = channel.job;
+  const name = `sha256:${upload.digestHex}`;
+  const seq = core.decide(channel, 'code.register', resource('code', { tenant: tenant.name, name, owner: channel.principal.spiffeId, code: name, size: total }), name, -1, 1, '');
+  if (seq < 0) return rejectCall(core, channel, 0, DENIED);
+  if (hex(core.config.sha256(upload.bytes)) !== upload.digestHex) return rejectCall(core, channel, 0, refused('INVALID_ARGUMENT', 'the code bundle does not have the digest it was sent under'));
+  if (tenant.code.has(upload.digestHex)) return;
+  tenant.code.set(upload.digestHex, { digestHex: upload.digestHex, size: total });
+  core.out.push({ type: 'store-code', tenant, digestHex: upload.digestHex, source: upload.bytes });
+}
+
+export function onDefine(core: Core, channel: Channel, r: FrameReader): void {
+  const number = r.u32();
+  const kind = r.u8();
+  const digestHex = hex(r.raw(32));
+  const exportName = r.str();
+  const methodName = r.str();
+  const optionsJson = r.text(MAX_OPTIONS_BYTES);
+  r.finish();
+  if (channel.templates.has(number) || channel.refusedTemplates.has(number)) throw new BulkheadError('INVALID_ARGUMENT', `template ${number} is defined twice`);
+  if (channel.templates.size + channel.refusedTemplates.size >= MAX_TEMPLATES_PER_CHANNEL) throw new BulkheadError('RESOURCE_EXHAUSTED', `a channel may define at most ${MAX_TEMPLATES_PER_CHANNEL} functions`);
+  const refuse = (failure: Failure): void => {
+    channel.refusedTemplates.set(number, failure);
+    rejectCall(core, channel, number, failure);
+  };
+  if (kind > CALL_KIND.ACTOR_METHOD) return refuse(refused('INVALID_ARGUMENT', `kind ${kind} is none of task, actor class, actor method`));
+  if (!/^[\p{ID_Start}$_][\p{ID_Continue}$]{0,127}$/u.test(exportName) && kind !== CALL_KIND.ACTOR_METHOD) return refuse(refused('INVALID_ARGUMENT', `${quote(exportName)} is not the name of an export`));
+  if (kind === CALL_KIND.ACTOR_METHOD && !/^[\p{ID_Start}$_][\p{ID_Continue}$]{0,127}$/u.test(methodName)) return refuse(refused('INVALID_ARGUMENT', `${quote(methodName)} is not the name of a method`));
+  if (kind !== CALL_KIND.ACTOR_METHOD && !channel.job.tenant.code.has(digestHex)) return refuse(refused('INVALID_ARGUMENT', `the code sha256:${digestHex} has not been registered`));
+  let options;
+  try {
+    options = parseFunctionOptions(optionsJson, kind !== CALL_KIND.TASK);
+  } catch (error) {
+    if (!(error instanceof BulkheadError)) throw error;
+    return refuse(failureOf(error));
+  }
+  if (options.isolation === 'gvisor') return refuse(refused('LAYER_MISSING', "isolation 'gvisor' is not available for JavaScript functions on this node: use 'isolate'"));
+  const { tenant } = channel.job;
+  const code = `sha256:${digestHex}`;
+  const statsKey = `${digestHex} ${exportName} ${methodName}`;
+  let stats = channel.job.functions.get(statsKey);
+  if (stats === undefined) {
+    stats = new FunctionStats();
+    if (channel.job.functions.size < MAX_TEMPLATES_PER_CHANNEL) channel.job.functions.set(statsKey, stats);
+  }
+  channel.templates.set(number, new Template({
+    kind: kind as CallKind, digestHex: kind === CALL_KIND.ACTOR_METHOD ? '' : digestHex, exportName, methodName, optionsJson, options, stats,
+    resource: resource(kind === CALL_KIND.TASK ? 'task' : 'actor', { tenant: tenant.name, name: options.name, owner: channel.principal.spiffeId, label: options.label, code, function: exportName, cpus: options.resources.cpuUnits / 10_000, memory: options.resources.memoryBytes, isolation: options.isolation, detached: options.detached }),
+    detail: kind === CALL_KIND.ACTOR_METHOD ? `${exportName}.${methodName}` : `${code} ${exportName}`,
+    schedulingClass: kind === CALL_KIND.TASK ? classFor(core, channel.job, options.resources, options.isolation) : undefined,
+  }));
+}
+
+// --- calls ------------------------------------------------------------------------------------------------------------
+
+interface ParsedCall {
+  readonly parent: Task | undefined;
+  readonly seq: number;
+  readonly templateNumber: number;
+  readonly template: Template | undefined;
+}
+
+function parentOf(channel: Channel, exec: number): Task | undefined {
+  return exec === 0 ? undefined : channel.slot?.execs.get(exec);
+}
+
+function makeReturns(channel: Channel, seq: number, count: number): void {
+  for (let i = 0; i < count; i++) {
+    if (channel.session.objects.has(seq + i)) throw new BulkheadError('INVALID_ARGUMENT', `object index ${seq + i} is used twice`);
+    createEntry(channel.session, seq + i);
+  }
+}
+
+function failReturns(core: Core, channel: Channel, seq: number, count: number, failure: Failure): void {
+  for (let i = 0; i < Math.max(count, 1); i++) {
+    const entry = channel.session.objects.get(seq + i);
+    if (entry !== undefined) settleFailed(core, entry, failure);
+  }
+}
+
+/** Reads the arguments' refs, finds or denies them, and makes the task. The payload stays where it is in the batch. */
+function makeTask(core: Core, channel: Channel, r: FrameReader, call: ParsedCall, template: Template, auditSeq: number): Task | Failure {
+  const argsStart = r.position;
+  const d = r.u16();
+  if (d > MAX_DEPENDENCIES) throw new BulkheadError('INVALID_ARGUMENT', `a call has ${d} refs among its arguments, at most ${MAX_DEPENDENCIES} are allowed`);
+  let deps: ObjectEntry[] | undefined;
+  let positions: number[] | undefined;
+  let missing: Failure | undefined;
+  if (d > 0) {
+    deps = [];
+    positions = [];
+    for (let i = 0; i < d; i++) {
+      positions.push(r.u16());
+      const entry = findEntry(core, channel, r.id());
+      if (entry === undefined) missing ??= DENIED;
+      else deps.push(entry);
+    }
+  }
+  const containedCount = r.refCount(MAX_REFS_PER_CALL);
+  let contained: ObjectEntry[] | undefined;
+  for (let i = 0; i < containedCount; i++) {
+    const entry = findEntry(core, channel, r.id());
+    if (entry !== undefined) (contained ??= []).push(entry);
+  }
+  const restStart = r.position;
+  r.skipRest();
+  if (missing !== undefined) return missing;
+  const depth = call.parent === undefined ? channel.depth : call.parent.depth + 1;
+  if (depth > MAX_TASK_DEPTH) return refused('RESOURCE_EXHAUSTED', `tasks are nested more than ${MAX_TASK_DEPTH} deep`);
+  const task = new Task(channel, call.seq, template, r.batch, argsStart, restStart, r.frameEnd, auditSeq, depth, core.nowMs);
+  channel.inFlight++;
+  if (deps !== undefined && positions !== undefined) {
+    task.deps = deps;
+    task.depPositions = positions;
+    for (const entry of deps) {
+      entry.pins++;
+      if (isLocal(entry)) continue;
+      task.missing++;
+      awaitEntry(core, entry, { call: undefined, position: 0, task });
+    }
+  }
+  if (contained !== undefined) {
+    task.contained = contained;
+    for (const entry of contained) entry.pins++;
+  }
+  return task;
+}
+
+function noteCreated(call: ParsedCall, channel: Channel, count: number): void {
+  if (call.parent === undefined || channel.slot?.lease === undefined) return;
+  const created = (call.parent.created ??= []);
+  for (let i = 0; i < count; i++) created.push(call.seq + i);
+}
+
+function begin(core: Core, channel: Channel, r: FrameReader, kind: CallKind): ParsedCall | undefined {
+  const parent = parentOf(channel, r.u32());
+  const seq = r.u32();
+  const templateNumber = r.u32();
+  const template = channel.templates.get(templateNumber);
+  const call = { parent, seq, templateNumber, template };
+  if (template !== undefined && template.kind === kind && channel.inFlight < 2 * MAX_CALLS_IN_FLIGHT) return call;
+  makeReturns(channel, seq, 1);
+  const failure = template !== undefined && template.kind === kind ? refused('RESOURCE_EXHAUSTED', `more than ${2 * MAX_CALLS_IN_FLIGHT} calls are in flight: wait for results before submitting more`) : (channel.refusedTemplates.get(templateNumber) ?? refused('INVALID_ARGUMENT', `the function with number ${templateNumber} is not defined`));
+  failReturns(core, channel, seq, 1, failure);
+  noteCreated(call, channel, 1);
+  r.skipRest();
+  return undefined;
+}
+
+export function onSubmit(core: Core, channel: Channel, r: FrameReader): void {
+  const call = begin(core, channel, r, CALL_KIND.TASK);
+  if (call === undefined) return;
+  const template = call.template as Template;
+  const { returns } = template.options;
+  makeReturns(channel, call.seq, Math.max(returns, 1));
+  noteCreated(call, channel, Math.max(returns, 1));
+  const seq = core.decide(channel, 'task.submit', template.resource, channel.session.prefixHex, call.seq, 1, template.detail);
+  if (seq < 0) {
+    r.skipRest();
+    return failReturns(core, channel, call.seq, returns, DENIED);
+  }
+  const task = makeTask(core, channel, r, call, template, seq);
+  if (!(task instanceof Task)) return failReturns(core, channel, call.seq, returns, task);
+  setProducer(channel, task, Math.max(returns, 1));
+  if (task.missing === 0) enqueue(core, task);
+}
+
+function setProducer(channel: Channel, task: Task, count: number): void {
+  for (let i = 0; i < count; i++) {
+    const entry = channel.session.objects.get(task.seq + i);
+    if (entry === undefined) continue;
+    entry.producer = task;
+    entry.label = task.template.options.label;
+  }
+}
+
+export function onCreateActor(core: Core, channel: Channel, r: FrameReader): void {
+  const call = begin(core, channel, r, CALL_KIND.ACTOR_CLASS);
+  if (call === undefined) return;
+  const template = call.template as Template;
+  const { session } = channel;
+  makeReturns(channel, call.seq, 1);
+  const seq = core.decide(channel, 'actor.create', template.resource, session.prefixHex, call.seq, 1, template.detail);
+  const task = seq < 0 ? DENIED : makeTask(core, channel, r, call, template, seq);
+  if (seq < 0) r.skipRest();
+  if (!(task instanceof Task)) return failReturns(core, channel, call.seq, 1, task);
+  setProducer(channel, task, 1);
+  const actor = new Actor(session, call.seq, channel.job, template, task, template.options.name);
+  session.actors.set(call.seq, actor);
+  channel.job.actors.add(actor);
+  if (actor.name === '') core.waitingActors.add(actor);
+  else core.out.push({ type: 'register-name', actor, id: core.idOf(session, call.seq), classInfo: JSON.stringify({ class: template.exportName, digest: template.digestHex, name: actor.name, namespace: template.options.namespace }) });
+}
+
+/** The head has answered whether the name was free. */
+export function onNameRegistered(core: Core, actor: Actor, failure: Failure | undefined): void {
+  if (actor.state !== 'PENDING_CREATION') return;
+  if (failure !== undefined) return actorDied(core, actor, failure);
+  actor.nameRegistered = true;
+  core.waitingActors.add(actor);
+}
+
+export function onCallActor(core: Core, channel: Channel, r: FrameReader): void {
+  const call = begin(core, channel, r, CALL_KIND.ACTOR_METHOD);
+  if (call === undefined) return;
+  const template = call.template as Template;
+  const { returns } = template.options;
+  const actorId = r.id();
+  makeReturns(channel, call.seq, Math.max(returns, 1));
+  noteCreated(call, channel, Math.max(returns, 1));
+  const actor = findActor(core, channel, actorId);
+  const elsewhere = actor === undefined && idWord(actorId, 0) === channel.job.tenant.number && core.nodes.has(idWord(actorId, 4)) && channel.kind !== CHANNEL_KIND.PEER;
+  const target = actor === undefined ? foreignResource(core, 'actor', actorId, elsewhere ? channel.job.tenant.name : undefined) : methodResource(actor, template);
+  const name = actor === undefined ? hex(actorId.subarray(0, SESSION_PREFIX_BYTES)) : actor.session.prefixHex;
+  const seq = decideOn(core, channel, 'actor.call', target, name, idIndex(actorId), 1, template.detail, actorId);
+  if (seq < 0 || (actor === undefined && !elsewhere)) {
+    r.skipRest();
+    return failReturns(core, channel, call.seq, returns, DENIED);
+  }
+  const copied = elsewhere ? actorId.slice() : undefined;
+  const task = makeTask(core, channel, r, call, template, seq);
+  if (!(task instanceof Task)) return failReturns(core, channel, call.seq, returns, task);
+  setProducer(channel, task, Math.max(returns, 1));
+  if (actor !== undefined) callActor(core, actor, task);
+  else core.remoteCalls.push({ task, actorId: copied as Uint8Array });
+}
+
+/** A resource of which nothing is known here but the tenant number in its id. */
+function foreignResource(core: Core, kind: 'object' | 'actor', id: Uint8Array, tenantName: string | undefined): Resource {
+  return resource(kind, { tenant: tenantName ?? core.tenants.get(idWord(id, 0))?.name ?? '' });
+}
+
+/** Decides, and when the id is another tenant's, leaves the record with that tenant too: its auditors see who tried. */
+function decideOn(core: Core, channel: Channel, action: Action, target: Resource, name: string, index: number, count: number, detail: string, id: Uint8Array): number {
+  const seq = core.decide(channel, action, target, name, index, count, detail);
+  const owner = core.tenants.get(idWord(id, 0));
+  if (owner !== undefined && owner !== channel.job.tenant) {
+    owner.log.append({ type: 'decision', timeMs: core.nowMs, principal: channel.principal.spiffeId, action, resourceKind: target.kind, resource: name, index, count, allow: seq >= 0, rule: seq >= 0 ? 'grant' : 'wall', policyVersion: core.config.decisions.version, detail });
+  }
+  return seq;
+}
+
+// --- objects ------------------------------------------------------------------------------------------------------------
+
+function putEntry(core: Core, channel: Channel, parent: Task | undefined, seq: number, size: number): ObjectEntry | undefined {
+  makeReturns(channel, seq, 1);
+  const entry = channel.session.objects.get(seq) as ObjectEntry;
+  if (parent !== undefined && channel.slot?.lease !== undefined) (parent.created ??= []).push(seq);
+  const { tenant } = channel.job;
+  const decision = core.decide(channel, 'object.put', resource('object', { tenant: tenant.name, owner: channel.principal.spiffeId, size }), channel.session.prefixHex, seq, 1, '');
+  if (decision >= 0) return entry;
+  settleFailed(core, entry, DENIED);
+  return undefined;
+}
+
+function readContained(core: Core, channel: Channel, r: FrameReader, entry: ObjectEntry | undefined): void {
+  const n = r.refCount(MAX_REFS_PER_CALL);
+  for (let i = 0; i < n; i++) {
+    const inner = findEntry(core, channel, r.id());
+    if (inner === undefined || entry === undefined || inner === entry) continue;
+    inner.pins++;
+    (entry.contained ??= []).push(inner);
+  }
+}
+
+export function onPut(core: Core, channel: Channel, r: FrameReader): void {
+  const parent = parentOf(channel, r.u32());
+  const seq = r.u32();
+  const entry = putEntry(core, channel, parent, seq, r.remaining);
+  readContained(core, channel, r, entry);
+  const value = r.rest();
+  if (entry !== undefined) settleInline(core, entry, value.slice());
+}
+
+export function onPutChunk(core: Core, channel: Channel, r: FrameReader): void {
+  const parent = parentOf(channel, r.u32());
+  const seq = r.u32();
+  const total = r.u64();
+  const offset = r.u64();
+  const part = r.rest();
+  if (offset === 0) {
+    if (total === 0 || total > MAX_OBJECT_BYTES) throw new BulkheadError('INVALID_ARGUMENT', `an object of ${total} bytes is not accepted: at most ${MAX_OBJECT_BYTES}`);
+    const { tenant } = channel.job;
+    const entry = putEntry(core, channel, parent, seq, total);
+    if (entry === undefined) return;
+    if (tenant.objectBytes + total > tenant.quota.objectBytes) return settleFailed(core, entry, refused('QUOTA_EXCEEDED', `an object of ${total} bytes does not fit the tenant's quota of ${tenant.quota.objectBytes} bytes on this node (${tenant.objectBytes} in use)`));
+    channel.puts.set(seq, { total, offset: 0, fileName: `put-${channel.session.prefixHex}-${seq}` });
+  }
+  const upload = channel.puts.get(seq);
+  if (upload === undefined) return;
+  if (upload.total !== total || upload.offset !== offset || offset + part.length > total) throw new BulkheadError('INVALID_ARGUMENT', 'the parts of an object do not follow each other');
+  upload.offset += part.length;
+  const last = upload.offset === total;
+  core.out.push({ type: 'write-part', tenant: channel.job.tenant, fileName: upload.fileName, offset, bytes: part, last });
+  if (!last) return;
+  channel.puts.delete(seq);
+  const entry = channel.session.objects.get(seq);
+  if (entry !== undefined) settleFile(core, entry, upload.fileName, total);
+  else core.out.push({ type: 'delete-file', tenant: channel.job.tenant, fileName: upload.fileName });
+}
+
+export function onPutStaged(core: Core, channel: Channel, r: FrameReader): void {
+  const parent = parentOf(channel, r.u32());
+  const seq = r.u32();
+  const staged = r.u32();
+  const size = r.u64();
+  const worker = channel.slot?.worker;
+  if (worker === undefined) throw new BulkheadError('INVALID_ARGUMENT', 'PUT_STAGED is for workers');
+  const entry = putEntry(core, channel, parent, seq, size);
+  readContained(core, channel, r, entry);
+  r.finish();
+  if (entry === undefined) return;
+  const fileName = `put-${channel.session.prefixHex}-${seq}`;
+  core.out.push({ type: 'seal-staged', worker, staged, fileName, size });
+  settleFile(core, entry, fileName, size);
+}
+
+/** Reads the refs of a call, decides over each run of neighbours at once, and gives the entries (undefined: denied or unknown). */
+function decideRefs(core: Core, channel: Channel, r: FrameReader, action: Action, entries: (ObjectEntry | undefined)[], failures: (Failure | undefined)[]): number {
+  const n = r.refCount(MAX_REFS_PER_CALL);
+  let needed = -1;
+  let runSession: Session | undefined;
+  let runLabel = '';
+  let runStart = 0;
+  let runFirst = 0;
+  const flush = (end: number): void => {
+    if (runSession === undefined || end === runStart) return;
+    const target = runLabel === '' ? runSession.objectResource : resource('object', { tenant: runSession.tenant.name, owner: runSession.ownerId, label: runLabel });
+    const seq = core.decide(channel, action, target, runSession.prefixHex, runFirst, end - runStart, '');
+    needed = Math.max(needed, seq < 0 ? ~seq : seq);
+    if (seq < 0) for (let i = runStart; i < end; i++) failures[i] = DENIED;
+  };
+  for (let i = 0; i < n; i++) {
+    const id = r.id();
+    const index = idIndex(id);
+    const session = core.sessionOf(channel, id);
+    if (session === undefined) {
+      flush(i);
+      runSession = undefined;
+      entries.push(undefined);
+      // Of another tenant, or unknown here: the wall denies the first, the second is decided as any object of the tenant.
+      const granted = core.sessions.get(hex(id.subarray(0, SESSION_PREFIX_BYTES)));
+      const entry = granted?.objects.get(index);
+      const target = entry === undefined ? foreignResource(core, 'object', id, undefined) : resource('object', { tenant: entry.session.tenant.name, owner: entry.session.ownerId, label: entry.label, size: entry.size });
+      const seq = decideOn(core, channel, action, target, hex(id.subarray(0, SESSION_PREFIX_BYTES)), index, 1, '', id);
+      needed = Math.max(needed, seq < 0 ? ~seq : seq);
+      if (seq >= 0 && entry !== undefined) entries[i] = entry;
+      failures[i] = seq >= 0 && entry !== undefined ? undefined : idWord(id, 0) === channel.job.tenant.number && seq >= 0 ? LOST : DENIED;
+      continue;
+    }
+    const entry = findEntry(core, channel, id);
+    const label = entry?.label ?? '';
+    if (session !== runSession || label !== runLabel || index !== runFirst + (i - runStart)) {
+      flush(i);
+      runSession = session;
+      runLabel = label;
+      runStart = i;
+      runFirst = index;
+    }
+    entries.push(entry);
+    if (entry === undefined) failures[i] = LOST;
+  }
+  flush(n);
+  return needed;
+}
+
+export function onGet(core: Core, channel: Channel, r: FrameReader, kind: number): void {
+  const parent = parentOf(channel, r.u32());
+  const request = r.u32();
+  const entries: (ObjectEntry | undefined)[] = [];
+  const failures: (Failure | undefined)[] = [];
+  const needed = decideRefs(core, channel, r, 'object.get', entries, failures);
+  r.finish();
+  let pending: PendingCall | undefined;
+  for (let i = 0; i < entries.length; i++) {
+    const entry = entries[i];
+    const failure = failures[i];
+    if (failure !== undefined || entry === undefined) refuseValue(core, channel, request, i, failure ?? LOST, needed);
+    else if (isLocal(entry)) writeValue(core, channel, request, i, entry, needed, kind);
+    else {
+      pending ??= new PendingCall(channel, request, kind, needed, parent, 0);
+      pending.remaining++;
+      entry.pins++;
+      awaitEntry(core, entry, { call: pending, position: i, task: undefined });
+    }
+  }
+  if (pending !== undefined && parent !== undefined) block(core, parent);
+}
+
+export function onWait(core: Core, channel: Channel, r: FrameReader): void {
+  const parent = parentOf(channel, r.u32());
+  const request = r.u32();
+  const count = r.u32();
+  const timeoutMs = r.u32();
+  const entries: (ObjectEntry | undefined)[] = [];
+  const failures: (Failure | undefined)[] = [];
+  const needed = decideRefs(core, channel, r, 'object.wait', entries, failures);
+  r.finish();
+  const denied = failures.find((f) => f?.code === 'DENIED');
+  if (denied !== undefined) return failRequest(core, channel, request, denied, needed);
+  const call = new PendingCall(channel, request, PENDING_KIND.WAIT, needed, parent, 0);
+  call.need = Math.min(count, entries.length);
+  const ready: number[] = (call.ready = []);
+  for (let i = 0; i < entries.length; i++) {
+    const entry = entries[i];
+    if (entry === undefined || isLocal(entry) || entry.status === OBJECT_STATUS.REMOTE) ready.push(i);
+  }
+  if (ready.length >= call.need || timeoutMs === 0) return answerWait(core, call);
+  for (let i = 0; i < entries.length; i++) {
+    const entry = entries[i];
+    if (entry === undefined || isLocal(entry) || entry.status === OBJECT_STATUS.REMOTE) continue;
+    awaitEntry(core, entry, { call, position: i, task: undefined });
+  }
+  if (timeoutMs !== NO_TIMEOUT) call.deadlineMs = core.nowMs + timeoutMs;
+  channel.pendingWaits.add(call);
+  if (parent !== undefined) block(core, parent);
+}
+
+export function onRelease(core: Core, channel: Channel, r: FrameReader): void {
+  const n = r.refCount(MAX_REFS_PER_CALL);
+  const { session } = channel;
+  let runFirst = 0;
+  let runCount = 0;
+  const flush = (): void => {
+    if (runCount > 0) core.decide(channel, 'object.release', session.objectResource, session.prefixHex, runFirst, runCount, '');
+    runCount = 0;
+  };
+  for (let i = 0; i < n; i++) {
+    const id = r.id();
+    // A client lets go only of what its own session holds; anything else is a claim about others and is passed over.
+    if (core.sessionOf(channel, id) !== session) continue;
+    const index = idIndex(id);
+    if (runCount > 0 && index === runFirst + runCount) runCount++;
+    else {
+      flush();
+      runFirst = index;
+      runCount = 1;
+    }
+    const entry = session.objects.get(index);
+    if (entry !== undefined) releaseHandle(core, entry);
+    const actor = session.actors.get(index);
+    if (actor !== undefined && actor.state === 'DEAD') session.actors.delete(index);
+  }
+  flush();
+  r.finish();
+}
+
+// --- requests -----------------------------------------------------------------------------------------------------------
+
+function done(core: Core, channel: Channel, request: number, info: string, needed: number): void {
+  channel.out.begin(OP.DONE).u32(request).text(info).end();
+  core.markChannel(channel, needed);
+}
+
+export function onCancel(core: Core, channel: Channel, r: FrameReader): void {
+  r.u32();
+  const request = r.u32();
+  const id = r.id();
+  const force = r.u8() !== 0;
+  r.finish();
+  const session = core.sessionOf(channel, id);
+  const entry = session?.objects.get(idIndex(id));
+  const target = session === undefined ? foreignResource(core, 'object', id, undefined) : resource('task', { tenant: session.tenant.name, owner: session.ownerId, function: entry?.producer?.template.exportName ?? '' });
+  const seq = decideOn(core, channel, 'task.cancel', target, hex(id.subarray(0, SESSION_PREFIX_BYTES)), idIndex(id), 1, force ? 'force' : '', id);
+  const needed = seq < 0 ? ~seq : seq;
+  if (seq < 0 || session === undefined) return failRequest(core, channel, request, DENIED, needed);
+  const task = entry?.producer;
+  const found = task !== undefined && task.state !== TASK_STATE.DONE;
+  if (found) cancelTask(core, task, force);
+  done(core, channel, request, JSON.stringify({ cancelled: found }), needed);
+}
+
+export function onKill(core: Core, channel: Channel, r: FrameReader): void {
+  r.u32();
+  const request = r.u32();
+  const id = r.id();
+  r.finish();
+  const actor = findActor(core, channel, id);
+  const elsewhere = actor === undefined && idWord(id, 0) === channel.job.tenant.number && core.nodes.has(idWord(id, 4)) && channel.kind !== CHANNEL_KIND.PEER;
+  const target = actor === undefined ? foreignResource(core, 'actor', id, elsewhere ? channel.job.tenant.name : undefined) : actorResource(actor);
+  const seq = decideOn(core, channel, 'actor.kill', target, hex(id.subarray(0, SESSION_PREFIX_BYTES)), idIndex(id), 1, '', id);
+  const needed = seq < 0 ? ~seq : seq;
+  if (seq < 0 || (actor === undefined && !elsewhere)) return failRequest(core, channel, request, DENIED, needed);
+  if (actor !== undefined) actorDied(core, actor, refused('ACTOR_DIED', 'it was killed'));
+  else core.remoteKills.push({ channel, id: id.slice() });
+  done(core, channel, request, '{"killed":true}', needed);
+}
+
+export function onLookupActor(core: Core, channel: Channel, r: FrameReader): void {
+  r.u32();
+  const request = r.u32();
+  const name = r.str();
+  r.finish();
+  const slash = name.indexOf('/');
+  const seq = core.decide(channel, 'actor.find', resource('actor', { tenant: channel.job.tenant.name, name }), name.slice(0, 256), -1, 1, '');
+  if (seq < 0) return failRequest(core, channel, request, DENIED, ~seq);
+  core.out.push({ type: 'lookup-name', channel, request, name: slash < 0 ? name : name.slice(slash + 1), namespace: slash < 0 ? '' : name.slice(0, slash), auditSeq: seq });
+}
+
+export function onNameFound(core: Core, channel: Channel, request: number, found: { id: Uint8Array; classInfo: string } | undefined, auditSeq: number): void {
+  if (channel.closed) return;
+  if (found === undefined || found.id.length !== OBJECT_ID_BYTES) return failRequest(core, channel, request, refused('DENIED', DENIED_TEXT), auditSeq);
+  channel.out.begin(OP.ACTOR).u32(request).raw(found.id).text(found.classInfo).end();
+  core.markChannel(channel, auditSeq);
+}
+
+export function onContext(core: Core, channel: Channel, r: FrameReader): void {
+  const parent = parentOf(channel, r.u32());
+  const request = r.u32();
+  r.finish();
+  done(core, channel, request, JSON.stringify({
+    job: channel.job.id, tenant: channel.job.tenant.name, node: core.config.nodeId, principal: channel.principal.spiffeId,
+    task: parent === undefined ? null : core.idText(parent.channel.session, parent.seq), attempt: parent?.attempt ?? 0, depth: parent?.depth ?? channel.depth,
+  }), -1);
+}

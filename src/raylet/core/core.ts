@@ -1,0 +1,172 @@
+/**
+ * The state of one raylet and the few operations every part of the core needs: audit, dirty marks, ids. Deterministic: the
+ * time is a parameter, ids come from a random source that the driver gives, IO leaves as effects.
+ */
+import type { Action, DecisionRequest, PolicyDecisionPoint, Resource } from '../../base/decision.ts';
+import { resource } from '../../base/decision.ts';
+import { BulkheadError } from '../../base/errors.ts';
+import { OBJECT_ID_BYTES, SESSION_PREFIX_BYTES, objectIdText, type JobId, type ObjectIdText } from '../../base/ids.ts';
+import type { ResourceVector } from '../../base/resources.ts';
+import type { RandomSource } from '../../base/time.ts';
+import type { Effect } from './effects.ts';
+import type { Actor, Channel, Job, ObjectEntry, RemoteNode, SchedulingClass, Slot, Task, Upstream, Worker } from './state.ts';
+import { Session, TenantState } from './state.ts';
+
+export interface CoreConfig {
+  readonly nodeId: string;
+  readonly nodeNumber: number;
+  readonly total: ResourceVector;
+  readonly maxWorkers: number;
+  readonly random: RandomSource;
+  readonly decisions: PolicyDecisionPoint;
+  readonly sha256: (bytes: Uint8Array) => Uint8Array;
+  /** Memory of an isolate whose task or actor asks for none, bytes. */
+  readonly defaultIsolateBytes: number;
+}
+
+export function hex(bytes: Uint8Array): string {
+  let text = '';
+  for (const b of bytes) text += (b + 0x100).toString(16).slice(1);
+  return text;
+}
+
+/** Reads a u32 of an id without a DataView. */
+export function idWord(id: Uint8Array, at: number): number {
+  return ((id[at] as number) | ((id[at + 1] as number) << 8) | ((id[at + 2] as number) << 16) | ((id[at + 3] as number) << 24)) >>> 0;
+}
+
+export function idIndex(id: Uint8Array): number {
+  return idWord(id, SESSION_PREFIX_BYTES);
+}
+
+export function makeId(prefix: Uint8Array, index: number): Uint8Array {
+  const id = new Uint8Array(OBJECT_ID_BYTES);
+  id.set(prefix);
+  id[20] = index & 0xff;
+  id[21] = (index >>> 8) & 0xff;
+  id[22] = (index >>> 16) & 0xff;
+  id[23] = index >>> 24;
+  return id;
+}
+
+export class Core {
+  readonly config: CoreConfig;
+  nowMs = 0;
+  out: Effect[] = [];
+  available: ResourceVector;
+  readonly tenants = new Map<number, TenantState>();
+  readonly jobs = new Map<JobId, Job>();
+  readonly channels = new Map<number, Channel>();
+  readonly sessions = new Map<string, Session>();
+  readonly workers = new Map<number, Worker>();
+  readonly upstreams = new Map<string, Upstream>();
+  readonly upstreamsByNumber = new Map<number, Upstream>();
+  readonly nodes = new Map<number, RemoteNode>();
+  readonly classes = new Set<SchedulingClass>();
+  readonly dirtyChannels: Channel[] = [];
+  readonly dirtySlots: Slot[] = [];
+  readonly dirtyUpstreams: Upstream[] = [];
+  /** Tasks whose arguments have all arrived, and remote values that somebody wants here: taken up at the end of the step. */
+  woken: Task[] = [];
+  fetches: ObjectEntry[] = [];
+  /** Allowed calls to, and kills of, actors that another raylet owns. */
+  remoteCalls: { readonly task: Task; readonly actorId: Uint8Array }[] = [];
+  remoteKills: { readonly channel: Channel; readonly id: Uint8Array }[] = [];
+  readonly waitingActors = new Set<Actor>();
+  readonly timed = new Set<Task>();
+  servedCounter = 0;
+  #nextNumber = 1;
+  readonly #request: { principal: DecisionRequest['principal']; action: Action; resource: Resource; nowMs: number } = {} as never;
+
+  constructor(config: CoreConfig) {
+    this.config = config;
+    this.available = config.total;
+  }
+
+  nextNumber(): number {
+    return this.#nextNumber++;
+  }
+
+  markChannel(channel: Channel, needed: number): void {
+    if (needed > channel.needed) channel.needed = needed;
+    if (channel.dirty) return;
+    channel.dirty = true;
+    this.dirtyChannels.push(channel);
+  }
+
+  markUpstream(upstream: Upstream, needed: number): void {
+    if (needed > upstream.needed) upstream.needed = needed;
+    if (upstream.dirty) return;
+    upstream.dirty = true;
+    this.dirtyUpstreams.push(upstream);
+  }
+
+  /**
+   * One decision and its record. Returns the record's sequence number, or the bitwise complement of it when denied (so that
+   * the hot path gets both facts without an object): `seq >= 0` is a permit.
+   */
+  decide(channel: Channel, action: Action, target: Resource, resourceName: string, index: number, count: number, detail: string): number {
+    const request = this.#request;
+    request.principal = channel.principal;
+    request.action = action;
+    request.resource = target;
+    request.nowMs = this.nowMs;
+    const decision = this.config.decisions.decide(request);
+    const log = channel.job.tenant.log;
+    const seq = log.append({
+      type: 'decision', timeMs: this.nowMs, principal: channel.principal.spiffeId, action, resourceKind: target.kind, resource: resourceName, index, count,
+      allow: decision.allow, rule: decision.rule, policyVersion: decision.policyVersion, detail,
+    });
+    return decision.allow ? seq : ~seq;
+  }
+
+  lifecycle(tenant: TenantState, event: string, principal: string, kind: string, name: string, index: number, detail: string): void {
+    tenant.log.append({ type: 'lifecycle', timeMs: this.nowMs, event, principal, resourceKind: kind, resource: name, index, detail });
+  }
+
+  /** A fresh session of this raylet: 12 random bytes after the tenant's and the node's number. */
+  newSession(tenant: TenantState, ownerId: string): Session {
+    const prefix = new Uint8Array(SESSION_PREFIX_BYTES);
+    const view = new DataView(prefix.buffer);
+    view.setUint32(0, tenant.number, true);
+    view.setUint32(4, this.config.nodeNumber, true);
+    prefix.set(this.config.random.bytes(12), 8);
+    return this.#addSession(prefix, tenant, this.config.nodeNumber, ownerId);
+  }
+
+  #addSession(prefix: Uint8Array, tenant: TenantState, nodeNumber: number, ownerId: string): Session {
+    const prefixHex = hex(prefix);
+    const session = new Session(prefix, prefixHex, tenant, nodeNumber, ownerId, resource('object', { tenant: tenant.name, owner: ownerId }));
+    this.sessions.set(prefixHex, session);
+    return session;
+  }
+
+  /** The session an id belongs to. Undefined when it is of another tenant or unknown here: the caller answers "denied" to both. */
+  sessionOf(channel: Channel, id: Uint8Array): Session | undefined {
+    const own = channel.session.prefix;
+    let same = true;
+    for (let i = 8; i < SESSION_PREFIX_BYTES && same; i++) same = id[i] === own[i];
+    if (same && idWord(id, 0) === channel.session.tenant.number && idWord(id, 4) === this.config.nodeNumber) return channel.session;
+    const tenant = channel.job.tenant;
+    if (idWord(id, 0) !== tenant.number) return undefined;
+    const session = this.sessions.get(hex(id.subarray(0, SESSION_PREFIX_BYTES)));
+    if (session !== undefined) return session;
+    const node = idWord(id, 4);
+    if (node === this.config.nodeNumber || !this.nodes.has(node) || channel.kind === 2) return undefined;
+    return this.#addSession(id.slice(0, SESSION_PREFIX_BYTES), tenant, node, '');
+  }
+
+  idOf(session: Session, index: number): Uint8Array {
+    return makeId(session.prefix, index);
+  }
+
+  idText(session: Session, index: number): ObjectIdText {
+    return objectIdText(makeId(session.prefix, index));
+  }
+}
+
+export const DENIED_TEXT = 'not found, or not permitted';
+
+export function denied(): BulkheadError {
+  return new BulkheadError('DENIED', DENIED_TEXT);
+}

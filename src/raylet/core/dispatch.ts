@@ -1,0 +1,130 @@
+/**
+ * How work gets onto a slot and off it again: templates, code and arguments go there before the EXEC that needs them; what
+ * comes back settles the refs of the call. Tasks and actor calls share this.
+ */
+import { CALL_KIND, OP } from '../../base/frame.ts';
+import { objectIdText } from '../../base/ids.ts';
+import { makeId, type Core } from './core.ts';
+import { releaseHandle, settleFailed, unpin } from './objects.ts';
+import { CHANNEL_KIND, Channel, OBJECT_STATUS, Slot, TASK_STATE, type Failure, type FinishedTask, type Job, type Task, type Template, type Worker } from './state.ts';
+
+const FINISHED_KEPT = 10_000;
+
+export function markSlot(core: Core, slot: Slot): void {
+  if (slot.channel.dirty) return;
+  core.markChannel(slot.channel, -1);
+}
+
+/** A new isolate on a worker, with a session of its own for the calls its code makes. */
+export function openSlot(core: Core, worker: Worker, job: Job, memoryBytes: number, depth: number): Slot {
+  const slot = new Slot(worker, worker.nextSlot++, job);
+  const session = core.newSession(job.tenant, job.principal.spiffeId);
+  const channel = new Channel(core.nextNumber(), CHANNEL_KIND.SLOT, session, job, job.principal, depth, slot);
+  slot.channel = channel;
+  core.channels.set(channel.number, channel);
+  job.channels.add(channel);
+  worker.slots.set(slot.number, slot);
+  core.out.push({ type: 'open-slot', slot, memoryMiB: Math.max(16, Math.ceil(memoryBytes / 2 ** 20)) });
+  return slot;
+}
+
+function templateOn(core: Core, slot: Slot, template: Template): number {
+  const known = slot.templates.get(template);
+  if (known !== undefined) return known;
+  let code = slot.codes.get(template.digestHex);
+  if (code === undefined) {
+    code = slot.codes.size + 1;
+    slot.codes.set(template.digestHex, code);
+    core.out.push({ type: 'load-code', slot, codeNumber: code, digestHex: template.digestHex });
+  }
+  const number = slot.templates.size + 1;
+  slot.templates.set(template, number);
+  const context = JSON.stringify({ job: slot.job.id, tenant: slot.job.tenant.name, name: template.options.name, cpus: template.options.resources.cpuUnits / 10_000, memory: template.options.resources.memoryBytes });
+  slot.channel.out.begin(OP.TEMPLATE).u32(number).u8(template.kind).u32(code).str(template.exportName).str(template.methodName).u8(template.options.returns).text(context).end();
+  return number;
+}
+
+/** Sends a call whose arguments are all here. */
+export function sendExec(core: Core, slot: Slot, task: Task): void {
+  const number = templateOn(core, slot, task.template);
+  const exec = slot.nextExec++;
+  task.exec = exec;
+  task.slot = slot;
+  task.state = TASK_STATE.RUNNING;
+  task.startedMs = core.nowMs;
+  slot.execs.set(exec, task);
+  if (slot.execs.size === 1) slot.lastResultMs = core.nowMs;
+  const kind = task.template.kind === CALL_KIND.TASK ? 0 : task.template.kind === CALL_KIND.ACTOR_CLASS ? 1 : 2;
+  const deps = task.deps;
+  const out = slot.channel.out.begin(OP.EXEC).u32(exec).u8(kind).u32(number).u32(task.attempt).u16(deps === undefined ? 0 : deps.length);
+  if (deps !== undefined) {
+    for (let i = 0; i < deps.length; i++) {
+      const entry = deps[i]!;
+      out.u16((task.depPositions as number[])[i] as number);
+      if (entry.status === OBJECT_STATUS.INLINE) out.u8(0).bytes(entry.value as Uint8Array);
+      else {
+        const attachment = slot.nextAttachment++;
+        core.out.push({ type: 'attach', slot, attachment, fileName: entry.fileName, size: entry.size });
+        out.u8(1).u32(attachment);
+      }
+    }
+  }
+  out.range(task.batch, task.restStart, task.argsEnd).end();
+  markSlot(core, slot);
+  const template = task.template.options;
+  if (template.timeoutMs > 0 || template.cpuTimeMs > 0) core.timed.add(task);
+}
+
+/** Takes a call off its slot. True when it was there. */
+export function takeOff(core: Core, task: Task): boolean {
+  const slot = task.slot;
+  if (slot === undefined || !slot.execs.delete(task.exec)) return false;
+  core.timed.delete(task);
+  if (slot.lease !== undefined && task.blocked === 0) slot.lease.active--;
+  task.blocked = 0;
+  task.slot = undefined;
+  return true;
+}
+
+/** The end of a call, whatever it was: arguments are let go, refs made by it too, its place among the finished is noted. */
+export function concludeTask(core: Core, task: Task, failure: Failure | undefined): void {
+  if (task.state === TASK_STATE.DONE) return;
+  task.state = TASK_STATE.DONE;
+  core.timed.delete(task);
+  const channel = task.channel;
+  channel.inFlight--;
+  if (failure !== undefined) {
+    const entries = Math.max(task.template.kind === CALL_KIND.ACTOR_CLASS ? 1 : task.template.options.returns, 1);
+    for (let i = 0; i < entries; i++) {
+      const entry = channel.session.objects.get(task.seq + i);
+      if (entry !== undefined && entry.producer === task) settleFailed(core, entry, failure);
+    }
+  }
+  if (task.deps !== undefined) for (const entry of task.deps) unpin(core, entry);
+  if (task.contained !== undefined) for (const entry of task.contained) unpin(core, entry);
+  task.deps = undefined;
+  task.contained = undefined;
+  const finished: FinishedTask[] = channel.job.tenant.finished;
+  if (task.template.kind === CALL_KIND.TASK) {
+    finished.push({ id: objectIdText(makeId(channel.session.prefix, task.seq)), job: channel.job.id, name: taskName(task), state: failure === undefined ? 'FINISHED' : 'FAILED', reason: failure === undefined ? '' : `${failure.code}: ${failure.message}`, startedMs: task.startedMs, endedMs: core.nowMs });
+    if (finished.length > 2 * FINISHED_KEPT) finished.splice(0, finished.length - FINISHED_KEPT);
+  }
+  if (failure !== undefined) core.lifecycle(channel.job.tenant, 'task.failed', channel.principal.spiffeId, 'task', channel.session.prefixHex, task.seq, `${failure.code} ${task.template.detail}`);
+}
+
+/** Refs that a task's code made and did not return are released with it: a task cannot hold what outlives it. */
+export function releaseCreated(core: Core, slot: Slot, task: Task): void {
+  const created = task.created;
+  task.created = undefined;
+  if (created === undefined) return;
+  for (const index of created) {
+    const entry = slot.channel.session.objects.get(index);
+    if (entry !== undefined) releaseHandle(core, entry);
+  }
+}
+
+export function taskName(task: Task): string {
+  const { options, exportName, methodName } = task.template;
+  if (options.name !== '' && task.template.kind === CALL_KIND.TASK) return options.name;
+  return methodName === '' ? exportName : `${exportName}.${methodName}`;
+}

@@ -1,0 +1,28 @@
+/**
+ * What a step wants done, as data. The driver (src/raylet/raylet.ts) executes them in order, then sends what the writers of
+ * dirty channels, slots and upstreams hold — each no earlier than the audit record it needs is on disk.
+ */
+import type { Actor, Channel, Job, Slot, TenantState, Upstream, Worker } from './state.ts';
+
+export type Effect =
+  | { readonly type: 'start-worker'; readonly worker: Worker; readonly cpus: number }
+  | { readonly type: 'kill-worker'; readonly worker: Worker; readonly reason: 'TIMEOUT' | 'CANCELLED' | 'IDLE' | 'MISBEHAVED' | 'JOB_ENDED' }
+  | { readonly type: 'open-slot'; readonly slot: Slot; readonly memoryMiB: number }
+  | { readonly type: 'close-slot'; readonly slot: Slot }
+  | { readonly type: 'load-code'; readonly slot: Slot; readonly codeNumber: number; readonly digestHex: string }
+  | { readonly type: 'attach'; readonly slot: Slot; readonly attachment: number; readonly fileName: string; readonly size: number }
+  | { readonly type: 'store-code'; readonly tenant: TenantState; readonly digestHex: string; readonly source: Uint8Array }
+  | { readonly type: 'seal-staged'; readonly worker: Worker; readonly staged: number; readonly fileName: string; readonly size: number }
+  | { readonly type: 'write-part'; readonly tenant: TenantState; readonly fileName: string; readonly offset: number; readonly bytes: Uint8Array; readonly last: boolean }
+  | { readonly type: 'delete-file'; readonly tenant: TenantState; readonly fileName: string }
+  | { readonly type: 'stream-file'; readonly channel: Channel; readonly request: number; readonly position: number; readonly fileName: string; readonly size: number; readonly needed: number }
+  | { readonly type: 'load-inline'; readonly slot: Slot; readonly attachment: number; readonly value: Uint8Array }
+  | { readonly type: 'register-name'; readonly actor: Actor; readonly id: Uint8Array; readonly classInfo: string }
+  | { readonly type: 'release-name'; readonly actor: Actor; readonly id: Uint8Array }
+  | { readonly type: 'lookup-name'; readonly channel: Channel; readonly request: number; readonly name: string; readonly namespace: string; readonly auditSeq: number }
+  | { readonly type: 'open-upstream'; readonly upstream: Upstream; readonly depth: number }
+  | { readonly type: 'close-upstream'; readonly upstream: Upstream }
+  | { readonly type: 'close-channel'; readonly channel: Channel; readonly reason: string }
+  | { readonly type: 'stream-code'; readonly upstream: Upstream; readonly digestHex: string }
+  | { readonly type: 'log'; readonly job: Job; readonly taskId: string; readonly actorId: string; readonly name: string; readonly stream: number; readonly text: Uint8Array }
+  | { readonly type: 'job-ended'; readonly job: Job };

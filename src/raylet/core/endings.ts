@@ -1,0 +1,204 @@
+/**
+ * How calls end: with a result, an error of the tenant's code, a cancellation, a limit, or the death of the worker under
+ * them. Every path concludes the call exactly once and gives its lease back.
+ */
+import { CALL_KIND, OP } from '../../base/frame.ts';
+import { actorCreated, actorDied, callEnded } from './actors.ts';
+import type { Core } from './core.ts';
+import { concludeTask, markSlot, releaseCreated, takeOff } from './dispatch.ts';
+import { releaseSession } from './objects.ts';
+import { dropLease, measure, remoteTaskEnded, requeue } from './scheduler.ts';
+import { cancelRemote } from './upstreams.ts';
+import { TASK_STATE, type Failure, type Slot, type Task, type Worker } from './state.ts';
+
+/** A polite cancel has this long to take effect; then the isolate, or its process, is killed from outside. */
+const GRACE_MS = 250;
+
+/** The next exec of a lease starts where this one ended: its limits count from here. */
+function startNext(core: Core, slot: Slot): void {
+  if (slot.lease === undefined) return;
+  for (const next of slot.execs.values()) {
+    if (next.blocked > 0) continue;
+    next.startedMs = core.nowMs;
+    next.cpuAtStartMicros = 0;
+    return;
+  }
+}
+
+/** A call's results have been set, or it failed by `failure`. `results`: how many came in the same batch, for measuring. */
+export function execEnded(core: Core, slot: Slot, task: Task, failure: Failure | undefined, results: number): void {
+  if (!takeOff(core, task)) return;
+  if (slot.lease !== undefined) {
+    measure(core, slot, task, results);
+    slot.lastResultMs = core.nowMs;
+    releaseCreated(core, slot, task);
+    startNext(core, slot);
+  }
+  const end = task.cancelled ?? failure;
+  const actor = slot.actor;
+  if (task.template.kind === CALL_KIND.ACTOR_CLASS && actor !== undefined) {
+    if (end !== undefined) return actorDied(core, actor, end);
+    concludeTask(core, task, undefined);
+    return actorCreated(core, actor);
+  }
+  concludeTask(core, task, end);
+  if (actor !== undefined) callEnded(core, actor);
+}
+
+/** A forwarded call has been answered by the other raylet. */
+export function remoteEnded(core: Core, task: Task): void {
+  if (task.state === TASK_STATE.DONE) return;
+  const actor = task.actor;
+  if (task.template.kind === CALL_KIND.ACTOR_CLASS) {
+    const created = task.channel.session.actors.get(task.seq);
+    const failure = task.channel.session.objects.get(task.seq)?.failure;
+    if (created !== undefined && failure !== undefined) return actorDied(core, created, failure);
+    concludeTask(core, task, undefined);
+    if (created !== undefined) actorCreated(core, created);
+    return;
+  }
+  if (actor === undefined) remoteTaskEnded(core, task);
+  concludeTask(core, task, undefined);
+  if (actor !== undefined) callEnded(core, actor);
+}
+
+/** Another raylet is gone: what was only forwarded runs again elsewhere, as far as its retries allow. */
+export function remoteLost(core: Core, tasks: readonly Task[], failure: Failure): void {
+  for (const task of tasks) {
+    if (task.template.kind === CALL_KIND.ACTOR_CLASS) {
+      const actor = task.channel.session.actors.get(task.seq);
+      if (actor !== undefined) actorDied(core, actor, failure);
+    } else if (task.actor !== undefined) actorDied(core, task.actor, failure);
+    else {
+      remoteTaskEnded(core, task);
+      retryOrFail(core, task, failure);
+    }
+  }
+}
+
+function retryOrFail(core: Core, task: Task, failure: Failure): void {
+  if (task.cancelled !== undefined) concludeTask(core, task, task.cancelled);
+  else if (task.attempt < task.template.options.maxRetries) {
+    task.attempt++;
+    requeue(core, task);
+  } else concludeTask(core, task, failure);
+}
+
+export function cancelTask(core: Core, task: Task, force: boolean): void {
+  if (task.state === TASK_STATE.DONE || task.cancelled !== undefined) return;
+  const failure: Failure = { code: 'CANCELLED', message: 'the task was cancelled', stack: '' };
+  if (task.state !== TASK_STATE.RUNNING) {
+    const actor = task.actor;
+    concludeTask(core, task, failure);
+    if (actor !== undefined) callEnded(core, actor);
+    return;
+  }
+  stopRunning(core, task, failure, force ? 0 : GRACE_MS * 8);
+}
+
+/** Asks a running call to stop, and kills what it runs in when it has not within the grace. */
+function stopRunning(core: Core, task: Task, failure: Failure, graceMs: number): void {
+  task.cancelled = failure;
+  if (task.slot !== undefined) {
+    task.slot.channel.out.begin(OP.CANCEL_EXEC).u32(task.exec).end();
+    markSlot(core, task.slot);
+    task.killAtMs = core.nowMs + graceMs;
+    core.timed.add(task);
+  } else if (task.upstream !== undefined) cancelRemote(core, task.upstream, task, graceMs === 0);
+}
+
+/** Limits, checked every tick from outside the isolate. */
+export function enforceLimits(core: Core, cpuMicrosOf: (worker: Worker) => number): void {
+  for (const task of core.timed) {
+    const { options } = task.template;
+    if (task.state === TASK_STATE.QUEUED || task.state === TASK_STATE.WAITING) {
+      if (options.queueTimeoutMs > 0 && core.nowMs - task.submittedMs > options.queueTimeoutMs) concludeTask(core, task, { code: 'TIMEOUT', message: `the task did not start within ${options.queueTimeoutMs} ms`, stack: '' });
+      continue;
+    }
+    const slot = task.slot;
+    if (task.state !== TASK_STATE.RUNNING || slot === undefined) continue;
+    if (task.killAtMs > 0) {
+      if (core.nowMs >= task.killAtMs) killUnder(core, slot, task);
+      continue;
+    }
+    if (slot.lease !== undefined && first(slot) !== task && task.blocked === 0) continue;
+    if (options.timeoutMs > 0 && core.nowMs - task.startedMs > options.timeoutMs) stopRunning(core, task, { code: 'TIMEOUT', message: `the call ran longer than its limit of ${options.timeoutMs} ms`, stack: '' }, GRACE_MS);
+    else if (options.cpuTimeMs > 0) {
+      const micros = cpuMicrosOf(slot.worker);
+      if (task.cpuAtStartMicros === 0) task.cpuAtStartMicros = micros;
+      else if (micros - task.cpuAtStartMicros > options.cpuTimeMs * 1_000) stopRunning(core, task, { code: 'TIMEOUT', message: `the call used more cpu time than its limit of ${options.cpuTimeMs} ms`, stack: '' }, 0);
+    }
+  }
+}
+
+function first(slot: Slot): Task | undefined {
+  for (const task of slot.execs.values()) if (task.blocked === 0) return task;
+  return undefined;
+}
+
+function killUnder(core: Core, slot: Slot, task: Task): void {
+  task.killAtMs = Number.POSITIVE_INFINITY;
+  if (slot.actor !== undefined) {
+    // A call that cannot be stopped takes its actor with it: the isolate runs nothing else.
+    const failure = task.cancelled as Failure;
+    takeOff(core, task);
+    concludeTask(core, task, failure);
+    actorDied(core, slot.actor, { code: 'ACTOR_DIED', message: `a call had to be killed: ${failure.message}`, stack: '' });
+  } else core.out.push({ type: 'kill-worker', worker: slot.worker, reason: 'TIMEOUT' });
+}
+
+/** One isolate is gone, or its whole process. `ours`: we killed it, so only the call that was meant is to blame. */
+export function slotDied(core: Core, slot: Slot, failure: Failure, ours: boolean): void {
+  const { worker } = slot;
+  worker.slots.delete(slot.number);
+  const tasks = [...slot.execs.values()];
+  slot.execs.clear();
+  let blame = !ours;
+  const lease = slot.lease;
+  if (lease !== undefined) {
+    lease.active = 0;
+    dropLease(core, lease);
+  }
+  const requeued: Task[] = [];
+  for (const task of tasks) {
+    core.timed.delete(task);
+    task.slot = undefined;
+    task.blocked = 0;
+    task.created = undefined;
+    if (slot.actor !== undefined) continue;
+    if (task.cancelled !== undefined) concludeTask(core, task, task.cancelled);
+    else if (blame && failure.code === 'OUT_OF_MEMORY') concludeTask(core, task, failure);
+    else if (!blame || task.attempt < task.template.options.maxRetries) {
+      if (blame) task.attempt++;
+      requeued.push(task);
+    } else concludeTask(core, task, failure);
+    // A lease runs its calls in order: the first without a result is the one that did it; those behind it had not begun.
+    blame = false;
+  }
+  for (const task of requeued.reverse()) requeue(core, task);
+  const actor = slot.actor;
+  if (actor !== undefined) {
+    actor.slot = undefined;
+    for (const task of tasks) if (task !== actor.creation) concludeTask(core, task, task.cancelled ?? failure);
+    actorDied(core, actor, failure);
+  }
+  closeSlotChannel(core, slot);
+}
+
+function closeSlotChannel(core: Core, slot: Slot): void {
+  const channel = slot.channel;
+  channel.closed = true;
+  for (const call of channel.pendingWaits) call.done = true;
+  core.channels.delete(channel.number);
+  slot.job.channels.delete(channel);
+  for (const actor of [...channel.session.actors.values()]) if (!actor.template.options.detached) actorDied(core, actor, { code: 'ACTOR_DIED', message: 'its owner ended', stack: '' });
+  releaseSession(core, channel.session);
+}
+
+export function workerDied(core: Core, worker: Worker, failure: Failure, ours: boolean): void {
+  if (worker.state === 'DEAD') return;
+  worker.state = 'DEAD';
+  core.workers.delete(worker.key);
+  for (const slot of [...worker.slots.values()]) slotDied(core, slot, failure, ours);
+  for (const job of core.jobs.values()) for (const actor of [...job.actors]) if (actor.worker === worker && actor.slot === undefined && actor.state === 'PENDING_CREATION') actorDied(core, actor, failure);
+}

@@ -1,0 +1,119 @@
+/**
+ * Options of a task function, actor class or method, as a client sends them in DEFINE. Untrusted JSON: every field is
+ * checked, unknown ones are refused, so that a misspelt limit never silently means "no limit".
+ */
+import { BulkheadError } from '../../base/errors.ts';
+import { quote } from '../../base/ids.ts';
+import { MAX_RETURNS } from '../../base/limits.ts';
+import type { ResourceVector } from '../../base/resources.ts';
+import { parseUnits } from '../../base/resources.ts';
+
+export interface FunctionOptions {
+  readonly returns: number;
+  readonly resources: ResourceVector;
+  readonly maxRetries: number;
+  /** Wall time of one run, ms; 0: none. */
+  readonly timeoutMs: number;
+  /** CPU time of one run, ms; 0: none. */
+  readonly cpuTimeMs: number;
+  /** Time a task may wait before it starts, ms; 0: none. */
+  readonly queueTimeoutMs: number;
+  readonly name: string;
+  readonly namespace: string;
+  readonly label: string;
+  readonly isolation: 'isolate' | 'gvisor';
+  readonly detached: boolean;
+  readonly getIfExists: boolean;
+  readonly maxConcurrency: number;
+  readonly maxPendingCalls: number;
+}
+
+const DAY_MS = 24 * 3_600_000;
+
+function refuse(what: string): never {
+  throw new BulkheadError('INVALID_ARGUMENT', `options are not valid: ${what}`);
+}
+
+function integer(name: string, value: unknown, low: number, high: number): number {
+  if (typeof value !== 'number' || !Number.isInteger(value) || value < low || value > high) refuse(`${name} must be a whole number from ${low} to ${high}`);
+  return value;
+}
+
+function shortText(name: string, value: unknown, pattern: RegExp, form: string): string {
+  if (typeof value !== 'string' || (value !== '' && !pattern.test(value))) refuse(`${name} must be ${form}`);
+  return value;
+}
+
+const NAME = /^[A-Za-z0-9](?:[A-Za-z0-9._:/-]{0,126}[A-Za-z0-9])?$/;
+const NAME_FORM = '1 to 128 characters of A-Z a-z 0-9 . _ : / -';
+
+type Parser = (value: unknown) => unknown;
+const PARSERS: Readonly<Record<string, Parser>> = Object.freeze({
+  __proto__: null as never,
+  returns: (v: unknown) => integer('returns', v, 0, MAX_RETURNS),
+  cpus: (v: unknown) => parseUnits('cpus', v),
+  memoryBytes: (v: unknown) => integer('memoryBytes', v, 0, 2 ** 44),
+  resources: (v: unknown) => {
+    if (typeof v !== 'object' || v === null || Array.isArray(v)) refuse('resources must be an object of amounts');
+    const custom: Record<string, number> = Object.create(null) as Record<string, number>;
+    const entries = Object.entries(v);
+    if (entries.length > 32) refuse('resources names more than 32 resources');
+    for (const [name, amount] of entries) {
+      if (!/^[A-Za-z][A-Za-z0-9_.:-]{0,62}$/.test(name)) refuse(`the resource name ${quote(name)} is not valid`);
+      custom[name] = parseUnits(`resource ${name}`, amount);
+    }
+    return entries.length === 0 ? undefined : custom;
+  },
+  maxRetries: (v: unknown) => integer('maxRetries', v, 0, 100),
+  timeoutMs: (v: unknown) => integer('timeoutMs', v, 0, 30 * DAY_MS),
+  cpuTimeMs: (v: unknown) => integer('cpuTimeMs', v, 0, 30 * DAY_MS),
+  queueTimeoutMs: (v: unknown) => integer('queueTimeoutMs', v, 0, 30 * DAY_MS),
+  name: (v: unknown) => shortText('name', v, NAME, NAME_FORM),
+  namespace: (v: unknown) => shortText('namespace', v, NAME, NAME_FORM),
+  label: (v: unknown) => shortText('label', v, NAME, NAME_FORM),
+  isolation: (v: unknown) => (v === 'isolate' || v === 'gvisor' ? v : refuse("isolation must be 'isolate' or 'gvisor'")),
+  scheduling: (v: unknown) => (v === 'default' || v === 'spread' ? v : refuse("scheduling must be 'default' or 'spread'")),
+  detached: (v: unknown) => (typeof v === 'boolean' ? v : refuse('detached must be true or false')),
+  getIfExists: (v: unknown) => (typeof v === 'boolean' ? v : refuse('getIfExists must be true or false')),
+  maxRestarts: (v: unknown) => integer('maxRestarts', v, 0, 1_000),
+  maxTaskRetries: (v: unknown) => integer('maxTaskRetries', v, 0, 1_000),
+  maxConcurrency: (v: unknown) => integer('maxConcurrency', v, 1, 10_000),
+  maxPendingCalls: (v: unknown) => integer('maxPendingCalls', v, 0, 1_000_000),
+});
+
+/** Ray's defaults: a task takes one cpu, an actor none while it runs; three retries when a worker dies. */
+export function parseFunctionOptions(json: string, isActor: boolean): FunctionOptions {
+  let parsed: unknown;
+  try {
+    parsed = JSON.parse(json === '' ? '{}' : json);
+  } catch {
+    return refuse('not JSON');
+  }
+  if (typeof parsed !== 'object' || parsed === null || Array.isArray(parsed)) refuse('not an object');
+  const given: Record<string, unknown> = Object.create(null) as Record<string, unknown>;
+  for (const [key, value] of Object.entries(parsed)) {
+    const parse = PARSERS[key];
+    if (parse === undefined) refuse(`${quote(key)} is not an option`);
+    given[key] = parse(value);
+  }
+  return {
+    returns: (given['returns'] as number | undefined) ?? 1,
+    resources: {
+      cpuUnits: (given['cpus'] as number | undefined) ?? (isActor ? 0 : 10_000),
+      memoryBytes: (given['memoryBytes'] as number | undefined) ?? 0,
+      custom: given['resources'] as Readonly<Record<string, number>> | undefined,
+    },
+    maxRetries: (given['maxRetries'] as number | undefined) ?? 3,
+    timeoutMs: (given['timeoutMs'] as number | undefined) ?? 0,
+    cpuTimeMs: (given['cpuTimeMs'] as number | undefined) ?? 0,
+    queueTimeoutMs: (given['queueTimeoutMs'] as number | undefined) ?? 0,
+    name: (given['name'] as string | undefined) ?? '',
+    namespace: (given['namespace'] as string | undefined) ?? '',
+    label: (given['label'] as string | undefined) ?? '',
+    isolation: (given['isolation'] as 'isolate' | 'gvisor' | undefined) ?? 'isolate',
+    detached: (given['detached'] as boolean | undefined) ?? false,
+    getIfExists: (given['getIfExists'] as boolean | undefined) ?? false,
+    maxConcurrency: (given['maxConcurrency'] as number | undefined) ?? 1_000,
+    maxPendingCalls: (given['maxPendingCalls'] as number | undefined) ?? 0,
+  };
+}

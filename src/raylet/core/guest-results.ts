@@ -1,0 +1,80 @@
+/**
+ * What comes out of an isolate besides runtime calls: results, failures, log lines. All of it is a tenant's claim about its own
+ * calls: an exec number that is not on this slot, or a result of the wrong shape, hurts only that tenant.
+ */
+import { BulkheadError, isErrorCode } from '../../base/errors.ts';
+import { CALL_KIND, type FrameReader } from '../../base/frame.ts';
+import { objectIdText } from '../../base/ids.ts';
+import { MAX_ERROR_MESSAGE_CHARS, MAX_FRAME_BYTES, MAX_OBJECT_BYTES, MAX_REFS_PER_CALL, MAX_STACK_CHARS } from '../../base/limits.ts';
+import { makeId, type Core } from './core.ts';
+import { taskName } from './dispatch.ts';
+import { execEnded } from './endings.ts';
+import { findEntry, settleFile, settleInline } from './objects.ts';
+import { OBJECT_STATUS, type Failure, type ObjectEntry, type Slot } from './state.ts';
+
+export function onResult(core: Core, slot: Slot, r: FrameReader, results: number): void {
+  const exec = r.u32();
+  const n = r.u8();
+  const task = slot.execs.get(exec);
+  const wanted = task === undefined ? -1 : task.template.kind === CALL_KIND.ACTOR_CLASS ? 0 : task.template.options.returns;
+  // A call that was cancelled, or returned the wrong number of values, is answered by a failure below: its values are dropped.
+  const keep = task !== undefined && task.cancelled === undefined && (n === wanted || task.template.kind === CALL_KIND.ACTOR_CLASS);
+  for (let i = 0; i < n; i++) {
+    const form = r.u8();
+    const refs = r.refCount(MAX_REFS_PER_CALL);
+    const entry = keep && task !== undefined && wanted > 0 ? task.channel.session.objects.get(task.seq + i) : undefined;
+    let contained: ObjectEntry[] | undefined;
+    for (let k = 0; k < refs; k++) {
+      const inner = findEntry(core, slot.channel, r.id());
+      if (inner === undefined || entry === undefined || inner === entry) continue;
+      inner.pins++;
+      (contained ??= []).push(inner);
+    }
+    if (entry !== undefined && contained !== undefined) entry.contained = contained;
+    if (form === 0) {
+      const value = r.bytes(MAX_FRAME_BYTES);
+      if (entry !== undefined) settleInline(core, entry, value.slice());
+    } else if (form === 1) {
+      const staged = r.u32();
+      const size = r.u64();
+      if (size > MAX_OBJECT_BYTES) throw new BulkheadError('INVALID_ARGUMENT', `a result of ${size} bytes`);
+      if (entry === undefined || task === undefined) continue;
+      const fileName = `obj-${task.channel.session.prefixHex}-${task.seq + i}`;
+      core.out.push({ type: 'seal-staged', worker: slot.worker, staged, fileName, size });
+      settleFile(core, entry, fileName, size);
+    } else throw new BulkheadError('INVALID_ARGUMENT', `result form ${form}`);
+  }
+  r.finish();
+  if (task === undefined) return;
+  let failure: Failure | undefined;
+  if (!keep && task.cancelled === undefined) failure = { code: 'TASK_FAILED', message: `${taskName(task)} must return ${wanted} values, it returned ${n}`, stack: '' };
+  else if (keep && task.template.kind === CALL_KIND.ACTOR_CLASS) {
+    const entry = task.channel.session.objects.get(task.seq);
+    // The creation's own ref is ready when the actor is: its value is CBOR null.
+    if (entry !== undefined && entry.status === OBJECT_STATUS.PENDING) settleInline(core, entry, Uint8Array.of(0xf6));
+  } else if (keep && wanted === 0) {
+    const entry = task.channel.session.objects.get(task.seq);
+    if (entry !== undefined) settleInline(core, entry, Uint8Array.of(0xf7));
+  }
+  execEnded(core, slot, task, failure, results);
+}
+
+export function onFailure(core: Core, slot: Slot, r: FrameReader, results: number): void {
+  const exec = r.u32();
+  const code = r.str();
+  const message = r.text(MAX_FRAME_BYTES).slice(0, MAX_ERROR_MESSAGE_CHARS);
+  const stack = r.text(MAX_FRAME_BYTES).slice(0, MAX_STACK_CHARS);
+  r.finish();
+  const task = slot.execs.get(exec);
+  if (task !== undefined) execEnded(core, slot, task, { code: isErrorCode(code) ? code : 'TASK_FAILED', message, stack }, results);
+}
+
+export function onLog(core: Core, slot: Slot, r: FrameReader): void {
+  const exec = r.u32();
+  const stream = r.u8();
+  const text = r.rest();
+  const task = slot.execs.get(exec);
+  const id = task !== undefined ? objectIdText(makeId(task.channel.session.prefix, task.seq)) : slot.actor !== undefined ? objectIdText(makeId(slot.actor.session.prefix, slot.actor.index)) : '';
+  const name = task !== undefined ? taskName(task) : (slot.actor?.template.exportName ?? '');
+  core.out.push({ type: 'log', job: slot.job, taskId: id, actorId: slot.actor === undefined ? '' : objectIdText(makeId(slot.actor.session.prefix, slot.actor.index)), name, stream, text: text.slice() });
+}

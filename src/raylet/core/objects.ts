@@ -1,0 +1,240 @@
+/**
+ * The objects this raylet owns or has borrowed: who holds them, who waits for them, where the bytes are. A value is set once
+ * and never changes. Counting is the raylet's own; what a worker says about references is a claim about its own session only.
+ */
+import { OP } from '../../base/frame.ts';
+import { MAX_INLINE_BYTES } from '../../base/limits.ts';
+import { DENIED_TEXT, idIndex, makeId, type Core } from './core.ts';
+import { CHANNEL_KIND, OBJECT_STATUS, ObjectEntry, PENDING_KIND, PendingCall, TASK_STATE, type Channel, type Failure, type Session, type Task, type Waiter } from './state.ts';
+
+export const LOST: Failure = { code: 'OBJECT_LOST', message: 'the object does not exist: it was released, or never created', stack: '' };
+export const DENIED: Failure = { code: 'DENIED', message: DENIED_TEXT, stack: '' };
+
+/** The entry behind an id, for a principal of the tenant the id names. Ids of other raylets get an entry that is fetched when wanted. */
+export function findEntry(core: Core, channel: Channel, id: Uint8Array): ObjectEntry | undefined {
+  const session = core.sessionOf(channel, id);
+  if (session === undefined) return undefined;
+  const index = idIndex(id);
+  const entry = session.objects.get(index);
+  if (entry !== undefined || session.nodeNumber === core.config.nodeNumber) return entry;
+  const borrowed = new ObjectEntry(session, index);
+  borrowed.handles = 0;
+  borrowed.remoteId = makeId(session.prefix, index);
+  session.objects.set(index, borrowed);
+  return borrowed;
+}
+
+export function createEntry(session: Session, index: number): ObjectEntry {
+  const entry = new ObjectEntry(session, index);
+  session.objects.set(index, entry);
+  return entry;
+}
+
+function account(core: Core, entry: ObjectEntry): void {
+  const tenant = entry.session.tenant;
+  tenant.objectBytes += entry.size;
+  if (tenant.objectBytes <= tenant.quota.objectBytes) return;
+  const failure: Failure = { code: 'QUOTA_EXCEEDED', message: `the tenant's objects on this node would take ${tenant.objectBytes} bytes, more than its quota of ${tenant.quota.objectBytes}: release refs, or ask for a larger quota`, stack: '' };
+  dropBytes(core, entry);
+  entry.status = OBJECT_STATUS.FAILED;
+  entry.failure = failure;
+}
+
+function dropBytes(core: Core, entry: ObjectEntry): void {
+  entry.session.tenant.objectBytes -= entry.size;
+  if (entry.fileName !== '') core.out.push({ type: 'delete-file', tenant: entry.session.tenant, fileName: entry.fileName });
+  entry.fileName = '';
+  entry.value = undefined;
+  entry.size = 0;
+}
+
+/** Sets an inline value. `value` must be the entry's own memory. */
+export function settleInline(core: Core, entry: ObjectEntry, value: Uint8Array): void {
+  if (entry.status !== OBJECT_STATUS.PENDING && entry.status !== OBJECT_STATUS.REMOTE) return;
+  entry.status = OBJECT_STATUS.INLINE;
+  entry.value = value;
+  entry.size = value.length;
+  account(core, entry);
+  wake(core, entry);
+}
+
+export function settleFile(core: Core, entry: ObjectEntry, fileName: string, size: number): void {
+  if (entry.status !== OBJECT_STATUS.PENDING && entry.status !== OBJECT_STATUS.REMOTE) {
+    core.out.push({ type: 'delete-file', tenant: entry.session.tenant, fileName });
+    return;
+  }
+  entry.status = OBJECT_STATUS.FILE;
+  entry.fileName = fileName;
+  entry.size = size;
+  account(core, entry);
+  wake(core, entry);
+}
+
+export function settleFailed(core: Core, entry: ObjectEntry, failure: Failure): void {
+  if (entry.status !== OBJECT_STATUS.PENDING && entry.status !== OBJECT_STATUS.REMOTE) return;
+  entry.status = OBJECT_STATUS.FAILED;
+  entry.failure = failure;
+  wake(core, entry);
+}
+
+/** The value is ready on another raylet: whoever only waits for readiness is told; who wants the bytes has them fetched. */
+export function settleRemote(core: Core, entry: ObjectEntry, size: number): void {
+  if (entry.status !== OBJECT_STATUS.PENDING) return;
+  entry.status = OBJECT_STATUS.REMOTE;
+  const waiters = entry.waiters;
+  if (waiters !== undefined) {
+    const keep: Waiter[] = [];
+    for (const waiter of waiters) {
+      if (waiter.call !== undefined && waiter.call.kind === PENDING_KIND.WAIT) waitReady(core, waiter.call, waiter.position);
+      else keep.push(waiter);
+    }
+    entry.waiters = keep.length > 0 ? keep : undefined;
+    if (keep.length > 0) core.fetches.push(entry);
+  }
+  void size;
+}
+
+function wake(core: Core, entry: ObjectEntry): void {
+  entry.producer = undefined;
+  entry.fetching = false;
+  const waiters = entry.waiters;
+  entry.waiters = undefined;
+  if (waiters !== undefined) {
+    for (const waiter of waiters) {
+      if (waiter.task !== undefined) {
+        const task = waiter.task;
+        if (--task.missing === 0 && task.state === TASK_STATE.WAITING) core.woken.push(task);
+        continue;
+      }
+      const call = waiter.call as PendingCall;
+      if (call.kind === PENDING_KIND.WAIT) waitReady(core, call, waiter.position);
+      else {
+        writeValue(core, call.channel, call.request, waiter.position, entry, call.auditSeq, call.kind);
+        entry.pins--;
+        if (--call.remaining === 0) finishCall(core, call);
+      }
+    }
+  }
+  collect(core, entry);
+}
+
+/** Frees an entry that nobody holds, needs or waits for. */
+export function collect(core: Core, entry: ObjectEntry): void {
+  if (entry.handles > 0 || entry.pins > 0 || entry.waiters !== undefined || entry.producer !== undefined || entry.fetching) return;
+  if (entry.session.objects.get(entry.index) !== entry) return;
+  entry.session.objects.delete(entry.index);
+  dropBytes(core, entry);
+  if (entry.remote !== undefined && entry.remoteId !== undefined && !entry.remote.closed) {
+    entry.remote.out.begin(OP.RELEASE).refs([entry.remoteId]).end();
+    core.markUpstream(entry.remote, -1);
+  }
+  const contained = entry.contained;
+  entry.contained = undefined;
+  if (contained !== undefined) for (const inner of contained) unpin(core, inner);
+}
+
+export function unpin(core: Core, entry: ObjectEntry): void {
+  entry.pins--;
+  collect(core, entry);
+}
+
+export function releaseHandle(core: Core, entry: ObjectEntry): void {
+  if (entry.handles > 0) entry.handles--;
+  collect(core, entry);
+}
+
+function finishCall(core: Core, call: PendingCall): void {
+  call.done = true;
+  call.channel.pendingWaits.delete(call);
+  if (call.exec !== undefined) unblock(call.exec);
+}
+
+/** An exec that waits for an object gives up its place on the cpu; here it takes it back. */
+function unblock(task: Task): void {
+  if (--task.blocked > 0) return;
+  const lease = task.slot?.lease;
+  if (lease !== undefined && task.state === TASK_STATE.RUNNING) lease.active++;
+}
+
+export function block(core: Core, task: Task): void {
+  void core;
+  if (++task.blocked > 1) return;
+  const lease = task.slot?.lease;
+  if (lease !== undefined && task.state === TASK_STATE.RUNNING) lease.active--;
+}
+
+function writeFailure(channel: Channel, request: number, position: number, failure: Failure): void {
+  channel.out.begin(OP.VALUE_FAILED).u32(request).u32(position).str(failure.code).text(failure.message).text(failure.stack).end();
+}
+
+/** Answers one position of a GET or RESOLVE from a settled entry. */
+export function writeValue(core: Core, channel: Channel, request: number, position: number, entry: ObjectEntry, needed: number, kind: number): void {
+  if (channel.closed) return;
+  if (entry.status === OBJECT_STATUS.INLINE) channel.out.begin(OP.VALUE).u32(request).u32(position).raw(entry.value as Uint8Array).end();
+  else if (entry.status === OBJECT_STATUS.FILE) {
+    if (kind === PENDING_KIND.RESOLVE) channel.out.begin(OP.VALUE_STORED).u32(request).u32(position).u64(entry.size).end();
+    else if (channel.kind === CHANNEL_KIND.SLOT && channel.slot !== undefined) {
+      const attachment = channel.slot.nextAttachment++;
+      core.out.push({ type: 'attach', slot: channel.slot, attachment, fileName: entry.fileName, size: entry.size });
+      channel.out.begin(OP.VALUE_ATTACHED).u32(request).u32(position).u32(attachment).end();
+    } else {
+      core.out.push({ type: 'stream-file', channel, request, position, fileName: entry.fileName, size: entry.size, needed });
+      return;
+    }
+  } else writeFailure(channel, request, position, entry.failure ?? LOST);
+  core.markChannel(channel, needed);
+}
+
+export function refuseValue(core: Core, channel: Channel, request: number, position: number, failure: Failure, needed: number): void {
+  writeFailure(channel, request, position, failure);
+  core.markChannel(channel, needed);
+}
+
+/** Is a value here, or known to have failed? REMOTE is ready too, but its bytes must be fetched before they can be read. */
+export function isLocal(entry: ObjectEntry): boolean {
+  return entry.status === OBJECT_STATUS.INLINE || entry.status === OBJECT_STATUS.FILE || entry.status === OBJECT_STATUS.FAILED;
+}
+
+export function awaitEntry(core: Core, entry: ObjectEntry, waiter: Waiter): void {
+  if (entry.waiters === undefined) entry.waiters = [waiter];
+  else {
+    // Polling waits leave answered waiters behind; sweep them so that the list stays as long as the calls that are open.
+    if (entry.waiters.length >= 64 && (entry.waiters.length & 63) === 0) entry.waiters = entry.waiters.filter((w) => w.call === undefined || !w.call.done);
+    entry.waiters.push(waiter);
+  }
+  if (entry.remoteId !== undefined && !entry.fetching) core.fetches.push(entry);
+}
+
+function waitReady(core: Core, call: PendingCall, position: number): void {
+  if (call.done) return;
+  (call.ready as number[]).push(position);
+  if ((call.ready as number[]).length >= call.need) answerWait(core, call);
+}
+
+/** Tells a WAIT which positions are ready: all that are, also beyond the count it asked for. */
+export function answerWait(core: Core, call: PendingCall): void {
+  const ready = (call.ready as number[]).sort((a, b) => a - b);
+  const out = call.channel.out.begin(OP.READY).u32(call.request).u32(ready.length);
+  for (const position of ready) out.u32(position);
+  out.end();
+  core.markChannel(call.channel, call.auditSeq);
+  finishCall(core, call);
+}
+
+export function expireWaits(core: Core, channel: Channel): void {
+  for (const call of channel.pendingWaits) if (call.deadlineMs <= core.nowMs) answerWait(core, call);
+}
+
+/** All objects that a closed channel still holds go, unless somebody else needs them. */
+export function releaseSession(core: Core, session: Session): void {
+  session.closed = true;
+  for (const entry of [...session.objects.values()]) {
+    entry.handles = 0;
+    collect(core, entry);
+  }
+  if (session.objects.size === 0 && session.actors.size === 0) core.sessions.delete(session.prefixHex);
+}
+
+export function fitsInline(size: number): boolean {
+  return size <= MAX_INLINE_BYTES;
+}

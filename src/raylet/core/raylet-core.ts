@@ -1,0 +1,309 @@
+/**
+ * The face of the core: what the raylet's driver tells it, one method per event. Each event ends with `settle`, which takes up
+ * what the event made possible (woken tasks, waiting actors, fetches) until nothing is left. Effects are in `core.out`, frames
+ * in the writers of `dirtyChannels` and `dirtyUpstreams`.
+ */
+import { BulkheadError } from '../../base/errors.ts';
+import { CALL_KIND, FrameReader, OP } from '../../base/frame.ts';
+import type { JobId, TenantName } from '../../base/ids.ts';
+import type { AuditLog } from '../../base/audit-record.ts';
+import type { Principal } from '../../base/principal.ts';
+import type { ResourceVector } from '../../base/resources.ts';
+import { actorDied, actorWorkerStarted, drainCalls, placeWaitingActors } from './actors.ts';
+import * as calls from './client-calls.ts';
+import { Core, idWord, type CoreConfig } from './core.ts';
+import { cancelTask, enforceLimits, execEnded, remoteEnded, remoteLost, slotDied, workerDied } from './endings.ts';
+import { onFailure, onLog, onResult } from './guest-results.ts';
+import { expireWaits, releaseSession } from './objects.ts';
+import { enqueue, pump, retireIdleWorkers, workerNotStarted, workerStarted } from './scheduler.ts';
+import { closeUpstream, forward, killRemote, onUpstreamBatch, takeUpFetches, upstreamTo } from './upstreams.ts';
+import { CHANNEL_KIND, Channel, Job, PENDING_KIND, TASK_STATE, TenantState, type Actor, type ChannelKind, type Failure, type Slot, type TenantQuota, type Upstream, type Worker } from './state.ts';
+
+export class RayletCore {
+  readonly state: Core;
+  readonly #reader = new FrameReader();
+  readonly #counter = new FrameReader();
+
+  constructor(config: CoreConfig) {
+    this.state = new Core(config);
+  }
+
+  // --- tenants, nodes, jobs -------------------------------------------------------------------------------------------
+
+  /** Adds a tenant or changes its quota. A deleted tenant's jobs are ended and its calls refused. */
+  setTenant(name: TenantName, number: number, log: () => AuditLog, quota: TenantQuota, active: boolean): void {
+    const core = this.state;
+    let tenant = core.tenants.get(number);
+    if (tenant === undefined) {
+      tenant = new TenantState(name, number, log(), quota);
+      core.tenants.set(number, tenant);
+    }
+    Object.assign(tenant.quota, quota);
+    tenant.active = active;
+    if (!active) for (const job of [...core.jobs.values()]) if (job.tenant === tenant) this.stopJob(job.id, 'its tenant was deleted');
+  }
+
+  setNode(nodeId: string, number: number, address: string, spiffeId: string, total: ResourceVector, available: ResourceVector): void {
+    this.state.nodes.set(number, { nodeId, number, address, spiffeId, total, available });
+  }
+
+  removeNode(number: number): void {
+    const core = this.state;
+    if (!core.nodes.delete(number)) return;
+    for (const upstream of [...core.upstreams.values()]) if (upstream.nodeNumber === number) this.upstreamClosed(upstream, { code: 'UNAVAILABLE', message: 'the node it ran on is gone', stack: '' });
+  }
+
+  ensureJob(id: JobId, tenant: TenantState, submitter: Principal, principal: Principal, credential: string, credentialEndsMs: number): Job {
+    const core = this.state;
+    let job = core.jobs.get(id);
+    if (job === undefined) {
+      job = new Job(id, tenant, submitter, principal, credential, credentialEndsMs);
+      core.jobs.set(id, job);
+    } else if (credentialEndsMs > job.credentialEndsMs) {
+      job.credential = credential;
+      job.credentialEndsMs = credentialEndsMs;
+    }
+    return job;
+  }
+
+  /** Ends a job: its tasks are cancelled, its actors killed, its channels closed. */
+  stopJob(id: JobId, reason: string): void {
+    const core = this.state;
+    const job = core.jobs.get(id);
+    if (job === undefined || job.stopped) return;
+    job.stopped = true;
+    for (const channel of [...job.channels]) {
+      if (channel.kind === CHANNEL_KIND.SLOT) continue;
+      core.out.push({ type: 'close-channel', channel, reason });
+      this.closeChannel(channel);
+    }
+    this.#endJobIfIdle(job);
+    this.settle();
+  }
+
+  // --- channels -------------------------------------------------------------------------------------------------------
+
+  openChannel(kind: ChannelKind, job: Job, principal: Principal, depth: number, info: Readonly<Record<string, unknown>>): Channel {
+    const core = this.state;
+    if (job.stopped || !job.tenant.active) throw new BulkheadError('UNAVAILABLE', 'the job has ended');
+    const session = core.newSession(job.tenant, principal.spiffeId);
+    const channel = new Channel(core.nextNumber(), kind, session, job, principal, depth, undefined);
+    core.channels.set(channel.number, channel);
+    job.channels.add(channel);
+    channel.out.begin(OP.WELCOME).raw(session.prefix).text(JSON.stringify({ job: job.id, tenant: job.tenant.name, node: core.config.nodeId, ...info })).end();
+    core.markChannel(channel, -1);
+    return channel;
+  }
+
+  /** The client is gone: its calls are cancelled, its actors (not detached ones) killed, its objects let go. */
+  closeChannel(channel: Channel): void {
+    const core = this.state;
+    if (channel.closed) return;
+    channel.closed = true;
+    core.channels.delete(channel.number);
+    channel.job.channels.delete(channel);
+    for (const call of channel.pendingWaits) call.done = true;
+    for (const upload of channel.puts.values()) core.out.push({ type: 'delete-file', tenant: channel.job.tenant, fileName: upload.fileName });
+    channel.puts.clear();
+    for (const actor of [...channel.session.actors.values()]) if (!actor.template.options.detached) actorDied(core, actor, { code: 'ACTOR_DIED', message: 'its owner ended', stack: '' });
+    for (const entry of [...channel.session.objects.values()]) {
+      const task = entry.producer;
+      if (task !== undefined && task.channel === channel && task.actor === undefined) cancelTask(core, task, true);
+    }
+    releaseSession(core, channel.session);
+    this.#endJobIfIdle(channel.job);
+    this.settle();
+  }
+
+  /** With its last driver a job ends here: leases and isolates of the job go; detached actors keep it. */
+  #endJobIfIdle(job: Job): void {
+    const core = this.state;
+    if (!job.stopped) for (const channel of job.channels) if (channel.kind !== CHANNEL_KIND.SLOT) return;
+    for (const actor of [...job.actors]) {
+      if (!job.stopped && actor.template.options.detached) return;
+      actorDied(core, actor, { code: 'ACTOR_DIED', message: 'its job ended', stack: '' });
+    }
+    for (const c of job.classes.values()) {
+      for (let task = c.queue.shift(); task !== undefined; task = c.queue.shift()) cancelTask(core, task, true);
+      for (const lease of [...c.leases]) {
+        if (lease.slot === undefined) continue;
+        core.out.push({ type: 'kill-worker', worker: lease.worker, reason: 'JOB_ENDED' });
+      }
+      core.classes.delete(c);
+    }
+    for (const upstream of [...core.upstreams.values()]) if (upstream.job === job) this.upstreamClosed(upstream, { code: 'CANCELLED', message: 'its job ended', stack: '' });
+    if (core.jobs.delete(job.id)) core.out.push({ type: 'job-ended', job });
+  }
+
+  /** A batch of a driver or another raylet. Throws INVALID_ARGUMENT when malformed: the channel must then be closed. */
+  clientBatch(channel: Channel, batch: Uint8Array, nowMs: number): void {
+    this.state.nowMs = nowMs;
+    const r = this.#reader.reset(batch);
+    while (r.next()) this.#clientFrame(channel, r);
+    this.settle();
+  }
+
+  #clientFrame(channel: Channel, r: FrameReader): void {
+    const core = this.state;
+    switch (r.op) {
+      case OP.SUBMIT: return calls.onSubmit(core, channel, r);
+      case OP.CALL_ACTOR: return calls.onCallActor(core, channel, r);
+      case OP.GET: return calls.onGet(core, channel, r, PENDING_KIND.GET);
+      case OP.PUT: return calls.onPut(core, channel, r);
+      case OP.RELEASE: return calls.onRelease(core, channel, r);
+      case OP.WAIT: return calls.onWait(core, channel, r);
+      case OP.PUT_CHUNK: return calls.onPutChunk(core, channel, r);
+      case OP.PUT_STAGED: return calls.onPutStaged(core, channel, r);
+      case OP.DEFINE: return calls.onDefine(core, channel, r);
+      case OP.CODE: return calls.onCode(core, channel, r);
+      case OP.CREATE_ACTOR: return calls.onCreateActor(core, channel, r);
+      case OP.CANCEL: return calls.onCancel(core, channel, r);
+      case OP.KILL: return calls.onKill(core, channel, r);
+      case OP.LOOKUP_ACTOR: return calls.onLookupActor(core, channel, r);
+      case OP.CONTEXT: return calls.onContext(core, channel, r);
+      case OP.RESOLVE:
+        if (channel.kind === CHANNEL_KIND.PEER) return calls.onGet(core, channel, r, PENDING_KIND.RESOLVE);
+    }
+    throw new BulkheadError('INVALID_ARGUMENT', `op 0x${r.op.toString(16)} is not a call of this channel`);
+  }
+
+  /** A batch out of an isolate. Throws when malformed: the worker must then be killed. */
+  guestBatch(slot: Slot, batch: Uint8Array, nowMs: number): void {
+    const core = this.state;
+    core.nowMs = nowMs;
+    let results = 0;
+    const counter = this.#counter.reset(batch);
+    while (counter.next()) if (counter.op === OP.RESULT || counter.op === OP.FAILURE) results++;
+    const r = this.#reader.reset(batch);
+    while (r.next()) {
+      switch (r.op) {
+        case OP.RESULT:
+          onResult(core, slot, r, results);
+          break;
+        case OP.FAILURE:
+          onFailure(core, slot, r, results);
+          break;
+        case OP.LOG:
+          onLog(core, slot, r);
+          break;
+        default:
+          this.#clientFrame(slot.channel, r);
+      }
+    }
+    this.settle();
+  }
+
+  // --- workers --------------------------------------------------------------------------------------------------------
+
+  workerStarted(worker: Worker, nowMs: number): void {
+    this.state.nowMs = nowMs;
+    worker.idleSinceMs = nowMs;
+    workerStarted(this.state, worker);
+    actorWorkerStarted(this.state, worker);
+    this.settle();
+  }
+
+  workerNotStarted(worker: Worker, failure: Failure, nowMs: number): void {
+    this.state.nowMs = nowMs;
+    workerNotStarted(this.state, worker, failure);
+    workerDied(this.state, worker, failure, false);
+    for (const job of this.state.jobs.values()) for (const actor of [...job.actors]) if (actor.worker === worker) actorDied(this.state, actor, failure);
+    this.settle();
+  }
+
+  /** `ours`: the raylet killed it, on purpose. */
+  workerExited(worker: Worker, failure: Failure, ours: boolean, nowMs: number): void {
+    this.state.nowMs = nowMs;
+    workerDied(this.state, worker, failure, ours);
+    this.settle();
+  }
+
+  slotFailed(slot: Slot, failure: Failure, nowMs: number): void {
+    this.state.nowMs = nowMs;
+    if (slot.worker.slots.get(slot.number) === slot) slotDied(this.state, slot, failure, false);
+    this.settle();
+  }
+
+  /** A module threw while it was loaded: every call of its functions on this slot fails with its error. */
+  codeFailed(slot: Slot, codeNumber: number, failure: Failure, nowMs: number): void {
+    this.state.nowMs = nowMs;
+    for (const [digest, number] of slot.codes) {
+      if (number !== codeNumber) continue;
+      for (const task of [...slot.execs.values()]) if (task.template.digestHex === digest) execEnded(this.state, slot, task, failure, 1);
+    }
+    this.settle();
+  }
+
+  slotClosed(slot: Slot): void {
+    slot.worker.slots.delete(slot.number);
+  }
+
+  // --- other raylets and the head ---------------------------------------------------------------------------------------
+
+  upstreamBatch(upstream: Upstream, batch: Uint8Array, nowMs: number): void {
+    this.state.nowMs = nowMs;
+    onUpstreamBatch(this.state, upstream, this.#reader.reset(batch), (task) => remoteEnded(this.state, task));
+    this.settle();
+  }
+
+  upstreamClosed(upstream: Upstream, failure: Failure): void {
+    this.state.out.push({ type: 'close-upstream', upstream });
+    remoteLost(this.state, closeUpstream(this.state, upstream, failure), failure);
+    this.settle();
+  }
+
+  nameRegistered(actor: Actor, failure: Failure | undefined): void {
+    calls.onNameRegistered(this.state, actor, failure);
+    this.settle();
+  }
+
+  nameFound(channel: Channel, request: number, found: { id: Uint8Array; classInfo: string } | undefined, auditSeq: number): void {
+    calls.onNameFound(this.state, channel, request, found, auditSeq);
+    this.settle();
+  }
+
+  tick(nowMs: number, cpuMicrosOf: (worker: Worker) => number): void {
+    const core = this.state;
+    core.nowMs = nowMs;
+    for (const channel of core.channels.values()) if (channel.pendingWaits.size > 0) expireWaits(core, channel);
+    enforceLimits(core, cpuMicrosOf);
+    retireIdleWorkers(core);
+    this.settle();
+  }
+
+  // --- the end of every step --------------------------------------------------------------------------------------------
+
+  settle(): void {
+    const core = this.state;
+    do {
+      while (core.woken.length > 0) {
+        const woken = core.woken;
+        core.woken = [];
+        for (const task of woken) {
+          if (task.state !== TASK_STATE.WAITING) continue;
+          if (task.actor !== undefined) drainCalls(core, task.actor, task.channel);
+          else if (task.template.kind === CALL_KIND.TASK) enqueue(core, task);
+        }
+      }
+      if (core.remoteCalls.length > 0 || core.remoteKills.length > 0) this.#takeUpRemoteCalls();
+      if (core.waitingActors.size > 0) placeWaitingActors(core);
+      pump(core);
+      takeUpFetches(core);
+    } while (core.woken.length > 0 || core.remoteCalls.length > 0);
+  }
+
+  #takeUpRemoteCalls(): void {
+    const core = this.state;
+    const remote = core.remoteCalls;
+    core.remoteCalls = [];
+    for (const { task, actorId } of remote) {
+      if (task.state === TASK_STATE.DONE) continue;
+      const upstream = upstreamTo(core, idWord(actorId, 4), task.channel.job, task.channel.principal.kind === 'job', task.depth);
+      forward(core, upstream, task, OP.CALL_ACTOR, actorId);
+    }
+    const kills = core.remoteKills;
+    core.remoteKills = [];
+    for (const { channel, id } of kills) killRemote(core, upstreamTo(core, idWord(id, 4), channel.job, channel.principal.kind === 'job', 0), id);
+  }
+}
+

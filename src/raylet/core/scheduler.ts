@@ -1,0 +1,333 @@
+/**
+ * Which task runs where and when. Tasks of one class (same job, same resources) share worker leases; a lease holds the class's
+ * resources while any of its execs runs. How many tasks a lease is given ahead follows from their measured time, so that tiny
+ * tasks are pipelined and long ones are spread. Tenants are served round robin; a lease yields after its slice when others wait.
+ */
+import { OP } from '../../base/frame.ts';
+import { add, fits, subtract, type ResourceVector } from '../../base/resources.ts';
+import type { Core } from './core.ts';
+import { concludeTask, openSlot, sendExec } from './dispatch.ts';
+import { forward, upstreamTo } from './upstreams.ts';
+import { CHANNEL_KIND, Lease, OBJECT_STATUS, RemoteLease, SchedulingClass, TASK_STATE, Worker, type Failure, type Job, type RemoteNode, type Slot, type Task } from './state.ts';
+
+/** Work given to a lease ahead of its results, as time: long enough to hide a round trip, short enough to stay fair. */
+const LOOKAHEAD_MS = 6;
+const MAX_LOOKAHEAD = 512;
+/** A lease that has run this long yields when another class waits for its resources. */
+const SLICE_MS = 100;
+const IDLE_WORKER_KEPT_MS = 10_000;
+/** Blocked execs that may pile up in one isolate. */
+const MAX_BLOCKED_PER_LEASE = 4_096;
+
+export function classFor(core: Core, job: Job, resources: ResourceVector, isolation: string): SchedulingClass {
+  const custom = resources.custom === undefined ? '' : Object.keys(resources.custom).sort().map((k) => `${k}=${resources.custom?.[k] ?? 0}`).join(',');
+  const key = `${isolation}|${resources.cpuUnits}|${resources.memoryBytes}|${custom}`;
+  let found = job.classes.get(key);
+  if (found === undefined) {
+    found = new SchedulingClass(job, resources);
+    job.classes.set(key, found);
+    core.classes.add(found);
+  }
+  return found;
+}
+
+/** A task whose arguments are ready (or have failed: then it fails with the same error, as in Ray). */
+export function enqueue(core: Core, task: Task): void {
+  const failure = failedArgument(task);
+  if (failure !== undefined) return concludeTask(core, task, failure);
+  task.state = TASK_STATE.QUEUED;
+  const queue = task.template.schedulingClass as SchedulingClass;
+  queue.queue.push(task);
+  if (task.template.options.queueTimeoutMs > 0) core.timed.add(task);
+}
+
+export function failedArgument(task: Task): Failure | undefined {
+  if (task.deps !== undefined) for (const entry of task.deps) if (entry.status === OBJECT_STATUS.FAILED) return entry.failure;
+  return undefined;
+}
+
+function depthOf(meanMs: number): number {
+  if (meanMs <= 0) return 1;
+  const depth = Math.floor(LOOKAHEAD_MS / meanMs);
+  return depth < 1 ? 1 : depth > MAX_LOOKAHEAD ? MAX_LOOKAHEAD : depth;
+}
+
+/** Gives queued tasks to leases, starts and parks leases, forwards what finds no room here. */
+export function pump(core: Core): void {
+  let others = 0;
+  for (const c of core.classes) if (c.queue.length > 0) others++;
+  if (others === 0) {
+    for (const c of core.classes) parkIdle(core, c);
+    return;
+  }
+  const order = others === 1 ? [...core.classes].filter((c) => c.queue.length > 0) : [...core.classes].filter((c) => c.queue.length > 0).sort((a, b) => a.job.tenant.servedAt - b.job.tenant.servedAt);
+  for (const c of core.classes) parkIdle(core, c);
+  for (const c of order) serve(core, c, others > 1);
+}
+
+function parkIdle(core: Core, c: SchedulingClass): void {
+  for (const lease of c.leases) {
+    if (lease.slot === undefined) continue;
+    if (!lease.holding) reclaim(core, lease);
+    else if (lease.active === 0 && (lease.slot.execs.size > 0 || c.queue.length === 0 || lease.draining)) release(core, lease);
+  }
+}
+
+function release(core: Core, lease: Lease): void {
+  lease.holding = false;
+  lease.draining = false;
+  const { resources, job } = lease.schedulingClass;
+  core.available = add(core.available, resources);
+  job.tenant.cpuUnitsInUse -= resources.cpuUnits;
+  job.tenant.memoryBytesInUse -= resources.memoryBytes;
+  lease.worker.idleSinceMs = core.nowMs;
+}
+
+function withinQuota(c: SchedulingClass): boolean {
+  const { tenant } = c.job;
+  return tenant.cpuUnitsInUse + c.resources.cpuUnits <= tenant.quota.cpuUnits && tenant.memoryBytesInUse + c.resources.memoryBytes <= tenant.quota.memoryBytes;
+}
+
+function hold(core: Core, c: SchedulingClass): void {
+  core.available = subtract(core.available, c.resources);
+  c.job.tenant.cpuUnitsInUse += c.resources.cpuUnits;
+  c.job.tenant.memoryBytesInUse += c.resources.memoryBytes;
+  c.job.tenant.servedAt = ++core.servedCounter;
+}
+
+/** An exec went on after waiting: its lease takes its resources back at once, even beyond what is free, as in Ray. */
+function reclaim(core: Core, lease: Lease): void {
+  if (lease.holding || lease.active === 0) return;
+  lease.holding = true;
+  lease.heldSinceMs = core.nowMs;
+  hold(core, lease.schedulingClass);
+}
+
+function serve(core: Core, c: SchedulingClass, contended: boolean): void {
+  for (const lease of c.leases) {
+    if (c.queue.length === 0) return;
+    if (lease.slot === undefined) continue;
+    if (lease.holding) {
+      if (contended && core.nowMs - lease.heldSinceMs > SLICE_MS) {
+        lease.draining = true;
+        continue;
+      }
+      feed(core, c, lease);
+    } else if (fits(c.resources, core.available) && withinQuota(c)) {
+      lease.holding = true;
+      lease.heldSinceMs = core.nowMs;
+      hold(core, c);
+      feed(core, c, lease);
+    }
+  }
+  // Leases that are starting will take one task each; more are wanted for what is left beyond that.
+  while (c.queue.length > c.starting && fits(c.resources, core.available) && withinQuota(c) && c.starting < 64) {
+    if (!startLease(core, c)) break;
+  }
+  if (c.queue.length > c.starting) spill(core, c);
+  c.waiting = c.queue.length > 0;
+}
+
+function feed(core: Core, c: SchedulingClass, lease: Lease): void {
+  const slot = lease.slot as Slot;
+  const waiting = slot.execs.size - lease.active;
+  if (waiting > MAX_BLOCKED_PER_LEASE) return;
+  for (;;) {
+    const task = c.queue.shift();
+    if (task === undefined) return;
+    if (lease.active >= depthOf(task.template.stats.meanMs)) {
+      c.queue.unshift(task);
+      return;
+    }
+    core.timed.delete(task);
+    lease.active++;
+    sendExec(core, slot, task);
+  }
+}
+
+function startLease(core: Core, c: SchedulingClass): boolean {
+  let worker = reusableWorker(core, c);
+  if (worker === undefined) {
+    if (core.workers.size >= core.config.maxWorkers && !evictIdleWorker(core)) return false;
+    worker = new Worker(core.nextNumber(), c.job.tenant, isolateBytes(core, c.resources), 'tasks');
+    core.workers.set(worker.key, worker);
+    core.out.push({ type: 'start-worker', worker, cpus: Math.max(1, Math.ceil(c.resources.cpuUnits / 10_000)) });
+  }
+  const lease = new Lease(c, worker);
+  c.leases.add(lease);
+  lease.holding = true;
+  lease.heldSinceMs = core.nowMs;
+  hold(core, c);
+  if (worker.state === 'ALIVE') attachLease(core, lease);
+  else c.starting++;
+  return true;
+}
+
+function attachLease(core: Core, lease: Lease): void {
+  const c = lease.schedulingClass;
+  lease.slot = openSlot(core, lease.worker, c.job, isolateBytes(core, c.resources), 1);
+  lease.slot.lease = lease;
+  if (c.queue.length > 0) feed(core, c, lease);
+}
+
+export function isolateBytes(core: Core, resources: ResourceVector): number {
+  return resources.memoryBytes > 0 ? resources.memoryBytes : core.config.defaultIsolateBytes;
+}
+
+/** A worker of the same tenant that has no lease: processes are never passed to another tenant. */
+function reusableWorker(core: Core, c: SchedulingClass): Worker | undefined {
+  for (const worker of core.workers.values()) {
+    if (worker.tenant === c.job.tenant && worker.purpose === 'tasks' && worker.state === 'ALIVE' && worker.slots.size === 0 && worker.memoryBytes >= isolateBytes(core, c.resources)) return worker;
+  }
+  return undefined;
+}
+
+function evictIdleWorker(core: Core): boolean {
+  let oldest: Lease | undefined;
+  for (const c of core.classes) {
+    for (const lease of c.leases) {
+      if (lease.holding || lease.slot === undefined || lease.slot.execs.size > 0) continue;
+      if (oldest === undefined || lease.worker.idleSinceMs < oldest.worker.idleSinceMs) oldest = lease;
+    }
+  }
+  if (oldest === undefined) return false;
+  core.out.push({ type: 'kill-worker', worker: oldest.worker, reason: 'IDLE' });
+  return true;
+}
+
+/** The pool brought the worker up. */
+export function workerStarted(core: Core, worker: Worker): void {
+  worker.state = 'ALIVE';
+  for (const c of core.classes) {
+    for (const lease of c.leases) {
+      if (lease.worker !== worker || lease.slot !== undefined) continue;
+      c.starting--;
+      attachLease(core, lease);
+    }
+  }
+}
+
+/** The pool could not start it (crash loop, layer missing): the class's waiting tasks are told why. */
+export function workerNotStarted(core: Core, worker: Worker, failure: Failure): void {
+  worker.state = 'DEAD';
+  core.workers.delete(worker.key);
+  for (const c of core.classes) {
+    for (const lease of c.leases) {
+      if (lease.worker !== worker) continue;
+      c.leases.delete(lease);
+      if (lease.slot === undefined) c.starting--;
+      if (lease.holding) release(core, lease);
+      for (let task = c.queue.shift(); task !== undefined; task = c.queue.shift()) concludeTask(core, task, failure);
+    }
+  }
+}
+
+/** Takes a lease out, with its slot. Its execs must have been taken off before. */
+export function dropLease(core: Core, lease: Lease): void {
+  const c = lease.schedulingClass;
+  if (!c.leases.delete(lease)) return;
+  if (lease.holding) release(core, lease);
+}
+
+/** A result came from a lease: measure the function, so that the next tasks are given ahead in the right number. */
+export function measure(core: Core, slot: Slot, task: Task, results: number): void {
+  const elapsed = Math.max(core.nowMs - slot.lastResultMs, 0) / results;
+  const stats = task.template.stats;
+  // The clock has whole milliseconds at worst; a floor keeps "0 ms" from meaning "never measured".
+  const sample = Math.max(elapsed, 0.002);
+  stats.meanMs = stats.meanMs === 0 ? sample : sample > stats.meanMs ? 0.5 * stats.meanMs + 0.5 * sample : 0.8 * stats.meanMs + 0.2 * sample;
+}
+
+/** Gives a task back to its queue: its worker died through no fault of its own, or its node did. */
+export function requeue(core: Core, task: Task): void {
+  task.state = TASK_STATE.QUEUED;
+  task.slot = undefined;
+  task.upstream = undefined;
+  task.blocked = 0;
+  (task.template.schedulingClass as SchedulingClass).queue.unshift(task);
+  void core;
+}
+
+/** Forwards what finds no room here to nodes that reported some. A task that was forwarded once is not forwarded again. */
+function spill(core: Core, c: SchedulingClass): void {
+  if (core.nodes.size === 0) return;
+  for (const node of core.nodes.values()) {
+    while (c.queue.length > c.starting) {
+      const task = c.queue.shift();
+      if (task === undefined) return;
+      if (task.channel.kind === CHANNEL_KIND.PEER) {
+        c.queue.unshift(task);
+        return;
+      }
+      const lease = remoteLease(core, c, node, task);
+      if (lease === undefined) {
+        c.queue.unshift(task);
+        break;
+      }
+      core.timed.delete(task);
+      lease.inFlight++;
+      forward(core, lease.upstream, task, OP.SUBMIT, undefined);
+    }
+  }
+}
+
+function remoteLease(core: Core, c: SchedulingClass, node: RemoteNode, task: Task): RemoteLease | undefined {
+  let lease = c.remoteLeases.get(node.number);
+  if (lease !== undefined && !lease.upstream.closed && lease.inFlight > 0) {
+    // Over there every core can be busy with this class: what fits the node's totals, times what a lease is given ahead.
+    const room = c.resources.cpuUnits > 0 ? Math.floor(node.total.cpuUnits / c.resources.cpuUnits) : 4;
+    if (lease.inFlight < Math.max(1, Math.min(room, roomFor(c, node))) * depthOf(task.template.stats.meanMs)) return lease;
+    return undefined;
+  }
+  if (!fits(c.resources, node.available)) return undefined;
+  if (lease === undefined || lease.upstream.closed) {
+    lease = new RemoteLease(upstreamTo(core, node.number, c.job, task.channel.principal.kind === 'job', task.depth));
+    c.remoteLeases.set(node.number, lease);
+  }
+  return lease;
+}
+
+function roomFor(c: SchedulingClass, node: RemoteNode): number {
+  let room = Number.POSITIVE_INFINITY;
+  if (c.resources.cpuUnits > 0) room = Math.min(room, Math.floor(node.total.cpuUnits / c.resources.cpuUnits));
+  if (c.resources.memoryBytes > 0) room = Math.min(room, Math.floor(node.total.memoryBytes / c.resources.memoryBytes));
+  return room;
+}
+
+export function remoteTaskEnded(core: Core, task: Task): void {
+  const c = task.template.schedulingClass;
+  const upstream = task.upstream;
+  if (c === undefined || upstream === undefined) return;
+  const lease = c.remoteLeases.get(upstream.nodeNumber);
+  if (lease === undefined || lease.upstream !== upstream) return;
+  lease.inFlight--;
+  if (lease.lastResultMs > 0 && lease.inFlight > 0 && task.template.stats.meanMs === 0) task.template.stats.meanMs = Math.max(core.nowMs - task.startedMs, 0.002);
+  lease.lastResultMs = core.nowMs;
+}
+
+/** Once in a while: workers that have had nothing to do are ended, so that an idle tenant costs nothing. */
+export function retireIdleWorkers(core: Core): void {
+  for (const worker of core.workers.values()) {
+    if (worker.state !== 'ALIVE') continue;
+    let busy = false;
+    for (const slot of worker.slots.values()) if (slot.execs.size > 0 || slot.actor !== undefined || slot.lease?.holding === true) busy = true;
+    if (busy) worker.idleSinceMs = core.nowMs;
+    else if (core.nowMs - worker.idleSinceMs > IDLE_WORKER_KEPT_MS) core.out.push({ type: 'kill-worker', worker, reason: 'IDLE' });
+  }
+}
+
+/** Why a queued task has not started: what `list tasks` shows. */
+export function pendingReason(core: Core, task: Task): string {
+  const c = task.template.schedulingClass;
+  if (task.state === TASK_STATE.WAITING) return 'waits for its arguments';
+  if (c === undefined) return '';
+  if (!fits(c.resources, core.config.total) && ![...core.nodes.values()].some((n) => fits(c.resources, n.total))) return `infeasible: no node has ${describe(c.resources)}`;
+  if (!withinQuota(c)) return `needs ${describe(c.resources)}, beyond the tenant's quota`;
+  if (c.starting > 0) return 'a worker is starting';
+  return `needs ${describe(c.resources)}; free here: ${describe(core.available)}`;
+}
+
+function describe(r: ResourceVector): string {
+  const custom = r.custom === undefined ? '' : Object.keys(r.custom).map((k) => `, ${(r.custom?.[k] ?? 0) / 10_000} ${k}`).join('');
+  return `${r.cpuUnits / 10_000} cpus${r.memoryBytes > 0 ? `, ${Math.round(r.memoryBytes / 2 ** 20)} MiB` : ''}${custom}`;
+}

@@ -1,0 +1,512 @@
+/**
+ * The nouns of a raylet: tenants, jobs, channels, objects, tasks, leases, actors. State only; what happens to them is in the
+ * files beside this one. Nothing here is ever shared between tenants: every noun hangs under one TenantState.
+ */
+import type { AuditLog } from '../../base/audit-record.ts';
+import type { Resource } from '../../base/decision.ts';
+import type { BulkheadError, ErrorCode } from '../../base/errors.ts';
+import { FrameWriter, type CallKind } from '../../base/frame.ts';
+import type { JobId, ObjectIdText, TenantName, WorkerId } from '../../base/ids.ts';
+import type { Principal } from '../../base/principal.ts';
+import type { ResourceVector } from '../../base/resources.ts';
+import type { FunctionOptions } from './function-options.ts';
+
+export interface TenantQuota {
+  /** Units of 1/10,000 cpu in use at once on this node; Infinity: none. */
+  cpuUnits: number;
+  memoryBytes: number;
+  /** Bytes of objects held on this node. */
+  objectBytes: number;
+}
+
+export class TenantState {
+  readonly name: TenantName;
+  readonly number: number;
+  readonly log: AuditLog;
+  readonly quota: TenantQuota;
+  active = true;
+  objectBytes = 0;
+  cpuUnitsInUse = 0;
+  memoryBytesInUse = 0;
+  /** Order of the last dispatch, for round robin between tenants. */
+  servedAt = 0;
+  readonly code = new Map<string, CodeBundle>();
+  /** Finished tasks, newest last, bounded: what `list tasks` shows. */
+  readonly finished: FinishedTask[] = [];
+
+  constructor(name: TenantName, number: number, log: AuditLog, quota: TenantQuota) {
+    this.name = name;
+    this.number = number;
+    this.log = log;
+    this.quota = quota;
+  }
+}
+
+export interface FinishedTask {
+  readonly id: ObjectIdText;
+  readonly job: JobId;
+  readonly name: string;
+  readonly state: 'FINISHED' | 'FAILED';
+  readonly reason: string;
+  readonly startedMs: number;
+  readonly endedMs: number;
+}
+
+export class Job {
+  readonly id: JobId;
+  readonly tenant: TenantState;
+  /** The user or service whose session this is. */
+  readonly submitter: Principal;
+  /** What the job's own tasks and actors act as. */
+  readonly principal: Principal;
+  /** Newest session credential, for channels to other raylets. Never given to a worker. */
+  credential: string;
+  credentialEndsMs: number;
+  stopped = false;
+  readonly channels = new Set<Channel>();
+  readonly actors = new Set<Actor>();
+  readonly classes = new Map<string, SchedulingClass>();
+  /** Measured time of a run by function, across the job's channels. */
+  readonly functions = new Map<string, FunctionStats>();
+
+  constructor(id: JobId, tenant: TenantState, submitter: Principal, principal: Principal, credential: string, credentialEndsMs: number) {
+    this.id = id;
+    this.tenant = tenant;
+    this.submitter = submitter;
+    this.principal = principal;
+    this.credential = credential;
+    this.credentialEndsMs = credentialEndsMs;
+  }
+}
+
+export class FunctionStats {
+  /** Smoothed ms between results while a lease is busy with this function; 0: not measured. */
+  meanMs = 0;
+}
+
+export interface CodeBundle {
+  readonly digestHex: string;
+  readonly size: number;
+}
+
+/** A function, class or method with its options, as one channel defined it. */
+export class Template {
+  readonly kind: CallKind;
+  readonly digestHex: string;
+  readonly exportName: string;
+  readonly methodName: string;
+  readonly optionsJson: string;
+  readonly options: FunctionOptions;
+  readonly resource: Resource;
+  /** What the audit record says of it. */
+  readonly detail: string;
+  readonly stats: FunctionStats;
+  readonly schedulingClass: SchedulingClass | undefined;
+
+  constructor(fields: Omit<Template, never>) {
+    this.kind = fields.kind;
+    this.digestHex = fields.digestHex;
+    this.exportName = fields.exportName;
+    this.methodName = fields.methodName;
+    this.optionsJson = fields.optionsJson;
+    this.options = fields.options;
+    this.resource = fields.resource;
+    this.detail = fields.detail;
+    this.stats = fields.stats;
+    this.schedulingClass = fields.schedulingClass;
+  }
+}
+
+/** The namespace of ids that one channel draws from; `owner` undefined for a session that lives on another raylet. */
+export class Session {
+  readonly prefix: Uint8Array;
+  readonly prefixHex: string;
+  readonly tenant: TenantState;
+  readonly nodeNumber: number;
+  /** The principal whose objects these are, as the audit record and policies see the owner. */
+  readonly ownerId: string;
+  readonly objects = new Map<number, ObjectEntry>();
+  readonly actors = new Map<number, Actor>();
+  /** Policy resource of an object of this session without a label. */
+  readonly objectResource: Resource;
+  closed = false;
+
+  constructor(prefix: Uint8Array, prefixHex: string, tenant: TenantState, nodeNumber: number, ownerId: string, objectResource: Resource) {
+    this.prefix = prefix;
+    this.prefixHex = prefixHex;
+    this.tenant = tenant;
+    this.nodeNumber = nodeNumber;
+    this.ownerId = ownerId;
+    this.objectResource = objectResource;
+  }
+}
+
+export interface Failure {
+  readonly code: ErrorCode;
+  readonly message: string;
+  readonly stack: string;
+}
+
+export function failureOf(error: BulkheadError): Failure {
+  return { code: error.code, message: error.safeMessage, stack: error.remoteStack ?? '' };
+}
+
+export const OBJECT_STATUS = { PENDING: 0, INLINE: 1, FILE: 2, REMOTE: 3, FAILED: 4 } as const;
+export type ObjectStatus = (typeof OBJECT_STATUS)[keyof typeof OBJECT_STATUS];
+
+export class ObjectEntry {
+  readonly session: Session;
+  readonly index: number;
+  status: ObjectStatus = OBJECT_STATUS.PENDING;
+  value: Uint8Array | undefined = undefined;
+  size = 0;
+  fileName = '';
+  failure: Failure | undefined = undefined;
+  /** Refs that clients hold. */
+  handles = 1;
+  /** Tasks that need it, gets under way, transfers. */
+  pins = 0;
+  waiters: Waiter[] | undefined = undefined;
+  producer: Task | undefined = undefined;
+  label = '';
+  /** Where a REMOTE value lies: the channel to that raylet and the id it has there. */
+  remote: Upstream | undefined = undefined;
+  remoteId: Uint8Array | undefined = undefined;
+  fetching = false;
+  /** Refs inside the value, held for as long as the value is. */
+  contained: ObjectEntry[] | undefined = undefined;
+
+  constructor(session: Session, index: number) {
+    this.session = session;
+    this.index = index;
+  }
+}
+
+/** What waits for an object: a call (GET, WAIT, RESOLVE) at a position, or a task that has it as an argument. */
+export interface Waiter {
+  readonly call: PendingCall | undefined;
+  readonly position: number;
+  readonly task: Task | undefined;
+}
+
+export const PENDING_KIND = { GET: 0, WAIT: 1, RESOLVE: 2 } as const;
+
+export class PendingCall {
+  readonly channel: Channel;
+  readonly request: number;
+  readonly kind: number;
+  readonly auditSeq: number;
+  /** The exec that waits, when it comes from a worker. */
+  readonly exec: Task | undefined;
+  remaining: number;
+  /** WAIT: how many must be ready, which are, and until when. */
+  need = 0;
+  ready: number[] | undefined = undefined;
+  deadlineMs = Number.POSITIVE_INFINITY;
+  done = false;
+
+  constructor(channel: Channel, request: number, kind: number, auditSeq: number, exec: Task | undefined, remaining: number) {
+    this.channel = channel;
+    this.request = request;
+    this.kind = kind;
+    this.auditSeq = auditSeq;
+    this.exec = exec;
+    this.remaining = remaining;
+  }
+}
+
+export const CHANNEL_KIND = { DRIVER: 0, SLOT: 1, PEER: 2 } as const;
+export type ChannelKind = (typeof CHANNEL_KIND)[keyof typeof CHANNEL_KIND];
+
+/** One client: a driver's stream, a worker's slot, or another raylet acting for a session. */
+export class Channel {
+  readonly number: number;
+  readonly kind: ChannelKind;
+  readonly session: Session;
+  readonly job: Job;
+  readonly principal: Principal;
+  readonly depth: number;
+  readonly slot: Slot | undefined;
+  readonly out = new FrameWriter();
+  /** The audit record that must be on disk before `out` may leave. */
+  needed = -1;
+  dirty = false;
+  closed = false;
+  inFlight = 0;
+  readonly templates = new Map<number, Template>();
+  /** Definitions that were refused: their submissions fail with the reason. */
+  readonly refusedTemplates = new Map<number, Failure>();
+  readonly pendingWaits = new Set<PendingCall>();
+  codeUpload: { readonly digest: Uint8Array; readonly digestHex: string; readonly bytes: Uint8Array; filled: number } | undefined = undefined;
+  readonly puts = new Map<number, { readonly total: number; offset: number; readonly fileName: string }>();
+
+  constructor(number: number, kind: ChannelKind, session: Session, job: Job, principal: Principal, depth: number, slot: Slot | undefined) {
+    this.number = number;
+    this.kind = kind;
+    this.session = session;
+    this.job = job;
+    this.principal = principal;
+    this.depth = depth;
+    this.slot = slot;
+  }
+}
+
+export const TASK_STATE = { WAITING: 0, QUEUED: 1, RUNNING: 2, DONE: 3 } as const;
+export type TaskState = (typeof TASK_STATE)[keyof typeof TASK_STATE];
+
+/** A task, actor creation or actor call. Its payload stays in the batch it came in: `args` is a range of it. */
+export class Task {
+  readonly channel: Channel;
+  readonly seq: number;
+  readonly template: Template;
+  readonly batch: Uint8Array;
+  readonly argsStart: number;
+  readonly restStart: number;
+  readonly argsEnd: number;
+  readonly auditSeq: number;
+  readonly depth: number;
+  readonly submittedMs: number;
+  deps: ObjectEntry[] | undefined = undefined;
+  depPositions: number[] | undefined = undefined;
+  contained: ObjectEntry[] | undefined = undefined;
+  missing = 0;
+  state: TaskState = TASK_STATE.WAITING;
+  attempt = 0;
+  slot: Slot | undefined = undefined;
+  exec = 0;
+  upstream: Upstream | undefined = undefined;
+  remoteSeq = 0;
+  startedMs = 0;
+  cpuAtStartMicros = 0;
+  blocked = 0;
+  cancelled: Failure | undefined = undefined;
+  killAtMs = 0;
+  actor: Actor | undefined = undefined;
+  /** Refs that a running task made, released when it ends. */
+  created: number[] | undefined = undefined;
+
+  constructor(channel: Channel, seq: number, template: Template, batch: Uint8Array, argsStart: number, restStart: number, argsEnd: number, auditSeq: number, depth: number, nowMs: number) {
+    this.channel = channel;
+    this.seq = seq;
+    this.template = template;
+    this.batch = batch;
+    this.argsStart = argsStart;
+    this.restStart = restStart;
+    this.argsEnd = argsEnd;
+    this.auditSeq = auditSeq;
+    this.depth = depth;
+    this.submittedMs = nowMs;
+  }
+}
+
+/** Tasks of one job that need the same resources: what Ray calls a scheduling class. */
+export class SchedulingClass {
+  readonly job: Job;
+  readonly resources: ResourceVector;
+  readonly queue = new TaskQueue();
+  readonly leases = new Set<Lease>();
+  readonly remoteLeases = new Map<number, RemoteLease>();
+  starting = 0;
+  waiting = false;
+
+  constructor(job: Job, resources: ResourceVector) {
+    this.job = job;
+    this.resources = resources;
+  }
+}
+
+/** First in, first out, with room to give a task back to the front; no array shift per task. */
+export class TaskQueue {
+  #items: (Task | undefined)[] = [];
+  #head = 0;
+
+  get length(): number {
+    return this.#items.length - this.#head;
+  }
+
+  push(task: Task): void {
+    this.#items.push(task);
+  }
+
+  unshift(task: Task): void {
+    if (this.#head > 0) this.#items[--this.#head] = task;
+    else this.#items.unshift(task);
+  }
+
+  /** Takes the next task that is still queued (cancelled ones are passed over). */
+  shift(): Task | undefined {
+    while (this.#head < this.#items.length) {
+      const task = this.#items[this.#head];
+      this.#items[this.#head++] = undefined;
+      if (this.#head > 1_024 && this.#head * 2 > this.#items.length) {
+        this.#items = this.#items.slice(this.#head);
+        this.#head = 0;
+      }
+      if (task !== undefined && task.state === TASK_STATE.QUEUED) return task;
+    }
+    this.#items = [];
+    this.#head = 0;
+    return undefined;
+  }
+
+  *[Symbol.iterator](): IterableIterator<Task> {
+    for (let i = this.#head; i < this.#items.length; i++) {
+      const task = this.#items[i];
+      if (task !== undefined && task.state === TASK_STATE.QUEUED) yield task;
+    }
+  }
+}
+
+/** A jailed process of one tenant, as the core knows it. */
+export class Worker {
+  readonly key: number;
+  readonly tenant: TenantState;
+  readonly memoryBytes: number;
+  readonly purpose: 'tasks' | 'actors';
+  id: WorkerId | undefined = undefined;
+  pid = 0;
+  state: 'STARTING' | 'ALIVE' | 'DEAD' = 'STARTING';
+  readonly slots = new Map<number, Slot>();
+  nextSlot = 1;
+  /** Actors that live here or are about to. */
+  seats = 0;
+  idleSinceMs = 0;
+
+  constructor(key: number, tenant: TenantState, memoryBytes: number, purpose: 'tasks' | 'actors') {
+    this.key = key;
+    this.tenant = tenant;
+    this.memoryBytes = memoryBytes;
+    this.purpose = purpose;
+  }
+}
+
+/** One isolate of a worker: tasks of one job, or one actor. */
+export class Slot {
+  readonly worker: Worker;
+  readonly number: number;
+  readonly job: Job;
+  readonly execs = new Map<number, Task>();
+  readonly templates = new Map<Template, number>();
+  readonly codes = new Map<string, number>();
+  channel!: Channel;
+  lease: Lease | undefined = undefined;
+  actor: Actor | undefined = undefined;
+  nextExec = 1;
+  nextAttachment = 1;
+  opened = false;
+  lastResultMs = 0;
+
+  constructor(worker: Worker, number: number, job: Job) {
+    this.worker = worker;
+    this.number = number;
+    this.job = job;
+  }
+}
+
+/** A worker lease: the right to run tasks of one class on one slot, holding the class's resources while it does. */
+export class Lease {
+  readonly schedulingClass: SchedulingClass;
+  readonly worker: Worker;
+  slot: Slot | undefined = undefined;
+  holding = false;
+  /** Execs that are running and not waiting for an object. */
+  active = 0;
+  heldSinceMs = 0;
+  draining = false;
+
+  constructor(schedulingClass: SchedulingClass, worker: Worker) {
+    this.schedulingClass = schedulingClass;
+    this.worker = worker;
+  }
+}
+
+/** Room on another node, as last reported, that this class's tasks are forwarded into. */
+export class RemoteLease {
+  readonly upstream: Upstream;
+  inFlight = 0;
+  lastResultMs = 0;
+
+  constructor(upstream: Upstream) {
+    this.upstream = upstream;
+  }
+}
+
+/** A channel to another raylet, on which this one is the client for one job. */
+export class Upstream {
+  readonly number: number;
+  readonly nodeNumber: number;
+  readonly job: Job;
+  readonly asJob: boolean;
+  readonly out = new FrameWriter();
+  needed = -1;
+  dirty = false;
+  closed = false;
+  prefix: Uint8Array | undefined = undefined;
+  nextSeq = 1;
+  nextRequest = 1;
+  readonly templates = new Map<Template, number>();
+  readonly codes = new Set<string>();
+  readonly requests = new Map<number, UpstreamRequest>();
+  /** Forwarded before WELCOME told the prefix: run when it arrives. */
+  deferred: (() => void)[] = [];
+  readonly tasks = new Set<Task>();
+
+  constructor(number: number, nodeNumber: number, job: Job, asJob: boolean) {
+    this.number = number;
+    this.nodeNumber = nodeNumber;
+    this.job = job;
+    this.asJob = asJob;
+  }
+}
+
+export interface UpstreamRequest {
+  readonly number: number;
+  readonly entries: readonly ObjectEntry[];
+  readonly ids: readonly Uint8Array[];
+  remaining: number;
+  readonly task: Task | undefined;
+  readonly fetch: boolean;
+}
+
+export type ActorState = 'PENDING_CREATION' | 'ALIVE' | 'DEAD';
+
+export class Actor {
+  readonly session: Session;
+  readonly index: number;
+  readonly job: Job;
+  readonly template: Template;
+  readonly creation: Task;
+  readonly name: string;
+  state: ActorState = 'PENDING_CREATION';
+  reason = '';
+  slot: Slot | undefined = undefined;
+  worker: Worker | undefined = undefined;
+  upstream: Upstream | undefined = undefined;
+  remoteId: Uint8Array | undefined = undefined;
+  holding = false;
+  nameRegistered = false;
+  /** Calls that came before the actor was alive, or whose turn waits for an argument: in order, per caller. */
+  readonly queues = new Map<Channel, Task[]>();
+  inFlight = 0;
+  readonly methodResources = new Map<Template, Resource>();
+  creationFailure: Failure | undefined = undefined;
+
+  constructor(session: Session, index: number, job: Job, template: Template, creation: Task, name: string) {
+    this.session = session;
+    this.index = index;
+    this.job = job;
+    this.template = template;
+    this.creation = creation;
+    this.name = name;
+  }
+}
+
+export interface RemoteNode {
+  readonly nodeId: string;
+  readonly number: number;
+  readonly address: string;
+  readonly spiffeId: string;
+  total: ResourceVector;
+  /** As last reported, less what was forwarded since. */
+  available: ResourceVector;
+}

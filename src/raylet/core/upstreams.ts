@@ -1,0 +1,246 @@
+/**
+ * This raylet as the client of another one: it forwards tasks and actor calls there and fetches objects from there, with the
+ * frames any client uses and the session credential of the job. The other raylet decides and records for itself.
+ */
+import { OP, type FrameReader } from '../../base/frame.ts';
+import { isErrorCode } from '../../base/errors.ts';
+import { SESSION_PREFIX_BYTES } from '../../base/ids.ts';
+import { MAX_ERROR_MESSAGE_CHARS, MAX_FRAME_BYTES, MAX_OBJECT_BYTES, MAX_STACK_CHARS } from '../../base/limits.ts';
+import { idWord, makeId, type Core } from './core.ts';
+import { settleFailed, settleFile, settleInline, settleRemote } from './objects.ts';
+import { OBJECT_STATUS, TASK_STATE, Upstream, type Failure, type Job, type ObjectEntry, type Task, type Template, type UpstreamRequest } from './state.ts';
+
+/** The channel to a node for a job, opened when first wanted. */
+export function upstreamTo(core: Core, nodeNumber: number, job: Job, asJob: boolean, depth: number): Upstream {
+  const key = `${nodeNumber}|${job.id}|${asJob ? 1 : 0}`;
+  const existing = core.upstreams.get(key);
+  if (existing !== undefined && !existing.closed) return existing;
+  const upstream = new Upstream(core.nextNumber(), nodeNumber, job, asJob);
+  core.upstreams.set(key, upstream);
+  core.upstreamsByNumber.set(upstream.number, upstream);
+  core.out.push({ type: 'open-upstream', upstream, depth });
+  return upstream;
+}
+
+function whenOpen(upstream: Upstream, act: () => void): void {
+  if (upstream.prefix === undefined) upstream.deferred.push(act);
+  else act();
+}
+
+function defineOn(core: Core, upstream: Upstream, template: Template): number {
+  const known = upstream.templates.get(template);
+  if (known !== undefined) return known;
+  if (template.digestHex !== '' && !upstream.codes.has(template.digestHex)) {
+    upstream.codes.add(template.digestHex);
+    core.out.push({ type: 'stream-code', upstream, digestHex: template.digestHex });
+  }
+  const number = upstream.templates.size + 1;
+  upstream.templates.set(template, number);
+  const digest = new Uint8Array(32);
+  for (let i = 0; i < 32 && template.digestHex !== ''; i++) digest[i] = Number.parseInt(template.digestHex.slice(2 * i, 2 * i + 2), 16);
+  upstream.out.begin(OP.DEFINE).u32(number).u8(template.kind).raw(digest).str(template.exportName).str(template.methodName).text(template.optionsJson).end();
+  return number;
+}
+
+/**
+ * Sends a task, actor creation or actor call to another raylet: its arguments go as they came (ids and CBOR), so that
+ * nothing of the tenant's is decoded here. `actorId` is the id the actor has *there*.
+ */
+export function forward(core: Core, upstream: Upstream, task: Task, op: typeof OP.SUBMIT | typeof OP.CREATE_ACTOR | typeof OP.CALL_ACTOR, actorId: Uint8Array | undefined): void {
+  task.state = TASK_STATE.RUNNING;
+  task.upstream = upstream;
+  task.startedMs = core.nowMs;
+  upstream.tasks.add(task);
+  whenOpen(upstream, () => {
+    if (task.state !== TASK_STATE.RUNNING) return;
+    const number = defineOn(core, upstream, task.template);
+    const returns = op === OP.CREATE_ACTOR ? 1 : task.template.options.returns;
+    task.remoteSeq = upstream.nextSeq;
+    upstream.nextSeq += Math.max(returns, 1);
+    upstream.out.begin(op).u32(0).u32(task.remoteSeq).u32(number);
+    if (actorId !== undefined) upstream.out.raw(actorId);
+    upstream.out.range(task.batch, task.argsStart, task.argsEnd).end();
+    const prefix = upstream.prefix as Uint8Array;
+    const ids: Uint8Array[] = [];
+    const entries: ObjectEntry[] = [];
+    for (let i = 0; i < returns; i++) {
+      const entry = task.channel.session.objects.get(task.seq + i);
+      if (entry === undefined) continue;
+      ids.push(makeId(prefix, task.remoteSeq + i));
+      entries.push(entry);
+    }
+    ask(core, upstream, OP.RESOLVE, entries, ids, task, false);
+    core.markUpstream(upstream, task.auditSeq);
+  });
+}
+
+function ask(core: Core, upstream: Upstream, op: typeof OP.RESOLVE | typeof OP.GET, entries: ObjectEntry[], ids: Uint8Array[], task: Task | undefined, fetch: boolean): void {
+  const request = upstream.nextRequest++;
+  upstream.requests.set(request, { number: request, entries, ids, remaining: ids.length, task, fetch });
+  upstream.out.begin(op).u32(0).u32(request).refs(ids).end();
+  core.markUpstream(upstream, -1);
+}
+
+/** Fetches what somebody here waits for and another raylet has. Called at the end of each step. */
+export function takeUpFetches(core: Core): void {
+  if (core.fetches.length === 0) return;
+  const fetches = core.fetches;
+  core.fetches = [];
+  for (const entry of fetches) {
+    if (entry.fetching || entry.waiters === undefined || (entry.status !== OBJECT_STATUS.PENDING && entry.status !== OBJECT_STATUS.REMOTE)) continue;
+    const id = entry.remoteId as Uint8Array;
+    const job = firstJob(entry);
+    if (job === undefined) continue;
+    entry.fetching = true;
+    const upstream = entry.remote ?? upstreamTo(core, idWord(id, 4), job.job, job.asJob, 0);
+    // A borrowed id that was only spelled out by a client is not ours to release over there: remote stays undefined.
+    whenOpen(upstream, () => ask(core, upstream, OP.GET, [entry], [id], undefined, true));
+  }
+}
+
+/** Whose rights a fetch uses: those of the first that waits for it. */
+function firstJob(entry: ObjectEntry): { job: Job; asJob: boolean } | undefined {
+  for (const waiter of entry.waiters ?? []) {
+    const channel = waiter.call?.channel ?? waiter.task?.channel;
+    if (channel !== undefined) return { job: channel.job, asJob: channel.principal.kind === 'job' };
+  }
+  return undefined;
+}
+
+/** A batch that another raylet sent on one of our channels to it. Returns what finished, so that the scheduler can go on. */
+export function onUpstreamBatch(core: Core, upstream: Upstream, reader: FrameReader, finished: (task: Task) => void): void {
+  while (reader.next()) {
+    switch (reader.op) {
+      case OP.WELCOME: {
+        upstream.prefix = reader.raw(SESSION_PREFIX_BYTES).slice();
+        reader.text(65_536);
+        const deferred = upstream.deferred;
+        upstream.deferred = [];
+        for (const act of deferred) act();
+        break;
+      }
+      case OP.VALUE: {
+        const at = answered(upstream, reader);
+        const value = reader.rest().slice();
+        if (at !== undefined) settleInline(core, at.entry, value);
+        conclude(upstream, at, finished);
+        break;
+      }
+      case OP.VALUE_STORED: {
+        const at = answered(upstream, reader);
+        const size = reader.u64();
+        if (at !== undefined) {
+          at.entry.remote = upstream;
+          at.entry.remoteId = at.id;
+          settleRemote(core, at.entry, size);
+        }
+        conclude(upstream, at, finished);
+        break;
+      }
+      case OP.VALUE_CHUNK: {
+        const request = upstream.requests.get(reader.u32());
+        const entry = request?.entries[reader.u32()];
+        const total = reader.u64();
+        const offset = reader.u64();
+        const part = reader.rest();
+        if (request === undefined || entry === undefined) break;
+        if (total > MAX_OBJECT_BYTES || offset + part.length > total) {
+          settleFailed(core, entry, { code: 'OBJECT_LOST', message: 'the transfer from another node was malformed', stack: '' });
+          break;
+        }
+        const last = offset + part.length === total;
+        const fileName = `in-${entry.session.prefixHex}-${entry.index}`;
+        core.out.push({ type: 'write-part', tenant: entry.session.tenant, fileName, offset, bytes: part.slice(), last });
+        if (!last) break;
+        entry.fetching = false;
+        settleFile(core, entry, fileName, total);
+        conclude(upstream, { request, entry, id: request.ids[0] as Uint8Array }, finished);
+        break;
+      }
+      case OP.VALUE_FAILED: {
+        const at = answered(upstream, reader);
+        const failure = readFailure(reader);
+        if (at !== undefined) settleFailed(core, at.entry, failure);
+        conclude(upstream, at, finished);
+        break;
+      }
+      case OP.REJECTED:
+      case OP.FAILED:
+      case OP.DONE:
+      case OP.READY:
+        reader.skipRest();
+        break;
+      default:
+        throw new Error(`op 0x${reader.op.toString(16)} from another raylet`);
+    }
+    reader.finish();
+  }
+}
+
+interface Answered {
+  readonly request: UpstreamRequest;
+  readonly entry: ObjectEntry;
+  readonly id: Uint8Array;
+}
+
+function answered(upstream: Upstream, reader: FrameReader): Answered | undefined {
+  const request = upstream.requests.get(reader.u32());
+  const position = reader.u32();
+  const entry = request?.entries[position];
+  const id = request?.ids[position];
+  return request === undefined || entry === undefined || id === undefined ? undefined : { request, entry, id };
+}
+
+function conclude(upstream: Upstream, at: Answered | undefined, finished: (task: Task) => void): void {
+  if (at === undefined || --at.request.remaining > 0) return;
+  upstream.requests.delete(at.request.number);
+  const task = at.request.task;
+  if (task === undefined) return;
+  upstream.tasks.delete(task);
+  // What came back inline is not needed there any more; what stayed there is released when the last ref here goes.
+  const spent = at.request.ids.filter((_, i) => at.request.entries[i]?.status !== OBJECT_STATUS.REMOTE);
+  if (spent.length > 0) upstream.out.begin(OP.RELEASE).refs(spent).end();
+  finished(task);
+}
+
+export function readFailure(reader: FrameReader): Failure {
+  const code = reader.str();
+  const message = reader.text(MAX_FRAME_BYTES).slice(0, MAX_ERROR_MESSAGE_CHARS);
+  const stack = reader.text(MAX_FRAME_BYTES).slice(0, MAX_STACK_CHARS);
+  return { code: isErrorCode(code) ? code : 'INTERNAL', message, stack };
+}
+
+/** The other raylet is gone, or refused us: its tasks are given back, what only it had is lost. */
+export function closeUpstream(core: Core, upstream: Upstream, failure: Failure): Task[] {
+  if (upstream.closed) return [];
+  upstream.closed = true;
+  for (const [key, value] of core.upstreams) if (value === upstream) core.upstreams.delete(key);
+  core.upstreamsByNumber.delete(upstream.number);
+  upstream.deferred = [];
+  for (const request of upstream.requests.values()) {
+    if (request.task !== undefined) continue;
+    for (const entry of request.entries) {
+      entry.fetching = false;
+      settleFailed(core, entry, failure);
+    }
+  }
+  upstream.requests.clear();
+  const tasks = [...upstream.tasks];
+  upstream.tasks.clear();
+  for (const session of core.sessions.values()) {
+    for (const entry of session.objects.values()) if (entry.remote === upstream && entry.status === OBJECT_STATUS.REMOTE) settleFailed(core, entry, failure);
+  }
+  return tasks;
+}
+
+export function cancelRemote(core: Core, upstream: Upstream, task: Task, force: boolean): void {
+  if (upstream.prefix === undefined || task.remoteSeq === 0) return;
+  upstream.out.begin(OP.CANCEL).u32(0).u32(upstream.nextRequest++).raw(makeId(upstream.prefix, task.remoteSeq)).u8(force ? 1 : 0).end();
+  core.markUpstream(upstream, -1);
+}
+
+export function killRemote(core: Core, upstream: Upstream, actorId: Uint8Array): void {
+  upstream.out.begin(OP.KILL).u32(0).u32(upstream.nextRequest++).raw(actorId).end();
+  core.markUpstream(upstream, -1);
+}
+
