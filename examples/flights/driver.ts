@@ -31,10 +31,11 @@ const rows = rowGroups.reduce((sum, group) => sum + group.rows, 0);
 console.log(`${whole(rows)} flights in ${rowGroups.length} row groups; one task for each`);
 
 const progress = await flights.Progress.options({ name: 'flights-progress' }).create();
+const decode = flights.delaysOfRowGroup.options({ memory: '128MiB', timeoutMs: 120_000 });
 const parts: ObjectRef<Delays>[] = [];
 for (const group of rowGroups) {
   const bytes = await cluster.put(file.bytes(group.start, group.end));
-  parts.push(flights.delaysOfRowGroup(bytes, footer, group, progress));
+  parts.push(decode(bytes, footer, group, progress));
 }
 
 // All merges are submitted now: a task whose arguments are refs starts when they are there.
