@@ -576,6 +576,11 @@ export class TenantLog implements AuditLog {
     return this.#offset + size('index') + size('state');
   }
 
+  /** Verifier keys that sign this log. */
+  get trustedKeys(): readonly string[] {
+    return this.#options.trustedKeys;
+  }
+
   tally(): TallyState {
     return this.#tally.state();
   }
