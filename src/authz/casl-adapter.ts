@@ -48,7 +48,8 @@ export class CaslRules {
   constructor(action: Action, kind: ResourceKind, rules: readonly AdapterRule[]) {
     this.#action = action;
     this.#kind = kind;
-    const raw = rules.map((rule): Raw => ({ action, subject: kind, inverted: rule.inverted, rule, ...(rule.conditions.length === 0 ? {} : { conditions: rule.conditions }) }));
+    // Null prototypes: CASL asks its rules for fields they do not have, and nobody else may answer.
+    const raw = rules.map((rule): Raw => Object.assign(Object.create(null) as object, { action, subject: kind, inverted: rule.inverted, rule, conditions: rule.conditions.length === 0 ? undefined : rule.conditions }) as Raw);
     this.#ability = new Ability<Subjects, readonly Condition[]>(raw as RawRuleFrom<Subjects, readonly Condition[]>[], {
       conditionsMatcher: conditionsMatcher as never,
       detectSubjectType: detectSubjectType as never,

@@ -7,7 +7,7 @@ import type { TenantName } from '../base/ids.ts';
 import type { Principal } from '../base/principal.ts';
 import { createDecisionPoint } from './decision-point.ts';
 import { predicateOf } from './core/conditions.ts';
-import { roleKey } from './core/compile.ts';
+import { roleLabel } from './core/compile.ts';
 import type { Condition } from './core/policy-schema.ts';
 import type { PolicySnapshot, SnapshotMember } from './core/snapshot.ts';
 import { namesPrincipal, wallSide, type WallSide } from './core/tenant-wall.ts';
@@ -42,23 +42,25 @@ function hasMember(m: SnapshotMember, tenant: string, kind: string, name: string
   return m.kind === kind && (m.name === '*' || m.name === name) && (m.tenant === tenant || (m.tenant === '*' && tenant !== ''));
 }
 
-/** Keys of the roles a principal has (`platform/developer`, `acme/analyst`), sorted; a job has its submitter's. */
-export function rolesOf(snapshot: PolicySnapshot, principal: Principal): readonly string[] {
+function membershipsOf(snapshot: PolicySnapshot, principal: Principal): readonly SnapshotMember[] {
   const who = principal.kind === 'job' ? principal.submitter : principal;
-  if (who === undefined) return [];
-  const roles = snapshot.members.filter((m) => hasMember(m, principal.tenant ?? '', who.kind, who.name)).map((m) => roleKey(m.roleTenant, m.role));
-  return [...new Set(roles)].sort();
+  return who === undefined ? [] : snapshot.members.filter((m) => hasMember(m, principal.tenant ?? '', who.kind, who.name));
+}
+
+/** The roles a principal has (`platform/developer`, `acme/analyst`), sorted; a job has its submitter's. */
+export function rolesOf(snapshot: PolicySnapshot, principal: Principal): readonly string[] {
+  return [...new Set(membershipsOf(snapshot, principal).map((m) => roleLabel(m.roleTenant, m.role)))].sort();
 }
 
 export function explain(snapshot: PolicySnapshot, request: DecisionRequest): Explanation {
   const { principal, action, resource, nowMs } = request;
   const kind = KIND_OF_ACTION.get(action);
   const wall = wallSide(principal, action, resource.attributes.tenant);
-  const roles = rolesOf(snapshot, principal);
+  const memberships = membershipsOf(snapshot, principal);
   const reach = resource.attributes.tenant === '' ? 'cluster' : 'tenant';
   const concerns = (r: { readonly actions: readonly string[]; readonly kinds: readonly string[] }): boolean => r.actions.includes(action) && kind !== undefined && resource.kind === kind && r.kinds.includes(kind);
   const rules = snapshot.rules
-    .filter((r) => roles.includes(roleKey(r.tenant, r.role)) && concerns(r))
+    .filter((r) => memberships.some((m) => m.roleTenant === r.tenant && m.role === r.role) && concerns(r))
     .map((r): ExplainedRule => {
       const why = [...(r.scope === 'any' || r.scope === reach ? [] : [`it reaches resources of ${r.scope === 'cluster' ? 'the cluster' : 'tenants'} only`]), ...unmet(r.conditions, resource)];
       return { id: r.id, effect: r.effect, matched: why.length === 0, unmet: why };
@@ -73,7 +75,7 @@ export function explain(snapshot: PolicySnapshot, request: DecisionRequest): Exp
       ];
       return { id: g.id, effect: 'grant', matched: why.length === 0, unmet: why };
     });
-  return { decision: createDecisionPoint(snapshot).decide(request), wall, roles, rules, grants };
+  return { decision: createDecisionPoint(snapshot).decide(request), wall, roles: rolesOf(snapshot, principal), rules, grants };
 }
 
 /** One line for people: what determined and, after a denial by default, what came nearest. */

@@ -117,8 +117,14 @@ export function compilePolicies(input: CompileInput): PolicySnapshot {
   return snapshot;
 }
 
-export function roleKey(tenant: string, role: string): string {
-  return `${tenant === '' ? PLATFORM : tenant}/${role}`;
+/** Unique for author and role, also where a tenant is called 'platform'. */
+export function roleKey(author: string, role: string): string {
+  return `${author}/${role}`;
+}
+
+/** For people and rule ids. */
+export function roleLabel(author: string, role: string): string {
+  return `${author === '' ? PLATFORM : author}/${role}`;
 }
 
 function memberKey(m: SnapshotMember): string {
@@ -128,7 +134,7 @@ function memberKey(m: SnapshotMember): string {
 function ruleOf(tenant: string, role: string, effect: 'permit' | 'forbid', n: number, rule: RuleDocument): SnapshotRule {
   // What a tenant writes about scope does not count: its permits end at its wall, its forbids hold for its principals everywhere.
   const scope = tenant === '' ? rule.scope : effect === 'permit' ? 'tenant' : 'any';
-  return { id: `${roleKey(tenant, role)}/${effect}/${n}`, tenant, role, effect, scope, actions: unique(rule.actions), kinds: unique(rule.kinds), conditions: canonical(rule.when) };
+  return { id: `${roleLabel(tenant, role)}/${effect}/${n}`, tenant, role, effect, scope, actions: unique(rule.actions), kinds: unique(rule.kinds), conditions: canonical(rule.when) };
 }
 
 function unique<T extends string>(items: readonly T[]): T[] {
@@ -142,8 +148,7 @@ function canonical(conditions: readonly Condition[]): Condition[] {
 }
 
 function known(roles: ReadonlyMap<string, boolean>, author: string): string {
-  const prefix = `${author === '' ? PLATFORM : author}/`;
-  const names = [...roles].filter(([key, assignable]) => key.startsWith(prefix) || (assignable && key.startsWith(`${PLATFORM}/`))).map(([key]) => key.slice(key.indexOf('/') + 1));
+  const names = [...roles].filter(([key, assignable]) => key.startsWith(`${author}/`) || (assignable && key.startsWith('/'))).map(([key]) => key.slice(key.indexOf('/') + 1));
   return names.length === 0 ? 'no role is defined' : `roles that can be bound here: ${[...new Set(names)].sort(compareText).slice(0, 20).join(', ')}`;
 }
 
