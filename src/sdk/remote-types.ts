@@ -7,8 +7,8 @@ export type RefOr<T> = T | ObjectRef<T>;
 type RefOrAll<A extends readonly unknown[]> = { [K in keyof A]: RefOr<A[K]> };
 
 // biome-ignore lint: the only `any`s are in the constraints of inference, where `unknown` would refuse every function.
-type AnyFunction = (...args: any[]) => unknown;
-type AnyClass = abstract new (...args: any[]) => object;
+export type AnyFunction = (...args: any[]) => unknown;
+export type AnyClass = abstract new (...args: any[]) => object;
 
 type Result<R, O> = O extends { readonly returns: infer N }
   ? N extends 1

@@ -1,0 +1,497 @@
+/**
+ * The inside of one isolate: takes EXEC frames, runs tenant functions, answers with RESULT or FAILURE, and is the client of nested
+ * calls. Every tenant value is encoded, decoded and caught here, inside the timed call: only bytes and numbers cross to the host.
+ * Must never: let tenant code reach `emit` or the writer, leave a torn frame behind, or throw because of what tenant code did.
+ *
+ * Who makes a nested call (`parent`) is known exactly while tenant code runs synchronously (`current`), and when only one call is
+ * running. Otherwise, after an `await`, it is the call that was resumed last through a runtime promise, timer or microtask;
+ * settlements of different calls are kept two microtasks apart, so that what follows `await get(…)` runs under its own call. Beyond that
+ * it is a guess, and the raylet treats it as a claim: it may mislead only about calls of the same isolate.
+ */
+import { BulkheadError } from '../../../base/errors.ts';
+import { CALL_KIND, FrameReader, FrameWriter, OP, type CallKind } from '../../../base/frame.ts';
+import { MAX_ERROR_MESSAGE_CHARS, MAX_FRAME_BYTES, MAX_INLINE_BYTES, MAX_LOG_BYTES, MAX_OBJECT_BYTES } from '../../../base/limits.ts';
+import { MAX_STACK_CHARS } from '../../../base/limits.ts';
+import { decodeValue, encodeValue, type EncodedValue } from '../../../base/value.ts';
+import { ClientCore } from '../../../sdk/client-core.ts';
+import { describeThrown } from './inspect.ts';
+import { encodeUtf8 } from './text-codecs.ts';
+
+export const EMIT = { FRAMES: 0, STAGED_FILE: 1, SET_TIMER: 2, CLEAR_TIMER: 3 } as const;
+export type Emit = (kind: number, n: number, bytes: ArrayBuffer | undefined) => void;
+
+/** Answers leave early when this much has gathered, or after this long within one delivery: others wait for them. */
+const FLUSH_BYTES = 64 * 1024;
+const FLUSH_MS = 2;
+/** Results of one call that go inline together; the rest are staged, so that the frame keeps its limit. */
+const MAX_INLINE_TOTAL = MAX_FRAME_BYTES / 4;
+const MAX_LOG_LINE_BYTES = 65_536;
+const MAX_TIMERS = 10_000;
+
+interface TemplateInfo {
+  readonly kind: CallKind;
+  readonly code: number;
+  readonly exportName: string;
+  readonly method: string;
+  readonly returns: number;
+  readonly context: Readonly<Record<string, unknown>>;
+}
+
+interface Exec {
+  readonly number: number;
+  readonly template: TemplateInfo | undefined;
+  readonly attempt: number;
+  /** Answered or cancelled: what it still does changes nothing. */
+  over: boolean;
+  logBytes: number;
+}
+
+interface Code {
+  readonly exports: object | undefined;
+  readonly failure: { readonly message: string; readonly stack: string } | undefined;
+}
+
+export interface ExecutorOptions {
+  readonly emit: Emit;
+  readonly sessionPrefix: Uint8Array;
+  /** Wall clock, ms. */
+  readonly now: () => number;
+  readonly queueMicrotask: (run: () => void) => void;
+  readonly collects: typeof FinalizationRegistry | undefined;
+  /** Called whenever the host enters the isolate: time stands still in between. */
+  readonly entered: () => void;
+}
+
+export class Executor {
+  readonly #emit: Emit;
+  readonly #now: () => number;
+  readonly #entered: () => void;
+  readonly #microtask: (run: () => void) => void;
+  readonly #writer = new FrameWriter();
+  readonly #reader = new FrameReader();
+  readonly core: ClientCore;
+  readonly #templates = new Map<number, TemplateInfo>();
+  readonly #codes = new Map<number, Code>();
+  readonly #digests = new Map<number, string>();
+  readonly #exported = new WeakMap<object, { readonly code: number; readonly name: string }>();
+  readonly #attachments = new Map<number, Uint8Array>();
+  readonly #running = new Map<number, Exec>();
+  readonly #outside: Exec = { number: 0, template: undefined, attempt: 0, over: false, logBytes: 0 };
+  /** The call whose code is on the stack, `#outside` when none is. */
+  #current: Exec;
+  #resumed: Exec;
+  #instance: object | undefined;
+  #delivering = false;
+  #flushing = false;
+  #flushedAt = 0;
+  #stagedFiles = 0;
+  readonly #settlements: { readonly exec: number; readonly run: () => void }[] = [];
+  #settling = false;
+  readonly #timers = new Map<number, { readonly exec: Exec; readonly run: () => void; readonly everyMs: number | undefined }>();
+  #nextTimer = 1;
+
+  constructor(options: ExecutorOptions) {
+    this.#emit = options.emit;
+    this.#now = options.now;
+    this.#entered = options.entered;
+    this.#microtask = options.queueMicrotask;
+    this.#current = this.#resumed = this.#outside;
+    this.core = new ClientCore({
+      sessionPrefix: options.sessionPrefix,
+      writer: this.#writer,
+      touched: () => this.#touched(),
+      parent: () => this.#who().number,
+      settle: (exec, run) => this.#settle(exec, run),
+      stage: (bytes) => this.#stage(bytes),
+      attachment: (number) => this.#takeAttachment(number),
+      timers: { set: (ms, fire) => this.setTimer(fire, ms, false), clear: (timer) => this.clearTimer(timer as number) },
+      collects: options.collects,
+    });
+  }
+
+  // --- out ------------------------------------------------------------------------------------------------------------
+
+  /** Sends what has gathered. */
+  #flush(): void {
+    this.core.writeReleases();
+    this.#flushedAt = this.#now();
+    if (this.#writer.length > 0) this.#emit(EMIT.FRAMES, 0, this.#writer.take().buffer);
+  }
+
+  #touched(): void {
+    if (this.#writer.length >= FLUSH_BYTES) this.#flush();
+    else if (!this.#delivering) this.#flushLater(0);
+  }
+
+  /** One flush for what a run of microtasks writes: it goes to the end of the queue again while more is being written. */
+  #flushLater(seen: number): void {
+    if (seen === 0) {
+      if (this.#flushing) return;
+      this.#flushing = true;
+    }
+    const before = this.#writer.length;
+    this.#microtask(() => {
+      if (this.#writer.length > before || seen === 0) this.#flushLater(seen + 1);
+      else {
+        this.#flushing = false;
+        this.#flush();
+      }
+    });
+  }
+
+  #stage(bytes: Uint8Array<ArrayBuffer>): number {
+    const file = ++this.#stagedFiles;
+    const whole = bytes.byteLength === bytes.buffer.byteLength ? bytes.buffer : bytes.buffer.transfer(bytes.byteLength);
+    this.#emit(EMIT.STAGED_FILE, file, whole);
+    return file;
+  }
+
+  // --- in -------------------------------------------------------------------------------------------------------------
+
+  deliver(batch: ArrayBuffer): ArrayBuffer | undefined {
+    this.#entered();
+    this.#delivering = true;
+    this.#flushedAt = this.#now();
+    try {
+      const reader = this.#reader.reset(new Uint8Array(batch));
+      while (reader.next()) {
+        if (reader.op === OP.EXEC) this.#exec(reader);
+        else if (reader.op === OP.TEMPLATE) this.#template(reader);
+        else if (reader.op === OP.CANCEL_EXEC) this.#cancel(reader);
+        else if (!this.core.receive(reader)) throw new BulkheadError('INVALID_ARGUMENT', `malformed frame (op 0x${reader.op.toString(16)}): not for a guest`);
+        if (this.#writer.length > 0 && this.#now() - this.#flushedAt >= FLUSH_MS) this.#flush();
+      }
+    } finally {
+      this.#delivering = false;
+    }
+    this.core.writeReleases();
+    return this.#writer.length > 0 ? this.#writer.take().buffer : undefined;
+  }
+
+  attach(attachment: number, bytes: ArrayBuffer): void {
+    this.#attachments.set(attachment, new Uint8Array(bytes));
+  }
+
+  #takeAttachment(number: number): Uint8Array {
+    const bytes = this.#attachments.get(number);
+    if (bytes === undefined) throw new BulkheadError('INVALID_ARGUMENT', `malformed frame: attachment ${number} does not exist`);
+    this.#attachments.delete(number);
+    return bytes;
+  }
+
+  /** Runs a module's top level. What it throws is the answer to every call of it. */
+  load(code: number, factory: () => unknown): void {
+    this.#entered();
+    let exports: object | undefined;
+    let failure: Code['failure'];
+    try {
+      const made = factory();
+      if (typeof made === 'object' && made !== null) exports = made;
+      else failure = { message: 'the module exports nothing', stack: '' };
+    } catch (thrown) {
+      failure = describeThrown(thrown, MAX_ERROR_MESSAGE_CHARS, MAX_STACK_CHARS);
+    }
+    this.#codes.set(code, { exports, failure });
+    if (exports === undefined) return;
+    for (const name of Object.keys(exports)) {
+      try {
+        const value = (exports as Record<string, unknown>)[name];
+        if (typeof value === 'function' && !this.#exported.has(value)) this.#exported.set(value, { code, name });
+      } catch {
+        // An export in its temporal dead zone is nobody's task.
+      }
+    }
+  }
+
+  #template(reader: FrameReader): void {
+    const number = reader.u32();
+    const kind = reader.u8() as CallKind;
+    const code = reader.u32();
+    const exportName = reader.str();
+    const method = reader.str();
+    const returns = reader.u8();
+    const json = reader.text(MAX_FRAME_BYTES);
+    reader.finish();
+    const context = Object.freeze((json === '' ? {} : JSON.parse(json)) as Record<string, unknown>);
+    const { code: digest } = context;
+    if (typeof digest === 'string') this.#digests.set(code, digest.replace(/^sha256:/, ''));
+    this.#templates.set(number, { kind, code, exportName, method, returns, context });
+  }
+
+  #exec(reader: FrameReader): void {
+    const number = reader.u32();
+    const kind = reader.u8();
+    const templateNumber = reader.u32();
+    const attempt = reader.u32();
+    const positions: number[] = [];
+    const values: Uint8Array[] = [];
+    const dependencies = reader.u16();
+    for (let i = 0; i < dependencies; i++) {
+      positions.push(reader.u16());
+      values.push(reader.u8() === 0 ? reader.bytes(MAX_FRAME_BYTES) : this.#takeAttachment(reader.u32()));
+    }
+    const packed = reader.rest();
+    const template = this.#templates.get(templateNumber);
+    if (template === undefined || kind !== template.kind) throw new BulkheadError('INVALID_ARGUMENT', `malformed frame: exec ${number} names template ${templateNumber}, which is not there or of another kind`);
+    const exec: Exec = { number, template, attempt, over: false, logBytes: 0 };
+    const before = this.#current;
+    this.#current = exec;
+    try {
+      const args = decodeValue(packed, this.core.hooks);
+      if (!Array.isArray(args)) throw new BulkheadError('INVALID_ARGUMENT', 'the arguments of a call are not an array');
+      for (let i = 0; i < positions.length; i++) args[positions[i] as number] = decodeValue(values[i] as Uint8Array, this.core.hooks);
+      const result = this.#invoke(template, args);
+      if (typeof result === 'object' && result !== null && typeof (result as { then?: unknown }).then === 'function') {
+        this.#running.set(number, exec);
+        this.#resumed = exec;
+        void this.#finishLater(exec, result);
+      } else this.#finish(exec, result);
+    } catch (thrown) {
+      this.#fail(exec, thrown);
+    } finally {
+      this.#current = before;
+    }
+  }
+
+  #invoke(template: TemplateInfo, args: unknown[]): unknown {
+    if (template.kind === CALL_KIND.ACTOR_METHOD) return this.#invokeMethod(template.method, args);
+    const code = this.#codes.get(template.code);
+    if (code?.failure !== undefined) throw new ModuleFailure(code.failure.message, code.failure.stack);
+    if (code?.exports === undefined) throw new BulkheadError('INTERNAL', 'the code of this call was not loaded');
+    const found = Object.hasOwn(code.exports, template.exportName) ? (code.exports as Record<string, unknown>)[template.exportName] : undefined;
+    if (typeof found !== 'function') throw new BulkheadError('INVALID_ARGUMENT', `the module exports no ${template.kind === CALL_KIND.TASK ? 'function' : 'class'} named '${template.exportName.slice(0, 100)}'`);
+    if (template.kind === CALL_KIND.TASK) return Reflect.apply(found, undefined, args);
+    this.#instance = Reflect.construct(found, args) as object;
+    return undefined;
+  }
+
+  #invokeMethod(name: string, args: unknown[]): unknown {
+    const instance = this.#instance;
+    if (instance === undefined) throw new BulkheadError('ACTOR_DIED', 'this actor was never constructed');
+    // Methods are what the class and its ancestors define: not what every object has, and not the constructor.
+    for (let holder: object | null = instance; holder !== null && holder !== Object.prototype; holder = Object.getPrototypeOf(holder) as object | null) {
+      if (name === 'constructor' || !Object.hasOwn(holder, name)) continue;
+      const method = (instance as Record<string, unknown>)[name];
+      if (typeof method === 'function') return Reflect.apply(method, instance, args);
+      break;
+    }
+    throw new BulkheadError('INVALID_ARGUMENT', `the actor has no method named '${name.slice(0, 100)}'`);
+  }
+
+  async #finishLater(exec: Exec, result: unknown): Promise<void> {
+    try {
+      const value = await result;
+      this.#current = exec;
+      this.#finish(exec, value);
+    } catch (thrown) {
+      this.#current = exec;
+      this.#fail(exec, thrown);
+    } finally {
+      this.#current = this.#outside;
+    }
+  }
+
+  #encodeResults(template: TemplateInfo, value: unknown): EncodedValue[] {
+    if (template.kind === CALL_KIND.ACTOR_CLASS || template.returns === 0) return [];
+    if (template.returns === 1) return [encodeValue(value, this.core.hooks, 'result')];
+    if (!Array.isArray(value) || value.length !== template.returns) {
+      throw new BulkheadError('INVALID_ARGUMENT', `with returns: ${template.returns} the function must return an array of ${template.returns} values; it returned ${Array.isArray(value) ? `${value.length}` : `a ${typeof value}`}`);
+    }
+    const encoded: EncodedValue[] = [];
+    for (let i = 0; i < template.returns; i++) encoded.push(encodeValue(value[i], this.core.hooks, `result[${i}]`));
+    return encoded;
+  }
+
+  #finish(exec: Exec, value: unknown): void {
+    if (exec.over) return;
+    // Encoding runs getters of the value, which may call the runtime: all of it comes before the frame is begun.
+    const results = this.#encodeResults(exec.template as TemplateInfo, value);
+    if (exec.over) return;
+    let inline = 0;
+    const staged = results.map(({ bytes }) => {
+      if (bytes.length > MAX_OBJECT_BYTES) throw new BulkheadError('RESOURCE_EXHAUSTED', `a result of ${bytes.length} bytes exceeds the limit of ${MAX_OBJECT_BYTES}`);
+      if (bytes.length <= MAX_INLINE_BYTES && inline + bytes.length <= MAX_INLINE_TOTAL) {
+        inline += bytes.length;
+        return undefined;
+      }
+      const size = bytes.length;
+      return { file: this.#stage(bytes), size };
+    });
+    const w = this.#writer;
+    try {
+      w.begin(OP.RESULT).u32(exec.number).u8(results.length);
+      for (let i = 0; i < results.length; i++) {
+        const { bytes, contained } = results[i] as EncodedValue;
+        const file = staged[i];
+        w.u8(file === undefined ? 0 : 1).refs(contained);
+        if (file === undefined) w.bytes(bytes);
+        else w.u32(file.file).u64(file.size);
+      }
+      w.end();
+    } catch (thrown) {
+      w.abandon();
+      throw thrown;
+    }
+    this.#end(exec);
+  }
+
+  #end(exec: Exec): void {
+    exec.over = true;
+    this.#running.delete(exec.number);
+    this.#touched();
+  }
+
+  #fail(exec: Exec, thrown: unknown): void {
+    if (exec.over) return;
+    let code = 'TASK_FAILED';
+    let described: { message: string; stack: string };
+    if (thrown instanceof ModuleFailure) described = { message: `the module failed to load: ${thrown.reason}`, stack: thrown.remoteStack };
+    else {
+      described = describeThrown(thrown, MAX_ERROR_MESSAGE_CHARS, MAX_STACK_CHARS);
+      if (thrown instanceof BulkheadError) {
+        described.message = described.message.replace(/^BulkheadError: /, '');
+        // What the prelude itself refuses keeps its code; an error of a nested call that the function let through is the function's failure.
+        if (thrown.code === 'INVALID_ARGUMENT' || thrown.code === 'ACTOR_DIED' || thrown.code === 'RESOURCE_EXHAUSTED' || thrown.code === 'CANCELLED') ({ code } = thrown);
+      }
+    }
+    if (exec.over) return;
+    this.#failure(exec, code, described.message, described.stack);
+  }
+
+  #failure(exec: Exec, code: string, message: string, stack: string): void {
+    const w = this.#writer;
+    try {
+      w.begin(OP.FAILURE).u32(exec.number).str(code).text(message).text(stack).end();
+    } catch (thrown) {
+      w.abandon();
+      throw thrown;
+    }
+    this.#end(exec);
+  }
+
+  #cancel(reader: FrameReader): void {
+    const exec = this.#running.get(reader.u32());
+    reader.finish();
+    if (exec === undefined) return;
+    this.#failure(exec, 'CANCELLED', 'the call was cancelled', '');
+    for (const [id, timer] of this.#timers) if (timer.exec === exec) this.clearTimer(id);
+    this.core.failParent(exec.number, new BulkheadError('CANCELLED', 'the call was cancelled'));
+  }
+
+  // --- who is running ---------------------------------------------------------------------------------------------------
+
+  #who(): Exec {
+    if (this.#current !== this.#outside) return this.#current;
+    if (this.#running.size === 1) for (const only of this.#running.values()) return only;
+    return this.#resumed.over ? this.#outside : this.#resumed;
+  }
+
+  #settle(number: number, run: () => void): void {
+    this.#settlements.push({ exec: number, run });
+    if (this.#settling) return;
+    this.#settling = true;
+    this.#settleSome();
+  }
+
+  /** Settles the promises of one call, then lets its continuations run before those of the next call. */
+  #settleSome(): void {
+    const first = this.#settlements[0];
+    if (first === undefined) {
+      this.#settling = false;
+      return;
+    }
+    let n = 0;
+    this.#resumed = this.#running.get(first.exec) ?? this.#outside;
+    for (; n < this.#settlements.length && this.#settlements[n]?.exec === first.exec; n++) this.#settlements[n]?.run();
+    this.#settlements.splice(0, n);
+    // Two turns: `await get(ref)` resumes one microtask after its promise, a function around it one later.
+    this.#microtask(() => this.#microtask(() => this.#settleSome()));
+  }
+
+  /** Binds a callback to the call that is running now; what it throws becomes a line in that call's log. */
+  bind(run: () => void): () => void {
+    const exec = this.#who();
+    return () => this.#runAs(exec, run);
+  }
+
+  #runAs(exec: Exec, run: () => void): void {
+    const before = this.#current;
+    this.#current = this.#resumed = exec.over ? this.#outside : exec;
+    try {
+      run();
+    } catch (thrown) {
+      const { message, stack } = describeThrown(thrown, MAX_ERROR_MESSAGE_CHARS, MAX_STACK_CHARS);
+      this.log(2, `Uncaught ${stack === '' ? message : stack}`);
+    } finally {
+      this.#current = before;
+    }
+  }
+
+  // --- what the globals need ----------------------------------------------------------------------------------------------
+
+  setTimer(run: () => void, ms: number, repeats: boolean): number {
+    if (this.#timers.size >= MAX_TIMERS) throw new BulkheadError('RESOURCE_EXHAUSTED', `more than ${MAX_TIMERS} timers at once`);
+    const delay = Number.isFinite(ms) && ms > 0 ? Math.min(Math.trunc(ms), 0x7fff_ffff) : 0;
+    const id = this.#nextTimer++;
+    this.#timers.set(id, { exec: this.#who(), run, everyMs: repeats ? Math.max(1, delay) : undefined });
+    this.#arm(id, delay);
+    return id;
+  }
+
+  #arm(id: number, ms: number): void {
+    const bytes = new ArrayBuffer(4);
+    new DataView(bytes).setUint32(0, ms, true);
+    this.#emit(EMIT.SET_TIMER, id, bytes);
+  }
+
+  clearTimer(id: number): void {
+    if (this.#timers.delete(id)) this.#emit(EMIT.CLEAR_TIMER, id, undefined);
+  }
+
+  fireTimer(id: number): void {
+    this.#entered();
+    const timer = this.#timers.get(id);
+    if (timer === undefined) return;
+    if (timer.everyMs === undefined) this.#timers.delete(id);
+    this.#runAs(timer.exec, timer.run);
+    if (timer.everyMs !== undefined && this.#timers.has(id)) this.#arm(id, timer.everyMs);
+  }
+
+  log(stream: 1 | 2, line: string): void {
+    const exec = this.#who();
+    if (exec.logBytes > MAX_LOG_BYTES) return;
+    let bytes = encodeUtf8(`${line.length > MAX_LOG_LINE_BYTES ? `${line.slice(0, MAX_LOG_LINE_BYTES)}…` : line}\n`);
+    exec.logBytes += bytes.length;
+    if (exec.logBytes > MAX_LOG_BYTES) bytes = encodeUtf8(`… more than ${MAX_LOG_BYTES} bytes of log: the rest is dropped\n`);
+    const w = this.#writer;
+    try {
+      w.begin(OP.LOG).u32(exec.number).u8(stream).raw(bytes).end();
+    } catch (thrown) {
+      w.abandon();
+      throw thrown;
+    }
+    this.#touched();
+  }
+
+  /** Digest and name of a function or class that a loaded module exports. */
+  exportOf(value: unknown): { digest: string; exportName: string } | undefined {
+    const found = typeof value === 'function' ? this.#exported.get(value) : undefined;
+    const digest = found === undefined ? undefined : this.#digests.get(found.code);
+    return found === undefined || digest === undefined ? undefined : { digest, exportName: found.name };
+  }
+
+  context(): Readonly<Record<string, unknown>> {
+    const exec = this.#who();
+    return { ...exec.template?.context, attempt: exec.attempt };
+  }
+}
+
+class ModuleFailure {
+  readonly reason: string;
+  readonly remoteStack: string;
+
+  constructor(reason: string, remoteStack: string) {
+    this.reason = reason;
+    this.remoteStack = remoteStack;
+  }
+}

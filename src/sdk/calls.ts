@@ -1,0 +1,73 @@
+/**
+ * What drivers and isolates offer alike over a client core: remote functions and classes, get and wait. One place, so that a program
+ * means the same on both sides. ECMAScript only.
+ */
+import { BulkheadError } from '../base/errors.ts';
+import { CALL_KIND } from '../base/frame.ts';
+import { describeActorHandle, type ClassInfo } from './actor-handle.ts';
+import type { ClientCore } from './client-core.ts';
+import { ObjectRef } from './object-ref.ts';
+import { actorOptions, taskOptions, type ActorOptions, type TaskOptions } from './options.ts';
+import type { GetOptions, WaitOptions, WaitResult } from './remote-types.ts';
+
+/** A function or class of a bundle. `ready` runs before its first use on a channel: it sends the code. */
+export interface ExportRef {
+  readonly digest: string;
+  readonly exportName: string;
+  readonly ready?: (() => void) | undefined;
+}
+
+export type AnyRemoteFunction = ((...args: unknown[]) => ObjectRef | ObjectRef[]) & { options(options: TaskOptions): AnyRemoteFunction };
+
+export function remoteFunction(core: ClientCore, of: ExportRef, options?: TaskOptions): AnyRemoteFunction {
+  const { json, returns } = taskOptions(options);
+  let template = 0;
+  const call = (...args: unknown[]): ObjectRef | ObjectRef[] => {
+    if (template === 0) {
+      of.ready?.();
+      template = core.template({ kind: CALL_KIND.TASK, digest: of.digest, exportName: of.exportName, method: '', options: json, returns });
+    }
+    return core.submit(template, returns, args);
+  };
+  return Object.assign(call, { options: (next: TaskOptions): AnyRemoteFunction => remoteFunction(core, of, { ...options, ...next }) });
+}
+
+export interface AnyRemoteClass {
+  create(...args: unknown[]): Promise<object>;
+  options(options: ActorOptions): AnyRemoteClass;
+}
+
+export function remoteClass(core: ClientCore, of: ExportRef, options?: ActorOptions): AnyRemoteClass {
+  const { json, returns } = actorOptions(options);
+  const info: ClassInfo = { digest: of.digest, exportName: of.exportName };
+  return {
+    async create(...args) {
+      of.ready?.();
+      const template = core.template({ kind: CALL_KIND.ACTOR_CLASS, digest: of.digest, exportName: of.exportName, method: '', options: json, returns });
+      const id = core.createActor(template, args);
+      const handle = core.handle(id, info);
+      if (options?.name === undefined) return handle;
+      // A name belongs to one actor: asking who has it now tells whether this one was made, and with getIfExists which one to use.
+      const found = await core.lookupActor(options.name);
+      if (options.getIfExists === true) return found;
+      const foundId = describeActorHandle(found)?.id;
+      if (foundId === undefined || !foundId.every((octet, i) => octet === id[i])) {
+        throw new BulkheadError('INVALID_ARGUMENT', `an actor named '${options.name}' exists already: use it with actor('${options.name}'), or create with getIfExists: true`);
+      }
+      return handle;
+    },
+    options: (next) => remoteClass(core, of, { ...options, ...next }),
+  };
+}
+
+/** `get(ref)` or `get([refs])`. */
+export async function getValues(core: ClientCore, refs: ObjectRef | readonly ObjectRef[], options: GetOptions = {}): Promise<unknown> {
+  if (Array.isArray(refs)) return core.get(refs as readonly ObjectRef[], options.timeoutMs);
+  const [value] = await core.get([refs as ObjectRef], options.timeoutMs);
+  return value;
+}
+
+export async function waitFor<R extends ObjectRef>(core: ClientCore, refs: readonly R[], options: WaitOptions = {}): Promise<WaitResult<R>> {
+  const positions = new Set(await core.wait(refs, options.count ?? 1, options.timeoutMs));
+  return { ready: refs.filter((_, i) => positions.has(i)), pending: refs.filter((_, i) => !positions.has(i)) };
+}

@@ -1,0 +1,59 @@
+/**
+ * `bulkhead/runtime`: what code on the cluster calls. Inside an isolate the bundler resolves it to the object that the trusted prelude
+ * keeps; elsewhere every call says so. Holds no state and no credential.
+ */
+import { BulkheadError } from '../base/errors.ts';
+import type { ObjectRef } from './object-ref.ts';
+import type { ActorOptions, TaskOptions } from './options.ts';
+import type { ActorHandle, AnyClass, AnyFunction, GetOptions, RemoteClass, RemoteFunctionOf, ValuesOf, WaitOptions, WaitResult } from './remote-types.ts';
+
+export { BulkheadError, type ErrorCode } from '../base/errors.ts';
+export type { ObjectRef } from './object-ref.ts';
+export type { ActorHandle, RefOr, RemoteClass, RemoteFunction, RemoteFunctionOf, RemoteMethod } from './remote-types.ts';
+export type { ActorOptions, MethodOptions, TaskOptions } from './options.ts';
+
+/** Facts of the running call. */
+export interface RuntimeContext {
+  readonly jobId: string;
+  readonly tenant: string;
+  /** Name of the function, or `Class.method`. */
+  readonly name: string;
+  /** 0 for the first try. */
+  readonly attempt: number;
+  readonly resources: Readonly<Record<string, number>>;
+}
+
+export interface Runtime {
+  /** A function that its module exports, as a task. */
+  task<F extends AnyFunction>(fn: F, options?: TaskOptions): RemoteFunctionOf<F>;
+  /** A handle to a named actor, or an exported class as an actor class. */
+  actor<T = Record<string, (...args: never[]) => unknown>>(name: string): Promise<ActorHandle<T>>;
+  actor<C extends AnyClass>(actorClass: C, options?: ActorOptions): RemoteClass<C>;
+  put<T>(value: T): Promise<ObjectRef<T>>;
+  get<T>(ref: ObjectRef<T>, options?: GetOptions): Promise<T>;
+  get<const R extends readonly ObjectRef[]>(refs: R, options?: GetOptions): Promise<ValuesOf<R>>;
+  wait<R extends ObjectRef>(refs: readonly R[], options?: WaitOptions): Promise<WaitResult<R>>;
+  cancel(ref: ObjectRef, options?: { readonly force?: boolean }): Promise<void>;
+  kill(actor: { readonly id: string }): Promise<void>;
+  context(): RuntimeContext;
+}
+
+/** The global under which the prelude keeps the runtime; it is frozen there. */
+export const RUNTIME_GLOBAL = '__bulkhead_runtime';
+/** What a bundle may import from `bulkhead/runtime`. */
+export const RUNTIME_EXPORTS = ['task', 'actor', 'put', 'get', 'wait', 'cancel', 'kill', 'context', 'BulkheadError'] as const;
+
+function runtime(): Runtime {
+  const found = (globalThis as Record<string, unknown>)[RUNTIME_GLOBAL];
+  if (found === undefined) throw new BulkheadError('UNAVAILABLE', "bulkhead/runtime works inside tasks and actors only: in a driver, use the cluster that connect() returns");
+  return found as Runtime;
+}
+
+export const task: Runtime['task'] = (...args) => runtime().task(...args);
+export const actor: Runtime['actor'] = ((...args: Parameters<Runtime['actor']>) => runtime().actor(...args)) as Runtime['actor'];
+export const put: Runtime['put'] = (value) => runtime().put(value);
+export const get: Runtime['get'] = ((...args: Parameters<Runtime['get']>) => runtime().get(...args)) as Runtime['get'];
+export const wait: Runtime['wait'] = (refs, options) => runtime().wait(refs, options);
+export const cancel: Runtime['cancel'] = (ref, options) => runtime().cancel(ref, options);
+export const kill: Runtime['kill'] = (handle) => runtime().kill(handle);
+export const context: Runtime['context'] = () => runtime().context();
