@@ -89,8 +89,9 @@ function readPart(part: string): Buffer {
 }
 
 function readJson(part: string): unknown {
+  const text = readPart(part).toString('utf8');
   try {
-    return JSON.parse(readPart(part).toString('utf8'));
+    return JSON.parse(text);
   } catch (error) {
     return refuse('it is not JSON', error);
   }
@@ -123,11 +124,11 @@ export async function verifySession(token: unknown, options: { audience: string;
   if (exp * 1000 <= nowMs) refuse('it has expired');
   let principal: Principal;
   try {
-    if (parseSpiffeId(sub).trustDomain !== bundle.trustDomain) return refuse('its trust domain is not ours');
     principal = principalFromSpiffeId(sub, submitter);
   } catch (error) {
     return refuse('its SPIFFE ID is not valid', error);
   }
+  if (parseSpiffeId(sub).trustDomain !== bundle.trustDomain) refuse('its trust domain is not ours');
   if (submitter !== undefined && principal.kind !== 'job') refuse('only a job has a submitter');
   if ((principal.tenant === undefined) !== (tenantNumber === 0)) refuse('its tenant number does not fit its SPIFFE ID');
   return { principal, tenantNumber, jti, issuedAtMs: iat * 1000, expiresAtMs: exp * 1000 };
