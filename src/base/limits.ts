@@ -85,5 +85,7 @@ export const MAX_POLICY_FILES_PER_TENANT = 32;
 export const MAX_POLICY_HISTORY_PER_TENANT = 100;
 export const MAX_REVOCATIONS = 100_000;
 export const MAX_JOIN_TOKENS = 1_000;
+/** Records that one `audit tail` shows before it follows. */
+export const MAX_AUDIT_TAIL_RECORDS = 10_000;
 /** A raylet that was away for this long still learns which jobs were stopped meanwhile. */
 export const STOPPED_JOBS_TOLD_FOR_MS = 24 * 3_600_000;

@@ -12,7 +12,7 @@ import type { HeadState } from './head-state.ts';
 import type { PolicyAdministrator } from './policy-administrator.ts';
 
 export interface IssuedChain {
-  readonly chainPem: string;
+  readonly certificateChainPem: string;
   readonly serial: string;
   readonly notAfterMs: number;
 }
@@ -63,6 +63,28 @@ export interface PolicyCompiler {
   checkFile(file: CurrentFile, all: readonly CurrentFile[], identities: readonly IdentityRow[]): void;
 }
 
+/** The head's own audit logs: the cluster's (tenant '') and its part of each tenant's. */
+export interface AuditReader {
+  /** JSON of the last records, then, with `follow`, of each one that becomes durable, until `signal`. */
+  tail(tenant: string, options: { readonly last: number; readonly follow: boolean; readonly signal: AbortSignal }): AsyncIterable<{ readonly index: number; readonly record: string }>;
+  /** A header (JSON), then entry bundles. */
+  material(tenant: string, fromMs: number, toMs: number): AsyncIterable<{ readonly header: string } | { readonly entries: Uint8Array }>;
+  /** Undefined when there is no such log here. */
+  stats(tenant: string): Promise<AuditLogStats | undefined>;
+}
+
+export interface AuditLogStats {
+  readonly records: number;
+  readonly bytes: number;
+  readonly allowed: number;
+  readonly denied: number;
+  readonly byAction: Readonly<Record<string, number>>;
+  readonly firstMs: number;
+  readonly lastMs: number;
+  /** Hex. */
+  readonly rootHash: string;
+}
+
 /** Signs deletion certificates. */
 export interface StatementSigner {
   /** C2SP verifier key line. */
@@ -77,8 +99,7 @@ export interface HeadContext {
   readonly policies: PolicyAdministrator;
   readonly appendAudit: AppendDurably;
   readonly statements: StatementSigner;
-  /** The head's cosignature on a node's checkpoint of a tenant's log; undefined when it does not fit what the head saw of that log before. */
-  readonly cosign: (nodeId: string, tenant: string, note: Uint8Array) => Promise<Uint8Array | undefined>;
+  readonly audit: AuditReader;
   readonly random: RandomSource;
   /** Known once the listeners are open. */
   readonly addresses: { readonly main: string; readonly attestation: string };

@@ -2,7 +2,7 @@
 import { createHash } from 'node:crypto';
 import { BulkheadError } from '../../base/errors.ts';
 import { parseLocalName, parseNodeId, parseSpiffeId, parseTenantName, quote, spiffeId, type SpiffeId } from '../../base/ids.ts';
-import { JOIN_TOKEN_TTL_MS, SVID_TTL_MS } from '../../base/limits.ts';
+import { CLOCK_SKEW_MS, JOIN_TOKEN_TTL_MS, SVID_TTL_MS } from '../../base/limits.ts';
 import type { Identities } from '../../rpc/generated/bulkhead/v1/head_pb.js';
 import type { Implementation } from '../../rpc/service-types.ts';
 import type { HeadContext, IssuedChain } from '../ports.ts';
@@ -25,7 +25,7 @@ export function identitiesService(context: HeadContext): Implementation<typeof I
     for (let i = 0; i < 100 && head.revocations.covers(id, '', issuedMs()); i++) await new Promise((resolve) => setTimeout(resolve, 20));
     return pki.issue(id, csr, ttlMs);
   };
-  const svid = (id: SpiffeId, issued: IssuedChain) => ({ spiffeId: id, svidChain: issued.chainPem, trustBundle: pki.trustBundlePem(), notAfterMs: BigInt(issued.notAfterMs) });
+  const svid = (id: SpiffeId, issued: IssuedChain) => ({ spiffeId: id, svidChain: issued.certificateChainPem, trustBundle: pki.trustBundlePem(), notAfterMs: BigInt(issued.notAfterMs) });
   const status = () => ({
     trustDomain: pki.trustDomain, keyManager: pki.keyManagerName, issued: BigInt(head.issuance.svids), revoked: BigInt(head.revocations.all().length),
     authorities: pki.authorities().map((a) => ({ kind: a.kind, serial: a.serial, notBeforeMs: BigInt(a.notBeforeMs), notAfterMs: BigInt(a.notAfterMs), active: a.active })),
@@ -47,8 +47,8 @@ export function identitiesService(context: HeadContext): Implementation<typeof I
     async renew(call, request) {
       const { principal, peer } = call;
       if (principal.tenant !== undefined) head.tenants.active(principal.tenant);
-      // The connection would have been cut; this is for the moment between.
-      if (head.revocations.covers(principal.spiffeId, peer.serial, peer.notBeforeMs)) throw new BulkheadError('UNAUTHENTICATED', 'this identity is revoked; ask for a new one');
+      // The connection would have been cut; this is for the moment between. Certificates are dated back by the tolerated clock difference.
+      if (head.revocations.covers(principal.spiffeId, peer.serial, peer.notBeforeMs + CLOCK_SKEW_MS)) throw new BulkheadError('UNAUTHENTICATED', 'this identity is revoked; ask for a new one');
       const ttlMs = principal.kind === 'node' || principal.kind === 'job' ? SVID_TTL_MS : PROFILE_TTL_MS;
       return svid(principal.spiffeId, await pki.issue(principal.spiffeId, request.csr, ttlMs));
     },

@@ -23,7 +23,7 @@ export function nodeAttestationService({ head, pki }: HeadContext): { attest(cal
         return token.nodeId;
       });
       const issued = await pki.issue(spiffeId(pki.trustDomain, { kind: 'node', node: nodeId }), request.csr, SVID_TTL_MS);
-      return { svidChain: issued.chainPem, trustBundle: pki.trustBundlePem(), nodeId, nodeNumber: head.nodes.get(nodeId)?.number ?? 0, trustDomain: pki.trustDomain };
+      return { svidChain: issued.certificateChainPem, trustBundle: pki.trustBundlePem(), nodeId, nodeNumber: head.nodes.get(nodeId)?.number ?? 0, trustDomain: pki.trustDomain };
     },
   };
 }

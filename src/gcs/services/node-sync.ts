@@ -146,7 +146,7 @@ class NodeStream {
 }
 
 export function nodeSyncService(context: HeadContext): Implementation<typeof NodeSync> {
-  const { head, cosign } = context;
+  const { head } = context;
   const updates = new HeadUpdates(context);
   /** Open streams by node id: a node has one, and the newest counts. */
   const streams = new Map<string, NodeStream>();
@@ -162,15 +162,6 @@ export function nodeSyncService(context: HeadContext): Implementation<typeof Nod
     });
     // What the earlier process of this node held is gone.
     while (isNew && head.actorNames.ofNode(nodeId).length > 0) await head.commit((nowMs, out) => head.actorNames.step({ type: 'nodeGone', nodeId, limit: NAMES_PER_COMMIT }, nowMs, out));
-  };
-
-  const cosignAll = async (nodeId: string, report: NodeReport, node: NodeStream): Promise<void> => {
-    const cosigned = [];
-    for (const { tenant, note } of report.checkpoints) {
-      const answer = await cosign(nodeId, tenant, note);
-      if (answer !== undefined) cosigned.push({ tenant, note: answer });
-    }
-    if (cosigned.length > 0) node.send({ cosigned });
   };
 
   const actorId = (bytes: Uint8Array, tenant: string): string => {
@@ -196,7 +187,6 @@ export function nodeSyncService(context: HeadContext): Implementation<typeof Nod
             streams.set(nodeId, node);
             node.flush();
           }
-          if (report.checkpoints.length > 0) await cosignAll(nodeId, report, node);
         }
         // It said goodbye: the others need not wait for its silence.
         if (streams.get(nodeId) === node) head.observe({ type: 'leave', id: nodeId });

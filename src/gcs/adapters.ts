@@ -1,0 +1,132 @@
+/** The real pki, authz and audit behind the ports of the services. Only main.ts imports this. Must never: decide anything itself. */
+import { randomBytes } from 'node:crypto';
+import { checkPolicies, compilePolicies, diagnosticText, parsePolicyFile, rolesOf, snapshotText, type PolicyDocument, type PolicySnapshot } from '../authz/authz.ts';
+import { readLogMaterial } from '../audit/audit-export.ts';
+import { stats, tail } from '../audit/audit-query.ts';
+import type { AuditStore } from '../audit/audit-store.ts';
+import { BulkheadError } from '../base/errors.ts';
+import { parseSpiffeId, type SpiffeId, type TenantName } from '../base/ids.ts';
+import type { Clock, RandomSource } from '../base/time.ts';
+import { publicKeyFromCsr, type AuthorityStorage, type CertificateAuthority, type IssuedCertificate, type JwtAuthority, type KeyManager } from '../pki/pki.ts';
+import type { IdentityRow } from './core/identities.ts';
+import type { CurrentFile } from './core/policy-versions.ts';
+import type { HeadState } from './head-state.ts';
+import type { AuditReader, CompiledPolicy, HeadPki, PolicyCompiler } from './ports.ts';
+import { SESSION_AUDIENCE } from './services/sessions.ts';
+import type { Store } from './store.ts';
+
+export const systemClock: Clock = { nowMs: () => Date.now(), monotonicMs: () => performance.now() };
+export const systemRandom: RandomSource = { bytes: (length) => randomBytes(length) };
+
+/** The authority's public state lives in the head's store, so that one file holds everything that is not a key. */
+export function authorityStorage(store: Store): AuthorityStorage {
+  const key = 'authority/state';
+  return {
+    load: async () => {
+      const stored = await store.get(key);
+      return stored && new TextDecoder().decode(stored.value);
+    },
+    save: async (text) => void (await store.put(key, new TextEncoder().encode(text))),
+  };
+}
+
+/** Records an issued certificate; it is on disk when this resolves, and only then the certificate is handed out. */
+export function recordIssued(head: HeadState): (issued: IssuedCertificate) => Promise<void> {
+  return (issued) => head.commit((nowMs, out) => {
+    const path = issued.kind === 'svid' ? parseSpiffeId(issued.spiffeId).path : undefined;
+    const tenant = path !== undefined && 'tenant' in path && head.tenants.get(path.tenant) !== undefined ? path.tenant : '';
+    head.issuance.step({ type: 'issued', ...issued, tenant }, nowMs, out);
+  });
+}
+
+export function headPki(parts: { readonly authority: CertificateAuthority; readonly sessions: JwtAuthority; readonly keyManager: KeyManager; readonly keyManagerName: string }): HeadPki {
+  const { authority, sessions, keyManager, keyManagerName } = parts;
+  return {
+    trustDomain: authority.trustDomain, keyManagerName,
+    issue: (spiffeId: SpiffeId, csrDer, ttlMs) => authority.issueX509Svid({ spiffeId, publicKeySpkiDer: publicKeyFromCsr(csrDer), ttlMs }),
+    checkCsr: (csrDer) => void publicKeyFromCsr(csrDer),
+    trustBundlePem: () => authority.trustBundlePem(),
+    trustBundleJwks: () => authority.trustBundleJwks(),
+    authorities: () => {
+      const { roots, intermediate } = authority.describe();
+      const notBefore = new Map(authority.bundle().roots.map((r) => [r.serial, r.notBeforeMs]));
+      return [
+        ...roots.map((r) => ({ kind: 'root' as const, serial: r.serial, notBeforeMs: notBefore.get(r.serial) ?? 0, notAfterMs: r.notAfterMs, active: r.state === 'active' })),
+        { kind: 'intermediate' as const, serial: intermediate.serial, notBeforeMs: intermediate.notBeforeMs, notAfterMs: intermediate.notAfterMs, active: true },
+      ];
+    },
+    rotate: async () => {
+      await authority.rotateIntermediate();
+      await authority.rotateJwtKey();
+    },
+    createTenantKey: (tenant: TenantName) => keyManager.createTenantKey(tenant),
+    destroyTenantKey: (tenant: TenantName) => keyManager.destroyTenantKey(tenant),
+    issueSession: ({ principal, tenantNumber, jti }) => sessions.issueSession({ principal, tenantNumber, jti, audience: SESSION_AUDIENCE }),
+  };
+}
+
+export interface CompiledSnapshot extends CompiledPolicy {
+  readonly snapshot: PolicySnapshot;
+}
+
+function identityRoles(identities: readonly IdentityRow[]) {
+  return identities.flatMap(({ tenant, kind, name, roles }) => roles.map((role) => ({ tenant, kind, name, role })));
+}
+
+/** Unique over tenants, and what errors name. */
+const shownName = (f: CurrentFile): string => `${f.tenant === '' ? 'platform' : f.tenant}/${f.fileName}`;
+
+/** Parsed files kept for the next compilation: most changes touch one file, or none. */
+const MAX_PARSED_FILES = 1_000;
+
+export function policyCompiler(clock: Pick<Clock, 'nowMs'>): PolicyCompiler {
+  const parsed = new Map<string, PolicyDocument>();
+  const documentOf = (file: CurrentFile): PolicyDocument => {
+    const key = `${shownName(file)}\0${file.content}`;
+    let document = parsed.get(key);
+    if (document === undefined) {
+      const read = parsePolicyFile(shownName(file), file.content);
+      if (read.document === undefined) throw new BulkheadError('INVALID_ARGUMENT', read.diagnostics.map(diagnosticText).join('\n'));
+      if (parsed.size >= MAX_PARSED_FILES) parsed.clear();
+      parsed.set(key, (document = read.document));
+    }
+    return document;
+  };
+
+  return {
+    compile({ version, files, identities }): CompiledSnapshot {
+      const snapshot = compilePolicies({ version, files: files.map((f) => ({ name: shownName(f), document: documentOf(f) })), identityRoles: identityRoles(identities) });
+      return { version, snapshot, text: snapshotText(snapshot), rolesOf: (principal) => [...rolesOf(snapshot, principal)] };
+    },
+    checkFile(file, all, identities) {
+      const name = shownName(file);
+      const { diagnostics, tests } = checkPolicies({ files: all.map((f) => ({ name: shownName(f), content: f.content, tenant: f.tenant })), identityRoles: identityRoles(identities), version: 1, nowMs: clock.nowMs() });
+      // A tenant hears of its own file only. The platform's change can break a tenant's file, and its author must know; tests of other
+      // files may fail by time alone and concern nobody here.
+      const errors = diagnostics.filter((d) => d.severity === 'error' && (file.tenant === '' || d.file === name)).map(diagnosticText);
+      const failed = tests.filter((t) => !t.passed && t.file === name).map((t) => `${t.file}:${t.line}:${t.column}: test failed: ${t.what}: ${t.message}`);
+      if (errors.length + failed.length > 0) throw new BulkheadError('INVALID_ARGUMENT', [...errors, ...failed].join('\n'));
+    },
+  };
+}
+
+export function auditReader(store: AuditStore): AuditReader {
+  return {
+    async *tail(tenant, { last, follow, signal }) {
+      for await (const { seq, record } of tail(store, tenant, { limit: last, follow, signal })) yield { index: seq, record: JSON.stringify(record) };
+    },
+    async *material(tenant) {
+      const log = await readLogMaterial(store, tenant);
+      if (log === undefined) return;
+      yield { header: JSON.stringify({ origin: log.origin, checkpoint: log.checkpoint, vkeys: log.vkeys }) };
+      for await (const entries of log.entries) yield { entries };
+    },
+    async stats(tenant) {
+      const s = await stats(store, tenant);
+      if (s === undefined) return undefined;
+      const byAction = Object.create(null) as Record<string, number>;
+      for (const [name, { allow, deny }] of Object.entries(s.actions)) byAction[name] = allow + deny;
+      return { records: s.records, bytes: s.bytes, allowed: s.allow, denied: s.deny, byAction, firstMs: s.firstMs ?? 0, lastMs: s.lastMs ?? 0, rootHash: s.rootHash };
+    },
+  };
+}

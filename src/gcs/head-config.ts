@@ -1,0 +1,61 @@
+/** The head's configuration: parsed once, strictly. Holds no secret. */
+import { fstatSync, readFileSync } from 'node:fs';
+import { isAbsolute } from 'node:path';
+import { z } from 'zod';
+import { BulkheadError } from '../base/errors.ts';
+import { parseTrustDomain, type TrustDomain } from '../base/ids.ts';
+
+const MAX_CONFIG_BYTES = 65_536;
+const address = z.string().regex(/^(?:[A-Za-z0-9._-]{1,253}|\[[0-9a-fA-F:]{2,45}\]):\d{1,5}$/, "expected 'host:port' (port 0: any free one)");
+const ConfigSchema = z.strictObject({
+  /** Absolute; made 0700 at the first start. */
+  dataDir: z.string().min(1).max(4_096),
+  listen: address.default('127.0.0.1:0'),
+  attestationListen: address.default('127.0.0.1:0'),
+  /** Chosen at the first start and kept; later it may be left out, and must not differ. */
+  trustDomain: z.string().optional(),
+  insecureDev: z.boolean().default(false),
+});
+
+export interface HeadConfig {
+  readonly dataDir: string;
+  readonly listen: string;
+  readonly attestationListen: string;
+  readonly trustDomain: TrustDomain | undefined;
+  readonly insecureDev: boolean;
+}
+
+export function parseHeadConfig(text: string): HeadConfig {
+  const refuse = (why: string): never => {
+    throw new BulkheadError('INVALID_ARGUMENT', `the head's configuration is not valid: ${why}`);
+  };
+  if (text.length > MAX_CONFIG_BYTES) return refuse(`it is larger than ${MAX_CONFIG_BYTES} bytes`);
+  let json: unknown;
+  try {
+    json = JSON.parse(text);
+  } catch {
+    return refuse('it is not one JSON document; write it to stdin and close that, for example {"dataDir":"/var/lib/bulkhead"}');
+  }
+  const parsed = ConfigSchema.safeParse(json);
+  if (!parsed.success) return refuse(parsed.error.issues.map((i) => `${i.path.join('.') || 'it'}: ${i.message}`).join('; '));
+  const { dataDir, trustDomain, ...rest } = parsed.data;
+  if (!isAbsolute(dataDir) || dataDir.includes('\0')) return refuse('dataDir is not an absolute path');
+  return { ...rest, dataDir, trustDomain: trustDomain === undefined ? undefined : parseTrustDomain(trustDomain) };
+}
+
+/** Arguments of the process: nothing, or `--config-fd N`. */
+export function readHeadConfig(args: readonly string[]): HeadConfig {
+  let fd = 0;
+  if (args.length > 0) {
+    const [name, value = ''] = args;
+    if (args.length !== 2 || name !== '--config-fd' || !/^\d{1,3}$/.test(value)) throw new BulkheadError('INVALID_ARGUMENT', 'usage: bulkhead head [--config-fd N], with the configuration as JSON on that descriptor (default 0, stdin)');
+    fd = Number(value);
+  }
+  try {
+    if (fstatSync(fd).isCharacterDevice()) throw new BulkheadError('INVALID_ARGUMENT', 'the head reads its configuration from a pipe or file on stdin, not from a terminal');
+    return parseHeadConfig(readFileSync(fd, 'utf8'));
+  } catch (error) {
+    if (error instanceof BulkheadError) throw error;
+    throw new BulkheadError('INVALID_ARGUMENT', `the head's configuration cannot be read from descriptor ${fd}`, { cause: error });
+  }
+}

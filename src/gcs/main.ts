@@ -1,0 +1,10 @@
+/**
+ * The head process: composes store, tables, pki, authz, audit and rpc, and runs until it is told to stop. Its configuration is one JSON
+ * document on stdin (or on `--config-fd N`), since arguments and environment are readable by others; when ready it prints one JSON line.
+ * Must never: start with a part missing, print a secret, or leave anything behind but its data directory.
+ */
+import { enableCompileCache } from 'node:module';
+
+enableCompileCache();
+const { runHead } = await import('./head-process.ts');
+await runHead(process.argv.slice(2));
