@@ -101,21 +101,26 @@ export class EncryptedFileKeyManager implements KeyManager {
   }
 
   destroyTenantKey(tenant: TenantName): Promise<void> {
-    return this.#memory.hasTenantKey(tenant) ? this.#change((memory) => memory.destroyTenantKey(tenant), true) : this.#tail.then(() => undefined);
+    return this.#memory.hasTenantKey(tenant) ? this.#change((memory) => memory.destroyTenantKey(tenant), tenant) : this.#tail.then(() => undefined);
   }
 
   /** Works on a copy and puts it in force once it is on disk: a key that a crash could lose signs and wraps nothing. */
-  #change<T>(change: (memory: MemoryKeyManager) => Promise<T>, renewMaster = false): Promise<T> {
+  #change<T>(change: (memory: MemoryKeyManager) => Promise<T>, destroyed?: TenantName): Promise<T> {
     const done = this.#tail.then(async () => {
       const onDisk = await readPrivateFile(join(this.#dir, 'keys.enc'));
       if (onDisk === undefined || digest(onDisk) !== this.#written) throw new BulkheadError('UNAVAILABLE', `${join(this.#dir, 'keys.enc')} was changed by someone else; one head per data directory: stop the other one`);
       const copy = new MemoryKeyManager(this.#memory.state());
       const result = await change(copy);
-      const master = renewMaster ? await freshMaster(this.#dir) : this.#master;
+      const before = { memory: this.#memory, master: this.#master };
+      const master = destroyed === undefined ? before.master : await freshMaster(this.#dir);
       this.#written = await save(this.#dir, copy.state(), master);
       this.#memory = copy;
       this.#master = master;
-      if (renewMaster) await removeOtherMasters(this.#dir, master);
+      if (destroyed !== undefined) {
+        await removeOtherMasters(this.#dir, master);
+        await before.memory.destroyTenantKey(destroyed);
+        before.master.key.fill(0);
+      }
       return result;
     });
     this.#tail = done.catch(() => undefined);

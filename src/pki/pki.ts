@@ -5,6 +5,7 @@ export { JwtAuthority, verifySession, type JwtSigner, type SessionRequest, type 
 export type { KeyManager } from './key-manager.ts';
 export { MemoryKeyManager } from './memory-key-manager.ts';
 export { PeerVerifier, type VerifiedPeer } from './peer-verifier.ts';
+export { openPrivateDirectory } from './private-file.ts';
 export { readProfile, svidMaterial, writeProfile, writeProfileSvid, type Profile, type SvidMaterial } from './profile.ts';
 export { Revocations, type RevocationList } from './revocations.ts';
 export { createCsr, publicKeyFromCsr, type ProvenPublicKey } from './signature.ts';

@@ -3,11 +3,12 @@
  * (PKCS#8, 0600), `bundle.pem` (roots), `profile.json`. Must never: use a key that others can read.
  *
  * Renewal changes three files. They are first written as one (`.renewal.json`), then one by one; a reader that finds `.renewal.json`
- * takes that, so that a crash in between never pairs a key with another key's certificate.
+ * takes that, so that a crash in between never pairs a key with another key's certificate. One process writes at a time (`.lock`).
  */
 import { createPrivateKey, createPublicKey, type KeyObject } from 'node:crypto';
-import { unlink } from 'node:fs/promises';
+import { open, stat, unlink } from 'node:fs/promises';
 import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { z } from 'zod';
 import { BulkheadError } from '../base/errors.ts';
 import { parseSpiffeId, parseTrustDomain, type SpiffeId, type TrustDomain } from '../base/ids.ts';
@@ -79,17 +80,54 @@ export async function readProfile(dir: string): Promise<Profile> {
   const parsed = ProfileSchema.safeParse(parseJson(text, path));
   if (!parsed.success) throw new BulkheadError('INVALID_ARGUMENT', `${path} is not valid: ${parsed.error.issues[0]?.path.join('.') ?? ''} ${parsed.error.issues[0]?.message ?? ''}`);
   const trustDomain = parseTrustDomain(parsed.data.trustDomain);
-  const renewal = await readPrivateFile(join(dir, '.renewal.json'));
-  const parts = renewal === undefined ? { keyPem: await requireFile(dir, 'key.pem', true), certificateChainPem: await requireFile(dir, 'svid.pem', false), trustBundlePem: await requireFile(dir, 'bundle.pem', false) }
-    : RenewalSchema.parse(parseJson(renewal.toString('utf8'), join(dir, '.renewal.json')));
-  let svid: SvidMaterial;
-  try {
-    svid = svidMaterial({ trustDomain, ...parts });
-  } catch (error) {
-    throw new BulkheadError('INVALID_ARGUMENT', `profile ${dir}: ${error instanceof BulkheadError ? error.safeMessage : 'its files are not valid'}`, { cause: error });
-  }
+  const svid = await readSvid(dir, trustDomain);
   if (svid.spiffeId !== parseSpiffeId(parsed.data.spiffeId).id) throw new BulkheadError('INVALID_ARGUMENT', `${path} is for another identity than ${join(dir, 'svid.pem')}; issue the identity again`);
   return { address: parsed.data.address, gateway: parsed.data.gateway, svid };
+}
+
+/** A renewal by another process may come between two reads; a pair that does not fit is read again before it counts as damaged. */
+async function readSvid(dir: string, trustDomain: TrustDomain): Promise<SvidMaterial> {
+  for (let attempt = 1; ; attempt++) {
+    const journal = join(dir, '.renewal.json');
+    const renewal = await readPrivateFile(journal);
+    try {
+      const parts = renewal === undefined
+        ? { keyPem: await requireFile(dir, 'key.pem', true), certificateChainPem: await requireFile(dir, 'svid.pem', false), trustBundlePem: await requireFile(dir, 'bundle.pem', false) }
+        : parseRenewal(renewal.toString('utf8'), journal);
+      return svidMaterial({ trustDomain, ...parts });
+    } catch (error) {
+      if (attempt < 3) {
+        await sleep(20);
+        continue;
+      }
+      throw new BulkheadError('INVALID_ARGUMENT', `profile ${dir}: ${error instanceof BulkheadError ? error.safeMessage : 'its files are not valid'}`, { cause: error });
+    }
+  }
+}
+
+function parseRenewal(text: string, path: string): z.infer<typeof RenewalSchema> {
+  const parsed = RenewalSchema.safeParse(parseJson(text, path));
+  if (!parsed.success) throw new BulkheadError('INVALID_ARGUMENT', `${path} is damaged; issue the identity again`);
+  return parsed.data;
+}
+
+/** A lock that is older than this was left by a process that died: writing takes milliseconds. */
+const STALE_LOCK_MS = 30_000;
+
+async function lock(path: string): Promise<AsyncDisposable> {
+  for (let attempt = 1; ; attempt++) {
+    const file = await open(path, 'wx', 0o600).catch((error: NodeJS.ErrnoException) => {
+      if (error.code !== 'EEXIST') throw new BulkheadError('UNAVAILABLE', `${path} cannot be written; check free space and permissions of its directory`, { cause: error });
+    });
+    if (file !== undefined) {
+      await file.close();
+      return { [Symbol.asyncDispose]: () => unlink(path).catch(() => undefined) };
+    }
+    const status = await stat(path).catch(() => undefined);
+    if (status !== undefined && Date.now() - status.mtimeMs > STALE_LOCK_MS) await unlink(path).catch(() => undefined);
+    else if (attempt >= 100) throw new BulkheadError('UNAVAILABLE', `another process is writing this profile; if none is, remove ${path}`);
+    else await sleep(20);
+  }
 }
 
 /** Makes the directory (0700) and writes all four files. */
@@ -103,6 +141,7 @@ export async function writeProfile(dir: string, profile: Profile): Promise<void>
 
 /** Replaces key, chain and bundle of a profile: all or nothing, also across a crash. */
 export async function writeProfileSvid(dir: string, svid: SvidMaterial): Promise<void> {
+  await using _lock = await lock(join(dir, '.lock'));
   const journal = join(dir, '.renewal.json');
   await writeFileAtomic(journal, JSON.stringify({ keyPem: svid.privateKeyPem, certificateChainPem: svid.certificateChainPem, trustBundlePem: svid.trustBundlePem }), 0o600);
   await writeFileAtomic(join(dir, 'key.pem'), svid.privateKeyPem, 0o600);

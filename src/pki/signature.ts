@@ -1,5 +1,5 @@
 /** Signatures of certificates and requests by node:crypto, over exactly the bytes that our parser read. Must never: decide anything but "signed by". */
-import { createPublicKey, sign, verify, type KeyObject } from 'node:crypto';
+import { createHash, createPublicKey, sign, verify, type KeyObject } from 'node:crypto';
 import { BulkheadError } from '../base/errors.ts';
 import { OID, curveOfSpki, type ParsedCertificate } from './core/certificate.ts';
 import { TAG, bytesEqual, contextTag, derOid, derSequence, expectTag, readBitStringBytes, readChildren, readDer, readSequence, readSmallInteger, refuseDer } from './core/der.ts';
@@ -18,9 +18,25 @@ export function publicKeyFromSpki(spkiDer: Uint8Array): KeyObject {
   }
 }
 
+/**
+ * Good signatures, by the digests of the certificate and of the key. All open connections are verified again when a revocation comes in,
+ * and that must take less than a second with thousands of them: the signatures are the expensive part, and they do not change. Only good
+ * ones are kept, so that nobody without an authority's key can push them out.
+ */
+const goodSignatures = new Set<string>();
+const MAX_GOOD_SIGNATURES = 8_192;
+
 export function isSignedBy(certificate: ParsedCertificate, issuer: ParsedCertificate): boolean {
+  const pair = createHash('sha256').update(certificate.der).digest('base64') + createHash('sha256').update(issuer.spkiDer).digest('base64');
+  if (goodSignatures.has(pair)) return true;
   const hash = certificate.signatureAlgorithm === 'ecdsa-sha256' ? 'sha256' : 'sha384';
-  return verify(hash, certificate.tbsDer, { key: publicKeyFromSpki(issuer.spkiDer), dsaEncoding: 'der' }, certificate.signature);
+  if (!verify(hash, certificate.tbsDer, { key: publicKeyFromSpki(issuer.spkiDer), dsaEncoding: 'der' }, certificate.signature)) return false;
+  if (goodSignatures.size >= MAX_GOOD_SIGNATURES) for (const oldest of goodSignatures) {
+    goodSignatures.delete(oldest);
+    break;
+  }
+  goodSignatures.add(pair);
+  return true;
 }
 
 const ECDSA_SHA256 = encodeDer(derSequence(derOid(OID.ecdsaSha256)));

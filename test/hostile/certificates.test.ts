@@ -78,8 +78,9 @@ const leafCases: readonly [what: string, why: RegExp, shape: Shape | { extension
   ['code signing as well', /exactly server and client/, { extensions: { extKeyUsage: extension(OID.extKeyUsage, false, derSequence(derOid(OID.serverAuth), derOid(OID.clientAuth), derOid('1.3.6.1.5.5.7.3.3'))) } }],
   ['client authentication twice', /exactly server and client/, { extensions: { extKeyUsage: extension(OID.extKeyUsage, false, derSequence(derOid(OID.clientAuth), derOid(OID.clientAuth))) } }],
   ['an unknown critical extension', /critical extension 1.3.6.1.4.1.99999/, { extra: [extension('1.3.6.1.4.1.99999', true, derSequence())] }],
-  ['critical name constraints', /critical extension 2.5.29.30/, { extra: [extension('2.5.29.30', true, derSequence())] }],
-  ['critical policy constraints', /critical extension 2.5.29.36/, { extra: [extension('2.5.29.36', true, derSequence())] }],
+  ['name constraints', /constraint 2.5.29.30/, { extra: [extension('2.5.29.30', false, derSequence())] }],
+  ['critical name constraints', /constraint 2.5.29.30/, { extra: [extension('2.5.29.30', true, derSequence())] }],
+  ['critical policy constraints', /constraint 2.5.29.36/, { extra: [extension('2.5.29.36', true, derSequence())] }],
   ['an extension twice', /appears twice/, { extra: [extension(OID.keyUsage, true, keyUsage(0))] }],
   ['bytes after an extension value', /bytes after the end/, { extensions: { keyUsage: extension(OID.keyUsage, true, Uint8Array.of(...encodeDer(keyUsage(0)), 0)) } }],
   ['an end in the past', /expired/, { notAfterMs: NOW_MS - 1_000 }],
@@ -178,6 +179,15 @@ describe('a chain', () => {
   test('with an intermediate of another trust domain', () => expect(refusal(withIntermediate({ ...caExtensions(0), alternativeNames: names(uri('spiffe://other.test')) }))).toMatch(/something else than its trust domain/));
   test('with an intermediate that has an identity of its own', () => expect(refusal(withIntermediate({ ...caExtensions(0), alternativeNames: names(uri(goodUri)) }))).toMatch(/something else than its trust domain/));
   test('with an unknown critical extension in the intermediate', () => expect(refusal(withIntermediate(caExtensions(0), { extra: [extension('1.3.6.1.4.1.99999', true, derSequence())] }))).toMatch(/intermediate 1 has the critical extension/));
+  test('with an intermediate that is itself constrained: names, purposes', () => {
+    expect(refusal(withIntermediate(caExtensions(0), { extra: [extension('2.5.29.30', false, derSequence())] }))).toMatch(/intermediate 1 has the constraint/);
+    expect(refusal(withIntermediate({ ...caExtensions(0), extKeyUsage: extension(OID.extKeyUsage, false, derSequence(derOid(OID.serverAuth))) }))).toMatch(/intermediate 1 is not for server and client/);
+  });
+  test('whose good signatures are remembered is refused all the same once it is expired, revoked or no longer rooted', () => {
+    expect(refusal(chainOf(good))).toBe(`ACCEPTED as ${goodUri}`);
+    expect(refusal(chainOf(good), NOW_MS + 2 * HOUR_MS)).toMatch(/expired/);
+    expect(refusal(chainOf(good), NOW_MS, hierarchy().bundle)).toMatch(/no chain/);
+  });
   test('whose leaf names another key of its issuer', () => {
     const wrong = extension(OID.authorityKeyId, false, derSequence({ tag: contextTag(0, false), content: new Uint8Array(20).fill(9) }));
     expect(refusal(chainOf(build(intermediate, leafExtensions, { extensions: { authorityKeyId: wrong } }).der))).toMatch(/no chain/);

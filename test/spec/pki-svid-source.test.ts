@@ -1,5 +1,5 @@
 /** The identity of a process: renewal at half life, failure and retry, refusal of wrong answers, and profiles on disk. */
-import { chmod, mkdtemp, readFile, readdir, rename, rm, stat, symlink, writeFile } from 'node:fs/promises';
+import { chmod, mkdtemp, readFile, readdir, rename, rm, stat, symlink, utimes, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
@@ -198,6 +198,28 @@ describe('a profile', () => {
     await writeFile(join(dir, 'svid.pem'), other.certificateChainPem);
     await expect(readProfile(dir)).rejects.toThrow('another key');
     expect(() => svidMaterial({ trustDomain, keyPem: svid.privateKeyPem, certificateChainPem: other.certificateChainPem, trustBundlePem: svid.trustBundlePem })).toThrow(BulkheadError);
+  });
+
+  test('written and read by several processes at once is always one identity with its own key', async () => {
+    const next = await Promise.all(Array.from({ length: 4 }, () => requestSvid({ trustDomain, spiffeId: id(ME), request: renewBy(own) })));
+    const reads: Promise<unknown>[] = [];
+    await Promise.all(next.map(async (material) => {
+      reads.push(readProfile(dir));
+      await writeProfileSvid(dir, material);
+      reads.push(readProfile(dir));
+    }));
+    await Promise.all(reads);
+    expect(next.map((m) => m.serial)).toContain((await readProfile(dir)).svid.serial);
+    expect((await readdir(dir)).toSorted()).toEqual(['bundle.pem', 'key.pem', 'profile.json', 'svid.pem']);
+  });
+
+  test('a lock that a dead process left does not hold up for ever', async () => {
+    await writeFile(join(dir, '.lock'), '');
+    const long = new Date(Date.now() - 60_000);
+    await utimes(join(dir, '.lock'), long, long);
+    const next = await requestSvid({ trustDomain, spiffeId: id(ME), request: renewBy(own) });
+    await writeProfileSvid(dir, next);
+    expect((await readProfile(dir)).svid.serial).toBe(next.serial);
   });
 
   test('renewed files replace the old ones; a crash between them is not seen', async () => {

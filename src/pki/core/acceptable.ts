@@ -28,16 +28,22 @@ function checkWindow(certificate: ParsedCertificate, nowMs: number, which: strin
   if (nowMs > certificate.notAfterMs) refuseCertificate(`${which} expired at ${new Date(certificate.notAfterMs).toISOString()}; renew the identity`);
 }
 
+/** Name, policy and any-policy constraints: they narrow what an authority may sign, so ignoring them would widen it, critical or not. */
+const CONSTRAINTS: ReadonlySet<string> = new Set(['2.5.29.30', '2.5.29.36', '2.5.29.54']);
+
 function checkExtensions(certificate: ParsedCertificate, which: string): void {
+  const constraint = certificate.unknown.find((e) => CONSTRAINTS.has(e.oid));
+  if (constraint !== undefined) refuseCertificate(`${which} has the constraint ${constraint.oid}, which is not supported here`);
   const critical = certificate.unknown.find((e) => e.critical);
   if (critical !== undefined) refuseCertificate(`${which} has the critical extension ${critical.oid}, which is not known here`);
 }
 
 function checkAuthority(certificate: ParsedCertificate, trustDomain: TrustDomain, below: number, which: string): void {
-  const { basicConstraints, keyUsage, alternativeNames } = certificate;
+  const { basicConstraints, keyUsage, extKeyUsage, alternativeNames } = certificate;
   if (basicConstraints === undefined || !basicConstraints.critical || !basicConstraints.ca) return refuseCertificate(`${which} is not a CA`);
   if (basicConstraints.pathLength !== undefined && basicConstraints.pathLength < below) refuseCertificate(`${which} allows ${basicConstraints.pathLength} intermediates below it, not ${below}`);
   if (keyUsage === undefined || !keyUsage.critical || !keyUsage.bits.includes(KEY_USAGE.keyCertSign)) refuseCertificate(`${which} may not sign certificates`);
+  if (extKeyUsage !== undefined && !(extKeyUsage.includes(OID.serverAuth) && extKeyUsage.includes(OID.clientAuth))) refuseCertificate(`${which} is not for server and client authentication`);
   if (alternativeNames !== undefined && !(alternativeNames.length === 1 && alternativeNames[0]?.kind === 'uri' && alternativeNames[0].value === `spiffe://${trustDomain}`)) refuseCertificate(`${which} names something else than its trust domain`);
 }
 
