@@ -363,7 +363,7 @@ export function onPutStaged(core: Core, channel: Channel, r: FrameReader): void 
   r.finish();
   if (entry === undefined) return;
   const fileName = `put-${channel.session.prefixHex}-${seq}`;
-  core.out.push({ type: 'seal-staged', worker, staged, fileName, size });
+  core.out.push({ type: 'seal-staged', worker, slotNumber: channel.slot?.number ?? 0, staged, fileName, size });
   settleFile(core, entry, fileName, size);
 }
 

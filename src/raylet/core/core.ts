@@ -152,7 +152,7 @@ export class Core {
     const session = this.sessions.get(hex(id.subarray(0, SESSION_PREFIX_BYTES)));
     if (session !== undefined) return session;
     const node = idWord(id, 4);
-    if (node === this.config.nodeNumber || !this.nodes.has(node) || channel.kind === 2) return undefined;
+    if (node === this.config.nodeNumber || !this.nodes.has(node)) return undefined;
     return this.#addSession(id.slice(0, SESSION_PREFIX_BYTES), tenant, node, '');
   }
 

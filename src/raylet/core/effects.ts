@@ -12,11 +12,10 @@ export type Effect =
   | { readonly type: 'load-code'; readonly slot: Slot; readonly codeNumber: number; readonly digestHex: string }
   | { readonly type: 'attach'; readonly slot: Slot; readonly attachment: number; readonly fileName: string; readonly size: number }
   | { readonly type: 'store-code'; readonly tenant: TenantState; readonly digestHex: string; readonly source: Uint8Array }
-  | { readonly type: 'seal-staged'; readonly worker: Worker; readonly staged: number; readonly fileName: string; readonly size: number }
+  | { readonly type: 'seal-staged'; readonly worker: Worker; readonly slotNumber: number; readonly staged: number; readonly fileName: string; readonly size: number }
   | { readonly type: 'write-part'; readonly tenant: TenantState; readonly fileName: string; readonly offset: number; readonly bytes: Uint8Array; readonly last: boolean }
   | { readonly type: 'delete-file'; readonly tenant: TenantState; readonly fileName: string }
   | { readonly type: 'stream-file'; readonly channel: Channel; readonly request: number; readonly position: number; readonly fileName: string; readonly size: number; readonly needed: number }
-  | { readonly type: 'load-inline'; readonly slot: Slot; readonly attachment: number; readonly value: Uint8Array }
   | { readonly type: 'register-name'; readonly actor: Actor; readonly id: Uint8Array; readonly classInfo: string }
   | { readonly type: 'release-name'; readonly actor: Actor; readonly id: Uint8Array }
   | { readonly type: 'lookup-name'; readonly channel: Channel; readonly request: number; readonly name: string; readonly namespace: string; readonly auditSeq: number }
@@ -25,4 +24,5 @@ export type Effect =
   | { readonly type: 'close-channel'; readonly channel: Channel; readonly reason: string }
   | { readonly type: 'stream-code'; readonly upstream: Upstream; readonly digestHex: string }
   | { readonly type: 'log'; readonly job: Job; readonly taskId: string; readonly actorId: string; readonly name: string; readonly stream: number; readonly text: Uint8Array }
+  | { readonly type: 'credential'; readonly channel: Channel; readonly credential: string }
   | { readonly type: 'job-ended'; readonly job: Job };

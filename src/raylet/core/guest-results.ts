@@ -40,7 +40,7 @@ export function onResult(core: Core, slot: Slot, r: FrameReader, results: number
       if (size > MAX_OBJECT_BYTES) throw new BulkheadError('INVALID_ARGUMENT', `a result of ${size} bytes`);
       if (entry === undefined || task === undefined) continue;
       const fileName = `obj-${task.channel.session.prefixHex}-${task.seq + i}`;
-      core.out.push({ type: 'seal-staged', worker: slot.worker, staged, fileName, size });
+      core.out.push({ type: 'seal-staged', worker: slot.worker, slotNumber: slot.number, staged, fileName, size });
       settleFile(core, entry, fileName, size);
     } else throw new BulkheadError('INVALID_ARGUMENT', `result form ${form}`);
   }

@@ -19,6 +19,8 @@ import { enqueue, pump, retireIdleWorkers, workerNotStarted, workerStarted } fro
 import { closeUpstream, forward, killRemote, onUpstreamBatch, takeUpFetches, upstreamTo } from './upstreams.ts';
 import { CHANNEL_KIND, Channel, Job, PENDING_KIND, TASK_STATE, TenantState, type Actor, type ChannelKind, type Failure, type Slot, type TenantQuota, type Upstream, type Worker } from './state.ts';
 
+const MAX_CREDENTIAL_BYTES = 8_192;
+
 export class RayletCore {
   readonly state: Core;
   readonly #reader = new FrameReader();
@@ -161,6 +163,10 @@ export class RayletCore {
       case OP.KILL: return calls.onKill(core, channel, r);
       case OP.LOOKUP_ACTOR: return calls.onLookupActor(core, channel, r);
       case OP.CONTEXT: return calls.onContext(core, channel, r);
+      case OP.CREDENTIAL:
+        if (channel.kind === CHANNEL_KIND.SLOT) break;
+        core.out.push({ type: 'credential', channel, credential: r.text(MAX_CREDENTIAL_BYTES) });
+        return r.finish();
       case OP.RESOLVE:
         if (channel.kind === CHANNEL_KIND.PEER) return calls.onGet(core, channel, r, PENDING_KIND.RESOLVE);
     }
@@ -191,6 +197,11 @@ export class RayletCore {
       }
     }
     this.settle();
+  }
+
+  /** A fact about a worker, in its tenant's log. */
+  lifecycleOf(tenant: TenantState, event: string, workerId: string, detail: string): void {
+    this.state.lifecycle(tenant, event, '', 'worker', workerId, -1, detail);
   }
 
   // --- workers --------------------------------------------------------------------------------------------------------

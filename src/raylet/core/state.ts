@@ -438,6 +438,8 @@ export class Upstream {
   readonly job: Job;
   readonly asJob: boolean;
   readonly out = new FrameWriter();
+  /** Code bundles leave before the frames of the step that needs them. */
+  readonly codeOut = new FrameWriter();
   needed = -1;
   dirty = false;
   closed = false;

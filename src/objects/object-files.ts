@@ -1,0 +1,102 @@
+/**
+ * Large objects as files on tmpfs, one directory per tenant: written once, sealed, read by many. Workers get them by hard link
+ * (src/sandbox), so nothing is copied for a read. Must never: follow a name from a client; give one tenant's file to another.
+ */
+import { closeSync, fstatSync, mkdirSync, openSync, readSync, renameSync, rmSync, writeSync } from 'node:fs';
+import { join } from 'node:path';
+import { BulkheadError } from '../base/errors.ts';
+import { parseTenantName } from '../base/ids.ts';
+
+/** Names are made by the raylet from session prefixes and indexes; anything else is our own defect. */
+const FILE_NAME = /^[a-z]{2,8}-[0-9a-f]{40}-\d{1,10}$/;
+
+export class ObjectFiles {
+  readonly #dir: string;
+  readonly #open = new Map<string, number>();
+
+  /** `dir` must be on the same tmpfs as the worker pool's run directory. */
+  constructor(dir: string) {
+    this.#dir = dir;
+    mkdirSync(dir, { recursive: true, mode: 0o711 });
+  }
+
+  path(tenant: string, fileName: string): string {
+    if (!FILE_NAME.test(fileName)) throw new BulkheadError('INTERNAL', 'an object file has a name that the raylet did not make');
+    return join(this.#dir, parseTenantName(tenant), fileName);
+  }
+
+  prepare(tenant: string): void {
+    mkdirSync(join(this.#dir, parseTenantName(tenant)), { recursive: true, mode: 0o711 });
+  }
+
+  /** Parts come in order; the last one seals. A full tmpfs throws RESOURCE_EXHAUSTED. */
+  writePart(tenant: string, fileName: string, offset: number, bytes: Uint8Array, last: boolean): void {
+    const path = this.path(tenant, fileName);
+    let fd = this.#open.get(path);
+    if (fd === undefined) {
+      this.prepare(tenant);
+      // 0644: a worker's user reads it through its own hard link; the directories above are closed to it.
+      fd = openSync(path, offset === 0 ? 'wx' : 'r+', 0o644);
+      this.#open.set(path, fd);
+    }
+    try {
+      for (let at = 0; at < bytes.length; ) at += writeSync(fd, bytes, at, bytes.length - at, offset + at);
+    } catch (error) {
+      this.delete(tenant, fileName);
+      throw new BulkheadError('RESOURCE_EXHAUSTED', 'the node has no memory left for objects: release refs and try again', { cause: error });
+    }
+    if (!last) return;
+    closeSync(fd);
+    this.#open.delete(path);
+  }
+
+  /** Where a sealed file of a worker is to be moved. */
+  destination(tenant: string, fileName: string): string {
+    this.prepare(tenant);
+    return this.path(tenant, fileName);
+  }
+
+  delete(tenant: string, fileName: string): void {
+    const path = this.path(tenant, fileName);
+    const fd = this.#open.get(path);
+    if (fd !== undefined) closeSync(fd);
+    this.#open.delete(path);
+    rmSync(path, { force: true });
+  }
+
+  /** Opens for a transfer; the descriptor outlives a deletion, so that a reader is never cut off halfway. */
+  reader(tenant: string, fileName: string): ObjectReader {
+    return new ObjectReader(openSync(this.path(tenant, fileName), 'r'));
+  }
+
+  rename(from: string, tenant: string, fileName: string): void {
+    renameSync(from, this.destination(tenant, fileName));
+  }
+
+  close(): void {
+    for (const fd of this.#open.values()) closeSync(fd);
+    this.#open.clear();
+    rmSync(this.#dir, { recursive: true, force: true });
+  }
+}
+
+export class ObjectReader {
+  readonly #fd: number;
+  readonly size: number;
+  #closed = false;
+
+  constructor(fd: number) {
+    this.#fd = fd;
+    this.size = fstatSync(fd).size;
+  }
+
+  /** Fills `into` from `at` on; returns how many octets. */
+  read(into: Uint8Array, at: number, length: number, offset: number): number {
+    return readSync(this.#fd, into, at, length, offset);
+  }
+
+  close(): void {
+    if (!this.#closed) closeSync(this.#fd);
+    this.#closed = true;
+  }
+}

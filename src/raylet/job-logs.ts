@@ -1,0 +1,105 @@
+/**
+ * What tasks and actors print: one JSON line per piece, a file per job in its tenant's directory, capped. Must never: build a
+ * path from anything but a checked tenant name and job id; grow without bound.
+ */
+import { appendFileSync, closeSync, existsSync, mkdirSync, openSync, readSync, rmSync, statSync, watch } from 'node:fs';
+import { join } from 'node:path';
+import { parseJobId, parseTenantName, type JobId } from '../base/ids.ts';
+import { MAX_LOG_BYTES } from '../base/limits.ts';
+
+const MAX_JOB_LOG_BYTES = 64 * 2 ** 20;
+
+export interface LogLine {
+  readonly timeMs: number;
+  readonly task: string;
+  readonly actor: string;
+  readonly name: string;
+  readonly stream: 'stdout' | 'stderr';
+  readonly text: string;
+}
+
+export class JobLogs {
+  readonly #dir: string;
+  readonly #sizes = new Map<string, number>();
+  readonly #perSource = new Map<string, number>();
+
+  constructor(dir: string) {
+    this.#dir = dir;
+    mkdirSync(dir, { recursive: true, mode: 0o700 });
+  }
+
+  #path(tenant: string, job: string): string {
+    return join(this.#dir, parseTenantName(tenant), `${parseJobId(job)}.jsonl`);
+  }
+
+  append(tenant: string, job: JobId, line: Omit<LogLine, 'text'>, bytes: Uint8Array): void {
+    const source = `${job} ${line.task}`;
+    const before = this.#perSource.get(source) ?? 0;
+    if (before >= MAX_LOG_BYTES) return;
+    const after = before + bytes.length;
+    if (this.#perSource.size > 100_000) this.#perSource.clear();
+    this.#perSource.set(source, after);
+    const path = this.#path(tenant, job);
+    const size = this.#sizes.get(path) ?? (existsSync(path) ? statSync(path).size : 0);
+    if (size >= MAX_JOB_LOG_BYTES) return;
+    let text = new TextDecoder().decode(bytes);
+    if (after >= MAX_LOG_BYTES) text = `${text.slice(0, Math.max(0, MAX_LOG_BYTES - before))}\n… the log of this task is full at ${MAX_LOG_BYTES} bytes; the rest was dropped\n`;
+    const entry = `${JSON.stringify({ ...line, text })}\n`;
+    if (size === 0) mkdirSync(join(this.#dir, parseTenantName(tenant)), { recursive: true, mode: 0o700 });
+    appendFileSync(path, entry, { mode: 0o600 });
+    this.#sizes.set(path, size + Buffer.byteLength(entry));
+  }
+
+  /** Lines of a job that `keep` accepts; with `follow`, those that come until `signal`. */
+  async *read(tenant: string, job: string, keep: (line: LogLine) => boolean, follow: boolean, signal: AbortSignal): AsyncGenerator<LogLine, void, undefined> {
+    const path = this.#path(tenant, job);
+    let offset = 0;
+    let rest = '';
+    const decoder = new TextDecoder();
+    for (;;) {
+      if (existsSync(path)) {
+        const fd = openSync(path, 'r');
+        try {
+          const chunk = Buffer.alloc(65_536);
+          for (;;) {
+            const n = readSync(fd, chunk, 0, chunk.length, offset);
+            if (n === 0) break;
+            offset += n;
+            const lines = (rest + decoder.decode(chunk.subarray(0, n), { stream: true })).split('\n');
+            rest = lines.pop() ?? '';
+            for (const text of lines) {
+              const line = JSON.parse(text) as LogLine;
+              if (keep(line)) yield line;
+            }
+          }
+        } finally {
+          closeSync(fd);
+        }
+      }
+      if (!follow || signal.aborted) return;
+      await changed(this.#dir, signal);
+    }
+  }
+
+  /** Jobs of a tenant that have printed something here. */
+  forget(tenant: string): void {
+    rmSync(join(this.#dir, parseTenantName(tenant)), { recursive: true, force: true });
+  }
+}
+
+/** Resolves when something may have been appended, at the latest after a quarter of a second. */
+function changed(dir: string, signal: AbortSignal): Promise<void> {
+  return new Promise((resolve) => {
+    const watcher = watch(dir, { recursive: false });
+    const end = (): void => {
+      clearTimeout(timer);
+      watcher.close();
+      signal.removeEventListener('abort', end);
+      resolve();
+    };
+    const timer = setTimeout(end, 250);
+    watcher.on('change', end);
+    watcher.on('error', end);
+    signal.addEventListener('abort', end, { once: true });
+  });
+}

@@ -1,0 +1,621 @@
+/**
+ * Drives the core: hands it what sockets, workers and timers bring, executes its effects in order, and lets its frames out when
+ * the audit records behind them are on disk. Must never: decode a payload; send before the audit; hold a promise per call.
+ */
+import { createHash } from 'node:crypto';
+import { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import type { AuditLog, AuditLogs } from '../base/audit-record.ts';
+import type { PolicyDecisionPoint } from '../base/decision.ts';
+import { BulkheadError, toSafeError } from '../base/errors.ts';
+import { OP } from '../base/frame.ts';
+import { parseTenantName, type JobId, type TenantName } from '../base/ids.ts';
+import { CHUNK_BYTES, MAX_CALLS_IN_FLIGHT } from '../base/limits.ts';
+import type { Principal } from '../base/principal.ts';
+import { parseMemory, parseUnits, type ResourceVector } from '../base/resources.ts';
+import type { Clock, RandomSource } from '../base/time.ts';
+import { ObjectFiles } from '../objects/object-files.ts';
+import type { WorkerPool } from '../sandbox/worker-pool.ts';
+import type { WorkerExit, WorkerProcess } from '../sandbox/worker-process.ts';
+import type { Effect } from './core/effects.ts';
+import { RayletCore } from './core/raylet-core.ts';
+import { CHANNEL_KIND, failureOf, type Actor, type Channel, type ChannelKind, type Failure, type Job, type Slot, type TenantQuota, type TenantState, type Upstream, type Worker } from './core/state.ts';
+import { JobLogs } from './job-logs.ts';
+import { Outbox } from './outbox.ts';
+
+/** Client bytes that may wait for a slow reader or the disk before its calls are no longer read. */
+const HIGH_WATER_BYTES = 32 * 2 ** 20;
+const TICK_MS = 25;
+
+/** One client connection, as the raylet writes to it. */
+export interface ChannelPort {
+  /** False: `onDrain` of the raylet (`drained`) will be called. */
+  write(batch: Uint8Array): boolean;
+  pause(): void;
+  resume(): void;
+  close(error: BulkheadError | undefined): void;
+}
+
+/** Names of actors, unique in the cluster: kept by the head. */
+export interface ActorNames {
+  register(tenant: string, namespace: string, name: string, id: Uint8Array, classInfo: string): Promise<void>;
+  lookup(tenant: string, namespace: string, name: string): Promise<{ id: Uint8Array; classInfo: string } | undefined>;
+  release(tenant: string, namespace: string, name: string, id: Uint8Array): Promise<void>;
+}
+
+/** The way to other raylets. */
+export interface PeerLinks {
+  open(upstream: Upstream, depth: number): void;
+  write(upstream: Upstream, batch: Uint8Array): void;
+  close(upstream: Upstream): void;
+}
+
+export interface RayletLog {
+  info(fields: object, message: string): void;
+  warn(fields: object, message: string): void;
+  error(fields: object, message: string): void;
+}
+
+export interface RayletOptions {
+  readonly nodeId: string;
+  readonly nodeNumber: number;
+  readonly total: ResourceVector;
+  readonly maxWorkers: number;
+  /** On tmpfs: objects, code and workers' directories. */
+  readonly runDir: string;
+  readonly dataDir: string;
+  readonly decisions: PolicyDecisionPoint;
+  readonly audit: AuditLogs;
+  readonly pool: WorkerPool;
+  readonly names: ActorNames;
+  readonly clock: Clock;
+  readonly random: RandomSource;
+  readonly log: RayletLog;
+  /** Verifies a session credential that a client renewed. */
+  readonly verifyCredential: (credential: string) => Promise<{ principal: Principal; jobId: JobId; expiresMs: number }>;
+  readonly defaultIsolateBytes: number;
+}
+
+interface ChannelShell {
+  readonly port: ChannelPort | undefined;
+  readonly outbox: Outbox;
+  paused: boolean;
+  blocked: boolean;
+  readonly streams: (() => boolean)[];
+}
+
+export class Raylet implements AsyncDisposable {
+  readonly core: RayletCore;
+  readonly objects: ObjectFiles;
+  readonly logs: JobLogs;
+  readonly processes = new Map<Worker, WorkerProcess>();
+  readonly #options: RayletOptions;
+  readonly #codeDir: string;
+  readonly #channels = new Map<Channel, ChannelShell>();
+  readonly #outboxes = new Map<TenantState, Set<Outbox>>();
+  readonly #upstreamBoxes = new Map<Upstream, Outbox>();
+  readonly #killing = new Map<Worker, string>();
+  readonly #timer: NodeJS.Timeout;
+  peers: PeerLinks | undefined = undefined;
+  /** Told when a job has ended here, with the tenant it was of. */
+  onJobEnded: (job: Job) => void = () => undefined;
+  #closed = false;
+
+  constructor(options: RayletOptions) {
+    this.#options = options;
+    this.core = new RayletCore({
+      nodeId: options.nodeId, nodeNumber: options.nodeNumber, total: options.total, maxWorkers: options.maxWorkers, random: options.random, decisions: options.decisions,
+      sha256: (bytes) => createHash('sha256').update(bytes).digest(), defaultIsolateBytes: options.defaultIsolateBytes,
+    });
+    this.objects = new ObjectFiles(join(options.runDir, 'objects'));
+    this.#codeDir = join(options.runDir, 'code');
+    mkdirSync(this.#codeDir, { recursive: true, mode: 0o711 });
+    this.logs = new JobLogs(join(options.dataDir, 'logs'));
+    this.#timer = setInterval(() => this.#tick(), TICK_MS);
+  }
+
+  // --- facts from the head ----------------------------------------------------------------------------------------------
+
+  setTenant(name: string, number: number, quota: Readonly<Record<string, string>>, active: boolean): void {
+    const tenant = parseTenantName(name);
+    const known = this.core.state.tenants.get(number);
+    if (known === undefined && !active) return;
+    this.core.setTenant(tenant, number, () => this.#openLog(tenant, number), parseQuota(quota), active);
+    if (known === undefined) this.objects.prepare(tenant);
+    this.flush();
+  }
+
+  #openLog(tenant: TenantName, number: number): AuditLog {
+    const log = this.#options.audit.forTenant(tenant);
+    log.onDurable = (_durable, failure) => {
+      const state = this.core.state.tenants.get(number);
+      if (state === undefined) return;
+      if (failure !== undefined) return this.#auditFailed(state, failure);
+      for (const box of this.#outboxes.get(state) ?? []) {
+        box.flush();
+        if (box.empty) this.#outboxes.get(state)?.delete(box);
+      }
+    };
+    return log;
+  }
+
+  /** Without its audit log a tenant's calls stop: fail closed. */
+  #auditFailed(tenant: TenantState, failure: Error): void {
+    this.#options.log.error({ tenant: tenant.name, err: failure }, 'the audit log of a tenant failed; its calls are refused');
+    for (const channel of [...this.core.state.channels.values()]) if (channel.job.tenant === tenant && channel.kind !== CHANNEL_KIND.SLOT) this.closeChannel(channel, new BulkheadError('UNAVAILABLE', 'the audit log cannot be written, so no call is carried out; the operator must free disk space'));
+  }
+
+  // --- channels ---------------------------------------------------------------------------------------------------------
+
+  ensureJob(id: JobId, tenant: TenantState, submitter: Principal, principal: Principal, credential: string, expiresMs: number): Job {
+    return this.core.ensureJob(id, tenant, submitter, principal, credential, expiresMs);
+  }
+
+  openChannel(kind: ChannelKind, job: Job, principal: Principal, depth: number, port: ChannelPort, info: Readonly<Record<string, unknown>> = {}): Channel {
+    const channel = this.core.openChannel(kind, job, principal, depth, info);
+    this.#channels.set(channel, { port, outbox: this.#newOutbox(job.tenant, (batch) => this.#writePort(channel, batch)), paused: false, blocked: false, streams: [] });
+    this.flush();
+    return channel;
+  }
+
+  #newOutbox(tenant: TenantState, write: (batch: Uint8Array) => void): Outbox {
+    return new Outbox(tenant.log, write);
+  }
+
+  #push(tenant: TenantState, box: Outbox, batch: Uint8Array | (() => void), needed: number): void {
+    box.push(batch, needed);
+    if (box.empty) return;
+    let set = this.#outboxes.get(tenant);
+    if (set === undefined) this.#outboxes.set(tenant, (set = new Set()));
+    set.add(box);
+  }
+
+  #writePort(channel: Channel, batch: Uint8Array): void {
+    const shell = this.#channels.get(channel);
+    if (shell?.port === undefined) return;
+    if (!shell.port.write(batch)) shell.blocked = true;
+    this.#throttle(channel, shell);
+  }
+
+  /** A batch from a client. What is malformed ends its channel, with the reason. */
+  clientBatch(channel: Channel, batch: Uint8Array): void {
+    if (channel.closed) return;
+    try {
+      this.core.clientBatch(channel, batch, this.#options.clock.nowMs());
+    } catch (error) {
+      this.flush();
+      this.closeChannel(channel, toSafeError(error));
+      return;
+    }
+    this.flush();
+    const shell = this.#channels.get(channel);
+    if (shell !== undefined) this.#throttle(channel, shell);
+  }
+
+  /** Back-pressure: a client that is far ahead of its results, or does not read them, is not read from. */
+  #throttle(channel: Channel, shell: ChannelShell): void {
+    const over = shell.blocked || channel.inFlight > MAX_CALLS_IN_FLIGHT || shell.outbox.waitingBytes > HIGH_WATER_BYTES;
+    if (over === shell.paused || shell.port === undefined) return;
+    shell.paused = over;
+    if (over) shell.port.pause();
+    else shell.port.resume();
+  }
+
+  /** The client reads again. */
+  drained(channel: Channel): void {
+    const shell = this.#channels.get(channel);
+    if (shell === undefined) return;
+    shell.blocked = false;
+    while (!shell.blocked && shell.streams.length > 0) {
+      const next = shell.streams[0] as () => boolean;
+      if (next()) shell.streams.shift();
+    }
+    this.#throttle(channel, shell);
+  }
+
+  closeChannel(channel: Channel, error: BulkheadError | undefined): void {
+    if (!channel.closed) {
+      this.core.state.nowMs = this.#options.clock.nowMs();
+      this.core.closeChannel(channel);
+    }
+    this.#dropChannel(channel, error);
+    this.flush();
+  }
+
+  #dropChannel(channel: Channel, error: BulkheadError | undefined): void {
+    const shell = this.#channels.get(channel);
+    if (shell === undefined) return;
+    this.#channels.delete(channel);
+    this.#outboxes.get(channel.job.tenant)?.delete(shell.outbox);
+    shell.streams.length = 0;
+    shell.port?.close(error);
+  }
+
+  // --- other raylets ------------------------------------------------------------------------------------------------------
+
+  upstreamBatch(upstream: Upstream, batch: Uint8Array): void {
+    if (upstream.closed) return;
+    try {
+      this.core.upstreamBatch(upstream, batch, this.#options.clock.nowMs());
+    } catch (error) {
+      this.core.upstreamClosed(upstream, { code: 'UNAVAILABLE', message: 'another node answered in a way that cannot be read', stack: '' });
+      this.#options.log.error({ err: error, node: upstream.nodeNumber }, 'malformed batch from another raylet');
+    }
+    this.flush();
+  }
+
+  upstreamClosed(upstream: Upstream, failure: Failure): void {
+    this.core.state.nowMs = this.#options.clock.nowMs();
+    this.core.upstreamClosed(upstream, failure);
+    this.flush();
+  }
+
+  // --- effects ------------------------------------------------------------------------------------------------------------
+
+  /** Executes what the last step wants, until a step wants nothing more, then sends. */
+  flush(): void {
+    const core = this.core.state;
+    while (core.out.length > 0) {
+      const effects = core.out;
+      core.out = [];
+      for (const effect of effects) {
+        try {
+          this.#execute(effect);
+        } catch (error) {
+          this.#effectFailed(effect, error);
+        }
+      }
+    }
+    while (core.dirtyChannels.length > 0) {
+      const channel = core.dirtyChannels.pop() as Channel;
+      channel.dirty = false;
+      const needed = channel.needed;
+      channel.needed = -1;
+      if (channel.out.length === 0) continue;
+      const batch = channel.out.take();
+      const shell = this.#channels.get(channel);
+      if (shell !== undefined) this.#push(channel.job.tenant, shell.outbox, batch, needed);
+    }
+    while (core.dirtyUpstreams.length > 0) {
+      const upstream = core.dirtyUpstreams.pop() as Upstream;
+      upstream.dirty = false;
+      const needed = upstream.needed;
+      upstream.needed = -1;
+      const box = this.#upstreamBoxes.get(upstream);
+      if (upstream.out.length > 0 && box !== undefined) this.#push(upstream.job.tenant, box, upstream.out.take(), needed);
+    }
+  }
+
+  #effectFailed(effect: Effect, error: unknown): void {
+    const safe = toSafeError(error);
+    this.#options.log.error({ err: error, effect: effect.type }, 'an effect failed');
+    if (effect.type === 'seal-staged') this.#kill(effect.worker, 'MISBEHAVED');
+    else if (effect.type === 'attach' || effect.type === 'load-code' || effect.type === 'open-slot') this.#kill(effect.slot.worker, 'MISBEHAVED');
+    else if (effect.type === 'write-part') {
+      for (const channel of [...this.core.state.channels.values()]) if (channel.job.tenant === effect.tenant && channel.puts.size > 0) this.closeChannel(channel, safe);
+    }
+  }
+
+  #execute(effect: Effect): void {
+    switch (effect.type) {
+      case 'start-worker':
+        void this.#startWorker(effect.worker, effect.cpus);
+        return;
+      case 'kill-worker':
+        return this.#kill(effect.worker, effect.reason);
+      case 'open-slot': {
+        const process = this.#processOf(effect.slot);
+        const { channel } = effect.slot;
+        this.#channels.set(channel, { port: slotPort(process, effect.slot), outbox: this.#newOutbox(channel.job.tenant, (batch) => this.#writePort(channel, batch)), paused: false, blocked: false, streams: [] });
+        process.openSlot(effect.slot.number, { memoryMiB: effect.memoryMiB, sessionPrefix: channel.session.prefix });
+        effect.slot.opened = true;
+        return;
+      }
+      case 'close-slot': {
+        this.processes.get(effect.slot.worker)?.closeSlot(effect.slot.number);
+        this.core.slotClosed(effect.slot);
+        this.#dropChannel(effect.slot.channel, undefined);
+        return;
+      }
+      case 'load-code': {
+        const process = this.#processOf(effect.slot);
+        const name = `${effect.digestHex}.js`;
+        process.linkCode(join(this.#codeDir, effect.slot.job.tenant.name, name), name);
+        process.loadCode(effect.slot.number, effect.codeNumber, Buffer.from(effect.digestHex, 'hex'), name);
+        return;
+      }
+      case 'attach':
+        this.#processOf(effect.slot).attach(effect.slot.number, effect.attachment, this.objects.path(effect.slot.job.tenant.name, effect.fileName), effect.size);
+        return;
+      case 'store-code': {
+        const dir = join(this.#codeDir, effect.tenant.name);
+        mkdirSync(dir, { recursive: true, mode: 0o711 });
+        const path = join(dir, `${effect.digestHex}.js`);
+        if (!existsSync(path)) writeFileSync(path, effect.source, { mode: 0o644 });
+        return;
+      }
+      case 'seal-staged':
+        this.#sealStaged(effect);
+        return;
+      case 'write-part':
+        return this.objects.writePart(effect.tenant.name, effect.fileName, effect.offset, effect.bytes, effect.last);
+      case 'delete-file':
+        for (const process of this.processes.values()) process.detach(effect.fileName);
+        return this.objects.delete(effect.tenant.name, effect.fileName);
+      case 'stream-file':
+        return this.#streamFile(effect);
+      case 'register-name':
+        void this.#registerName(effect.actor, effect.id, effect.classInfo);
+        return;
+      case 'release-name': {
+        const { actor, id } = effect;
+        this.#options.names.release(actor.job.tenant.name, actor.template.options.namespace, actor.name, id).catch((error: unknown) => this.#options.log.warn({ err: error }, 'an actor name could not be released; the head drops it when this node is gone'));
+        return;
+      }
+      case 'lookup-name':
+        void this.#lookupName(effect);
+        return;
+      case 'open-upstream': {
+        const { upstream } = effect;
+        this.#upstreamBoxes.set(upstream, this.#newOutbox(upstream.job.tenant, (batch) => this.peers?.write(upstream, batch)));
+        if (this.peers === undefined) this.core.upstreamClosed(upstream, { code: 'UNAVAILABLE', message: 'this node has no way to other nodes', stack: '' });
+        else this.peers.open(upstream, effect.depth);
+        return;
+      }
+      case 'close-upstream': {
+        const box = this.#upstreamBoxes.get(effect.upstream);
+        if (box !== undefined) this.#outboxes.get(effect.upstream.job.tenant)?.delete(box);
+        this.#upstreamBoxes.delete(effect.upstream);
+        this.peers?.close(effect.upstream);
+        return;
+      }
+      case 'close-channel':
+        this.#dropChannel(effect.channel, new BulkheadError('CANCELLED', effect.reason));
+        return;
+      case 'stream-code':
+        return this.#streamCode(effect.upstream, effect.digestHex);
+      case 'log':
+        return this.logs.append(effect.job.tenant.name, effect.job.id, { timeMs: this.#options.clock.nowMs(), task: effect.taskId, actor: effect.actorId, name: effect.name, stream: effect.stream === 2 ? 'stderr' : 'stdout' }, effect.text);
+      case 'credential':
+        void this.#renewCredential(effect.channel, effect.credential);
+        return;
+      case 'job-ended':
+        return this.onJobEnded(effect.job);
+    }
+  }
+
+  #processOf(slot: Slot): WorkerProcess {
+    const process = this.processes.get(slot.worker);
+    if (process === undefined) throw new BulkheadError('WORKER_DIED', 'the worker is gone');
+    return process;
+  }
+
+  // --- workers --------------------------------------------------------------------------------------------------------------
+
+  async #startWorker(worker: Worker, cpus: number): Promise<void> {
+    let process: WorkerProcess;
+    // Actors share their process, so its limit is what the tenant may use at most; each isolate has its own inside.
+    const memoryBytes = worker.purpose === 'actors' ? Math.max(worker.memoryBytes, ACTOR_WORKER_BYTES) : worker.memoryBytes;
+    try {
+      process = await this.#options.pool.acquire({ tenant: worker.tenant.name, memoryBytes, cpus });
+    } catch (error) {
+      this.core.workerNotStarted(worker, failureOf(toSafeError(error)), this.#options.clock.nowMs());
+      return this.flush();
+    }
+    if (this.#closed || worker.state === 'DEAD') return process.kill('KILLED', 'not needed any more');
+    this.processes.set(worker, process);
+    worker.id = process.id;
+    worker.pid = process.pid;
+    process.onBatch = (number, batch) => this.#guestBatch(worker, number, batch);
+    process.onSlotFailed = (number, code, message) => this.#slotFailed(worker, number, { code, message, stack: '' });
+    process.onCodeFailed = (number, codeNumber, message, stack) => {
+      const slot = worker.slots.get(number);
+      if (slot !== undefined) this.core.codeFailed(slot, codeNumber, { code: 'TASK_FAILED', message, stack }, this.#options.clock.nowMs());
+      this.flush();
+    };
+    process.onDrain = () => {
+      for (const slot of worker.slots.values()) this.drained(slot.channel);
+    };
+    process.onExit = (exit) => this.#workerExited(worker, exit);
+    this.core.state.nowMs = this.#options.clock.nowMs();
+    this.core.lifecycleOf(worker.tenant, 'worker.started', process.id, worker.purpose);
+    this.core.workerStarted(worker, this.#options.clock.nowMs());
+    this.flush();
+  }
+
+  #guestBatch(worker: Worker, number: number, batch: Uint8Array): void {
+    const slot = worker.slots.get(number);
+    // A slot that was closed a moment ago may still speak; nobody listens.
+    if (slot === undefined) return;
+    try {
+      this.core.guestBatch(slot, batch, this.#options.clock.nowMs());
+    } catch (error) {
+      this.#options.log.warn({ worker: worker.id, tenant: worker.tenant.name, err: error }, 'malformed frames from a worker');
+      this.#kill(worker, 'MISBEHAVED');
+    }
+    this.flush();
+  }
+
+  #slotFailed(worker: Worker, number: number, failure: Failure): void {
+    const slot = worker.slots.get(number);
+    if (slot === undefined) return;
+    this.core.state.nowMs = this.#options.clock.nowMs();
+    this.core.lifecycleOf(worker.tenant, 'isolate.failed', worker.id ?? '', failure.code);
+    this.core.slotFailed(slot, failure, this.#options.clock.nowMs());
+    this.#dropChannel(slot.channel, undefined);
+    this.flush();
+  }
+
+  #kill(worker: Worker, reason: string): void {
+    const process = this.processes.get(worker);
+    if (process === undefined || this.#killing.has(worker)) return;
+    this.#killing.set(worker, reason);
+    process.kill(reason === 'TIMEOUT' ? 'TIMEOUT' : 'KILLED', reason);
+  }
+
+  #workerExited(worker: Worker, exit: WorkerExit): void {
+    this.processes.delete(worker);
+    const killed = this.#killing.get(worker);
+    this.#killing.delete(worker);
+    const ours = killed !== undefined && killed !== 'MISBEHAVED';
+    const failure: Failure = {
+      code: exit.reason === 'OUT_OF_MEMORY' ? 'OUT_OF_MEMORY' : 'WORKER_DIED',
+      message: killed === 'MISBEHAVED' ? 'the worker broke its protocol and was killed' : ours ? 'the worker was stopped: another call in it had to be killed' : `the worker process died: ${exit.detail}`, stack: '',
+    };
+    const slots = [...worker.slots.values()];
+    this.core.state.nowMs = this.#options.clock.nowMs();
+    this.core.lifecycleOf(worker.tenant, ours ? 'worker.ended' : 'worker.died', worker.id ?? '', killed ?? exit.reason);
+    this.core.workerExited(worker, failure, ours, this.#options.clock.nowMs());
+    for (const slot of slots) this.#dropChannel(slot.channel, undefined);
+    this.flush();
+  }
+
+  #sealStaged(effect: Effect & { readonly type: 'seal-staged' }): void {
+    const process = this.processes.get(effect.worker);
+    if (process === undefined) throw new BulkheadError('WORKER_DIED', 'the worker is gone');
+    process.takeStaged(effect.slotNumber, effect.staged, effect.size, this.objects.destination(effect.worker.tenant.name, effect.fileName));
+  }
+
+  // --- transfers --------------------------------------------------------------------------------------------------------------
+
+  #streamFile(effect: Effect & { readonly type: 'stream-file' }): void {
+    const { channel, request, position, size } = effect;
+    const shell = this.#channels.get(channel);
+    if (shell === undefined) return;
+    const reader = this.objects.reader(channel.job.tenant.name, effect.fileName);
+    let offset = 0;
+    const step = (): boolean => {
+      while (offset < size) {
+        if (shell.blocked || channel.closed) return channel.closed;
+        const n = Math.min(CHUNK_BYTES, size - offset);
+        // The header is written by hand in front of the octets, so that they are copied once: from the file into the message.
+        const frame = Buffer.allocUnsafe(CHUNK_HEADER_BYTES + n);
+        frame.writeUInt32LE(CHUNK_HEADER_BYTES - 4 + n, 0);
+        frame[4] = OP.VALUE_CHUNK;
+        frame.writeUInt32LE(request, 5);
+        frame.writeUInt32LE(position, 9);
+        frame.writeBigUInt64LE(BigInt(size), 13);
+        frame.writeBigUInt64LE(BigInt(offset), 21);
+        const got = reader.read(frame, CHUNK_HEADER_BYTES, n, offset);
+        if (got !== n) throw new BulkheadError('OBJECT_LOST', 'an object file is shorter than it was');
+        offset += n;
+        this.#writePort(channel, frame);
+      }
+      reader.close();
+      return true;
+    };
+    this.#push(channel.job.tenant, shell.outbox, () => {
+      if (shell.streams.length > 0 || !step()) shell.streams.push(step);
+    }, effect.needed);
+  }
+
+  #streamCode(upstream: Upstream, digestHex: string): void {
+    const box = this.#upstreamBoxes.get(upstream);
+    if (box === undefined) return;
+    const source = this.readCode(upstream.job.tenant.name, digestHex);
+    for (let offset = 0; offset < source.length; offset += CHUNK_BYTES) {
+      const part = source.subarray(offset, offset + CHUNK_BYTES);
+      upstream.codeOut.begin(OP.CODE).raw(Buffer.from(digestHex, 'hex')).u32(source.length).u32(offset).raw(part).end();
+    }
+    this.#push(upstream.job.tenant, box, upstream.codeOut.take(), -1);
+  }
+
+  readCode(tenant: string, digestHex: string): Buffer {
+    return readFileSync(join(this.#codeDir, parseTenantName(tenant), `${digestHex}.js`));
+  }
+
+  // --- names and credentials ----------------------------------------------------------------------------------------------------
+
+  async #registerName(actor: Actor, id: Uint8Array, classInfo: string): Promise<void> {
+    let failure: Failure | undefined;
+    try {
+      await this.#options.names.register(actor.job.tenant.name, actor.template.options.namespace, actor.name, id, classInfo);
+    } catch (error) {
+      failure = failureOf(toSafeError(error));
+    }
+    this.core.state.nowMs = this.#options.clock.nowMs();
+    this.core.nameRegistered(actor, failure);
+    this.flush();
+  }
+
+  async #lookupName(effect: Effect & { readonly type: 'lookup-name' }): Promise<void> {
+    let found: { id: Uint8Array; classInfo: string } | undefined;
+    try {
+      found = await this.#options.names.lookup(effect.channel.job.tenant.name, effect.namespace, effect.name);
+    } catch (error) {
+      this.#options.log.warn({ err: error }, 'the head could not be asked for an actor name');
+    }
+    this.core.nameFound(effect.channel, effect.request, found, effect.auditSeq);
+    this.flush();
+  }
+
+  async #renewCredential(channel: Channel, credential: string): Promise<void> {
+    try {
+      const verified = await this.#options.verifyCredential(credential);
+      if (verified.jobId !== channel.job.id || verified.principal.spiffeId !== channel.job.submitter.spiffeId) throw new BulkheadError('UNAUTHENTICATED', 'the credential is for another session');
+      this.core.ensureJob(channel.job.id, channel.job.tenant, channel.job.submitter, channel.job.principal, credential, verified.expiresMs);
+      for (const upstream of this.core.state.upstreams.values()) {
+        if (upstream.job !== channel.job) continue;
+        upstream.out.begin(OP.CREDENTIAL).text(credential).end();
+        this.core.state.markUpstream(upstream, -1);
+      }
+      this.flush();
+    } catch (error) {
+      this.closeChannel(channel, toSafeError(error));
+    }
+  }
+
+  // --- time and end ---------------------------------------------------------------------------------------------------------------
+
+  #tick(): void {
+    this.core.tick(this.#options.clock.nowMs(), (worker) => this.processes.get(worker)?.cpuMicros() ?? 0);
+    this.flush();
+  }
+
+  stopJob(id: JobId, reason: string): void {
+    this.core.state.nowMs = this.#options.clock.nowMs();
+    this.core.stopJob(id, reason);
+    this.flush();
+  }
+
+  available(): ResourceVector {
+    return this.core.state.available;
+  }
+
+  queuedTasks(): number {
+    let n = 0;
+    for (const c of this.core.state.classes) n += c.queue.length;
+    return n;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#closed = true;
+    clearInterval(this.#timer);
+    for (const channel of [...this.#channels.keys()]) if (channel.kind !== CHANNEL_KIND.SLOT) this.#dropChannel(channel, new BulkheadError('UNAVAILABLE', 'the raylet is stopping'));
+    await this.#options.pool.close();
+    this.objects.close();
+    rmSync(this.#codeDir, { recursive: true, force: true });
+  }
+}
+
+const CHUNK_HEADER_BYTES = 5 + 4 + 4 + 8 + 8;
+const ACTOR_WORKER_BYTES = 2 * 2 ** 30;
+
+function slotPort(process: WorkerProcess, slot: Slot): ChannelPort {
+  return {
+    write: (batch) => process.send(slot.number, batch),
+    // A worker that is behind is not paused: its own reads are what it waits for.
+    pause: () => undefined,
+    resume: () => undefined,
+    close: () => undefined,
+  };
+}
+
+/** `cpus`, `memory`, `objects` as `tenant create --quota` stores them; what is not given has no limit here. */
+export function parseQuota(quota: Readonly<Record<string, string>>): TenantQuota {
+  return {
+    cpuUnits: quota['cpus'] === undefined ? Number.POSITIVE_INFINITY : parseUnits('cpus', Number(quota['cpus'])),
+    memoryBytes: quota['memory'] === undefined ? Number.POSITIVE_INFINITY : parseMemory(quota['memory']),
+    objectBytes: quota['objects'] === undefined ? Number.POSITIVE_INFINITY : parseMemory(quota['objects']),
+  };
+}
