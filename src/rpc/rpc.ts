@@ -1,7 +1,8 @@
 /** The face of src/rpc: servers and channels over mTLS. What is not named here is inner. */
 export { createServer, DEFAULT_LIMITS, type RpcLimits, type RpcServer, type ServerOptions } from './server.ts';
 export { createAttestationServer, type AttestationServer } from './attestation-listener.ts';
-export { client, createChannel, type ChannelOptions, type RpcChannel } from './channel.ts';
+export { client, createChannel, type RpcChannel } from './channel.ts';
+export type { ChannelOptions } from './client-tls.ts';
 export type { BaseCall, CallContext, CallOptions, Client, Implementation } from './service-types.ts';
 export type { BatchStream, MessageStream } from './streams.ts';
 export { asSeenByPeer, DENIED_TEXT } from './status.ts';

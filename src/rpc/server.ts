@@ -107,7 +107,7 @@ function admitWith(admission: Admission, plan: MethodPlan): Admit {
     const { peer } = connection;
     if (peer === undefined) throw new BulkheadError('UNAUTHENTICATED', 'this connection has no identity');
     const decision: Decision = await admission.admit(plan, peer, request);
-    const context: CallContext = Object.assign(Object.create(call) as BaseCall, { principal: peer.principal, peer, decision });
+    const context: CallContext = { ...call, principal: peer.principal, peer, decision };
     return context;
   };
 }
@@ -229,7 +229,7 @@ class AnsweredCall extends grpc.ServerInterceptingCall {
   override sendStatus(): void {}
 }
 
-class ServerCall implements BaseCall {
+class ServerCall {
   readonly method: string;
   readonly remote: string;
   readonly deadlineMs: number | undefined;
@@ -265,6 +265,11 @@ class ServerCall implements BaseCall {
   metadata(name: string): string | undefined {
     const value = this.#metadata.get(name)[0];
     return typeof value === 'string' ? value : undefined;
+  }
+
+  /** What handlers see: plain values, none of the call's own levers. */
+  #context(): BaseCall {
+    return { method: this.method, remote: this.remote, metadata: (name) => this.metadata(name), signal: this.signal, deadlineMs: this.deadlineMs };
   }
 
   start(): void {
@@ -341,7 +346,7 @@ class ServerCall implements BaseCall {
     const { descriptor, handler, admit } = this.#method;
     try {
       const request = parseMessage(descriptor.input, bytes);
-      const context = await admit(this, connection, request);
+      const context = await admit(this.#context(), connection, request);
       if (this.#finished) return;
       if (descriptor.methodKind === 'unary') {
         const response = await (handler(context, request as never) as Promise<Message>);
@@ -361,7 +366,7 @@ class ServerCall implements BaseCall {
   async #runStream(connection: Connection): Promise<void> {
     const { descriptor, handler, admit } = this.#method;
     try {
-      const context = await admit(this, connection, undefined);
+      const context = await admit(this.#context(), connection, undefined);
       if (this.#finished) return;
       const stream = new ServerStream(this);
       this.#stream = stream;

@@ -1,0 +1,152 @@
+/**
+ * TLS of a client: the server must show an SVID that our verifier accepts and that names the expected SPIFFE ID. Used under grpc-js's
+ * channel (as its credentials) and by batch streams. Must never: hand out a connection before that is checked.
+ */
+import { X509Certificate } from 'node:crypto';
+import { connect as connectTcp, type Socket } from 'node:net';
+import { connect as tlsConnect, createSecureContext, type SecureContext, type TLSSocket } from 'node:tls';
+import * as grpc from '@grpc/grpc-js';
+import { BulkheadError, toSafeError } from '../base/errors.ts';
+import { quote } from '../base/ids.ts';
+import { TLS_HANDSHAKE_TIMEOUT_MS } from '../base/limits.ts';
+import type { Principal } from '../base/principal.ts';
+import type { Clock } from '../base/time.ts';
+import type { OwnIdentity, PeerVerifier, VerifiedPeer } from './ports.ts';
+import { contextOptions, PeerWatch, systemClock, trustOnlyContext, verifyPeer } from './tls.ts';
+import { parseListenAddress } from './tls-listener.ts';
+
+export interface ChannelOptions {
+  /** Only a node that has no SVID yet gives the bundle alone, to the attestation listener. */
+  readonly identity: OwnIdentity | { readonly trustBundlePem: string };
+  readonly peers: PeerVerifier;
+  /** `host:port`. */
+  readonly address: string;
+  /** The server's SPIFFE ID, or a test of its principal. */
+  readonly expectedSpiffeId: string | ((principal: Principal) => boolean);
+  readonly clock?: Clock;
+}
+
+/** TLS by our own rules under grpc-js's channel. */
+export class VerifiedCredentials extends grpc.ChannelCredentials {
+  readonly #options: ChannelOptions;
+  readonly #clock: Clock;
+  readonly #watch: PeerWatch;
+  readonly #sockets = new Set<TLSSocket>();
+  readonly #stopIdentity: () => void;
+  #context: SecureContext | undefined;
+  server: VerifiedPeer | undefined;
+  /** Why the last attempt to connect failed, or the last connection was cut; grpc-js itself only says UNAVAILABLE. */
+  lastFailure: BulkheadError | undefined;
+
+  constructor(options: ChannelOptions) {
+    super();
+    this.#options = options;
+    this.#clock = options.clock ?? systemClock;
+    this.#watch = new PeerWatch(options.peers, this.#clock);
+    const { identity } = options;
+    this.#stopIdentity = 'onChange' in identity ? identity.onChange(() => (this.#context = undefined)) : () => undefined;
+  }
+
+  /** Made again after each renewal; throws UNAUTHENTICATED when the own SVID has ended, which a server would only show as a reset. */
+  #secureContext(): SecureContext {
+    const { identity } = this.#options;
+    if ('trustBundlePem' in identity) return (this.#context ??= createSecureContext(trustOnlyContext(identity.trustBundlePem)));
+    const current = identity.current();
+    const endsMs = Date.parse(new X509Certificate(current.certificateChainPem).validTo);
+    if (endsMs <= this.#clock.nowMs()) throw new BulkheadError('UNAUTHENTICATED', `the own identity ended at ${new Date(endsMs).toISOString()}; renew it (bulkhead identity issue, or log in again)`);
+    return (this.#context ??= createSecureContext(contextOptions(current)));
+  }
+
+  #verify(socket: TLSSocket): { peer: VerifiedPeer; chain: Uint8Array[] } {
+    const { peers, expectedSpiffeId, address } = this.#options;
+    const found = verifyPeer(socket, peers);
+    const { principal } = found.peer;
+    const expected = typeof expectedSpiffeId === 'string' ? principal.spiffeId === expectedSpiffeId : expectedSpiffeId(principal) === true;
+    if (!expected) {
+      const wanted = typeof expectedSpiffeId === 'string' ? quote(expectedSpiffeId) : 'the expected one';
+      throw new BulkheadError('UNAUTHENTICATED', `the server at ${address} is ${quote(principal.spiffeId)}, not ${wanted}; check the address and the profile`);
+    }
+    return found;
+  }
+
+  #connect(socket: Socket): Promise<TLSSocket> {
+    return new Promise((resolve, reject) => {
+      const fail = (thrown: unknown): void => {
+        clearTimeout(timer);
+        this.lastFailure = thrown instanceof BulkheadError ? thrown : new BulkheadError('UNAVAILABLE', `no TLS connection to ${this.#options.address}: ${(thrown as NodeJS.ErrnoException).code ?? 'refused'}; check the address and that both sides are of one cluster`, { cause: thrown });
+        tls?.destroy();
+        socket.destroy();
+        reject(this.lastFailure);
+      };
+      let tls: TLSSocket | undefined;
+      const timer = setTimeout(() => fail(new BulkheadError('UNAVAILABLE', `the TLS handshake with ${this.#options.address} took too long`)), TLS_HANDSHAKE_TIMEOUT_MS);
+      try {
+        // Node checks the chain against the bundle; the name is checked by `#verify`, from the SVID.
+        const connecting = tlsConnect({ socket, secureContext: this.#secureContext(), ALPNProtocols: ['h2'], rejectUnauthorized: true, checkServerIdentity: () => undefined });
+        tls = connecting;
+        connecting.on('error', fail);
+        const ended = (): void => fail(new BulkheadError('UNAVAILABLE', `${this.#options.address} ended the TLS handshake`));
+        connecting.once('close', ended);
+        connecting.once('secureConnect', () => {
+          try {
+            if (!connecting.authorized) throw connecting.authorizationError;
+            const { peer, chain } = this.#verify(connecting);
+            clearTimeout(timer);
+            connecting.off('error', fail);
+            connecting.off('close', ended);
+            connecting.on('error', () => connecting.destroy());
+            connecting.once('close', () => this.#sockets.delete(connecting));
+            this.#sockets.add(connecting);
+            this.#watch.add(connecting, peer, chain, (why) => {
+              this.lastFailure = why;
+              connecting.destroy();
+            });
+            this.server = peer;
+            this.lastFailure = undefined;
+            resolve(connecting);
+          } catch (error) {
+            fail(error);
+          }
+        });
+      } catch (error) {
+        fail(toSafeError(error));
+      }
+    });
+  }
+
+  /** A verified connection of its own, for a batch stream. Throws what `lastFailure` says. */
+  dial(): Promise<TLSSocket> {
+    const { host, port } = parseListenAddress(this.#options.address);
+    return new Promise((resolve, reject) => {
+      const socket = connectTcp({ host, port, noDelay: true });
+      const failed = (error: Error): void => {
+        this.lastFailure = new BulkheadError('UNAVAILABLE', `${this.#options.address} cannot be reached: ${(error as NodeJS.ErrnoException).code ?? 'unknown error'}; check the address and that it runs`, { cause: error });
+        reject(this.lastFailure);
+      };
+      socket.once('error', failed);
+      socket.once('connect', () => {
+        socket.off('error', failed);
+        socket.on('error', () => socket.destroy());
+        this.#connect(socket).then(resolve, reject);
+      });
+    });
+  }
+
+  override _isSecure(): boolean {
+    return true;
+  }
+
+  override _equals(other: grpc.ChannelCredentials): boolean {
+    return this === other;
+  }
+
+  override _createSecureConnector(): grpc.experimental.SecureConnector {
+    return { connect: async (socket) => ({ socket: await this.#connect(socket), secure: true }), waitForReady: () => Promise.resolve(), getCallCredentials: () => grpc.CallCredentials.createEmpty(), destroy: () => undefined };
+  }
+
+  close(): void {
+    this.#stopIdentity();
+    this.#watch.close();
+    for (const socket of [...this.#sockets]) socket.destroy();
+  }
+}
