@@ -170,7 +170,7 @@ export function formatCheckpoint(c: Checkpoint): string {
 
 /** Throws INVALID_ARGUMENT; extension lines are refused, as our logs never write them. */
 export function parseCheckpoint(text: string): Checkpoint {
-  const match = /^([^\n]+)\n(0|[1-9]\d{0,15})\n([A-Za-z0-9+/=]{44})\n$/.exec(text);
+  const match = /^([^\n]+)\n(0|[1-9]\d{0,15})\n([A-Za-z0-9+/]{43}=)\n$/.exec(text);
   const treeSize = Number(match?.[2]);
   if (match === null || !Number.isSafeInteger(treeSize)) throw new BulkheadError('INVALID_ARGUMENT', 'the checkpoint is not three lines of origin, tree size and root hash');
   return { origin: checkKeyName(match[1] as string), treeSize, rootHash: fromBase64(match[3] as string) };
