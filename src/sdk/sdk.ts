@@ -1,0 +1,269 @@
+/**
+ * The public face for drivers: `connect()` and the cluster it returns. It composes bundling, the client core and a transport, and holds
+ * no policy: what may be done is decided by the raylet, and a refusal is an error of the ref that was asked for.
+ */
+import { dirname, resolve } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { BulkheadError } from '../base/errors.ts';
+import { FrameReader, FrameWriter, OP } from '../base/frame.ts';
+import { objectIdFromText, SESSION_PREFIX_BYTES } from '../base/ids.ts';
+import { bundleModule, type Bundle } from './bundle.ts';
+import { getValues, remoteClass, remoteFunction, waitFor, type ExportRef } from './calls.ts';
+import { ClientCore, remoteError } from './client-core.ts';
+import { bundleFunction } from './inline-function.ts';
+import type { ObjectRef } from './object-ref.ts';
+import type { TaskOptions } from './options.ts';
+import type { ActorHandle, AnyFunction, GetOptions, RemoteFunction, RemoteModule, ValuesOf, WaitOptions, WaitResult } from './remote-types.ts';
+import type { Connection, ConnectTarget, Transport } from './transport.ts';
+
+export { BulkheadError, type ErrorCode } from '../base/errors.ts';
+export { ObjectRef } from './object-ref.ts';
+export type { ActorOptions, MethodOptions, TaskOptions } from './options.ts';
+export type { ActorHandle, GetOptions, RefOr, RemoteClass, RemoteFunction, RemoteMethod, RemoteModule, WaitOptions, WaitResult } from './remote-types.ts';
+export type { Connection, Transport, TransportHandlers } from './transport.ts';
+
+/** A full writer is sent at once; until then one microtask gathers what a turn writes. */
+const FLUSH_BYTES = 256 * 1024;
+const WELCOME_TIMEOUT_MS = 30_000;
+const MAX_WELCOME_BYTES = 1 << 20;
+
+export interface ConnectOptions {
+  /** Directory of the profile; default: BULKHEAD_PROFILE, then ~/.bulkhead/default. */
+  readonly profile?: string | undefined;
+  /** `host:port`, instead of the profile's. */
+  readonly address?: string | undefined;
+  /** An existing job to join; default: a job of its own. */
+  readonly job?: string | undefined;
+  /** How to reach the raylet; default: gRPC over mTLS as the profile says. */
+  readonly transport?: Transport | undefined;
+}
+
+interface Welcome {
+  readonly prefix: Uint8Array;
+  readonly info: { readonly job?: string; readonly node?: string; readonly tenant?: string };
+}
+
+type SharedTaskOptions = TaskOptions;
+type Inferred<F, O> = F extends (...args: infer A) => infer R ? RemoteFunction<A, Awaited<R>, O> : never;
+
+export class Cluster implements AsyncDisposable {
+  readonly #core: ClientCore;
+  readonly #close: () => Promise<void>;
+  readonly #modules = new Map<string, Promise<Bundle>>();
+  readonly #welcome: Welcome;
+
+  /** Made by `connect()`. */
+  constructor(core: ClientCore, welcome: Welcome, close: () => Promise<void>) {
+    this.#core = core;
+    this.#welcome = welcome;
+    this.#close = close;
+  }
+
+  get jobId(): string {
+    return this.#welcome.info.job ?? '';
+  }
+
+  get nodeId(): string {
+    return this.#welcome.info.node ?? '';
+  }
+
+  get tenant(): string {
+    return this.#welcome.info.tenant ?? '';
+  }
+
+  /**
+   * Bundles a module with its dependencies; its functions become tasks and its classes actors. A relative path is relative to the file that
+   * calls this; `new URL('./x.ts', import.meta.url)` says the same without looking at the stack.
+   */
+  async module<M>(file: string | URL): Promise<RemoteModule<M>> {
+    const path = file instanceof URL ? fileURLToPath(file) : /^file:/.test(file) ? fileURLToPath(new URL(file)) : resolve(callerDirectory(new Error().stack), file);
+    let bundling = this.#modules.get(path);
+    if (bundling === undefined) {
+      bundling = bundleModule(path);
+      this.#modules.set(path, bundling);
+      bundling.catch(() => this.#modules.delete(path));
+    }
+    const bundle = await bundling;
+    const module: Record<string, unknown> = Object.create(null) as Record<string, unknown>;
+    for (const [name, kind] of bundle.exports) {
+      const of = this.#export(bundle, name);
+      if (kind === 'class') module[name] = Object.freeze(remoteClass(this.#core, of));
+      else if (kind === 'function') module[name] = remoteFunction(this.#core, of);
+      else if (kind === 'unknown') module[name] = Object.assign(remoteFunction(this.#core, of), { create: remoteClass(this.#core, of).create });
+    }
+    return new Proxy(Object.freeze(module), {
+      get(target, key) {
+        if (typeof key === 'symbol' || key === 'then' || key in target) return target[key as string];
+        const kind = bundle.exports.get(key);
+        throw new BulkheadError('INVALID_ARGUMENT', kind === undefined ? `the module exports no '${key.slice(0, 100)}'; it exports ${Object.keys(target).join(', ')}` : `the export '${key}' is a ${kind}, neither a function nor a class`);
+      },
+    }) as RemoteModule<M>;
+  }
+
+  #export(bundle: Bundle, exportName: string): ExportRef {
+    return { digest: bundle.digest, exportName, ready: () => this.#core.sendCode(bundle.digest, bundle.source) };
+  }
+
+  /** An inline function as a task. It must not use anything around it: a free variable is refused, by name. */
+  task<F extends AnyFunction, const O extends SharedTaskOptions = Record<never, never>>(fn: F, options?: O): Inferred<F, O> {
+    return remoteFunction(this.#core, this.#export(bundleFunction(fn), 'default'), options) as unknown as Inferred<F, O>;
+  }
+
+  get<T>(ref: ObjectRef<T>, options?: GetOptions): Promise<T>;
+  get<const R extends readonly ObjectRef[]>(refs: R, options?: GetOptions): Promise<ValuesOf<R>>;
+  async get(refs: ObjectRef | readonly ObjectRef[], options?: GetOptions): Promise<unknown> {
+    return getValues(this.#core, refs, options);
+  }
+
+  async put<T>(value: T): Promise<ObjectRef<T>> {
+    return (await this.#core.put(value)) as ObjectRef<T>;
+  }
+
+  async wait<R extends ObjectRef>(refs: readonly R[], options?: WaitOptions): Promise<WaitResult<R>> {
+    return waitFor(this.#core, refs, options);
+  }
+
+  /** Stops the task behind a ref; `force` also when it is in the middle of running. Resolves when the raylet has taken note. */
+  async cancel(ref: ObjectRef, options: { readonly force?: boolean } = {}): Promise<void> {
+    await this.#core.cancel(ref, options.force === true);
+  }
+
+  async kill(actor: { readonly id: string }): Promise<void> {
+    await this.#core.kill(actor);
+  }
+
+  /** A handle to a named actor. */
+  async actor<T = Record<string, AnyFunction>>(name: string): Promise<ActorHandle<T>> {
+    return (await this.#core.lookupActor(name)) as ActorHandle<T>;
+  }
+
+  /** A ref from its id as text. Whether it may be used is decided when it is. */
+  ref<T = unknown>(id: string): ObjectRef<T> {
+    return this.#core.refFrom(objectIdFromText(id)) as ObjectRef<T>;
+  }
+
+  /** Gives a ref up before it is collected: its object may be freed. */
+  release(ref: ObjectRef): void {
+    this.#core.release(ref);
+  }
+
+  async close(): Promise<void> {
+    await this.#close();
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#close();
+  }
+}
+
+/** Directory of the first stack frame outside the SDK; the main program's where there is none. */
+function callerDirectory(stack: string | undefined): string {
+  const here = dirname(fileURLToPath(import.meta.url));
+  for (const line of (stack ?? '').split('\n').slice(1)) {
+    const found = /\(?((?:file:\/\/)?\/[^()]*?):\d+:\d+\)?$/.exec(line.trim())?.[1];
+    if (found === undefined) continue;
+    const path = found.startsWith('file:') ? fileURLToPath(found) : found;
+    if (dirname(path) !== here) return dirname(path);
+  }
+  return process.argv[1] === undefined ? process.cwd() : dirname(resolve(process.argv[1]));
+}
+
+async function defaultTransport(target: ConnectTarget): Promise<Transport> {
+  const { grpcTransport } = (await import(new URL('./grpc-transport.ts', import.meta.url).href)) as { grpcTransport(target: ConnectTarget): Transport | Promise<Transport> };
+  return grpcTransport(target);
+}
+
+/** Connects to the cluster of a profile. Throws UNAVAILABLE, UNAUTHENTICATED or DENIED, saying what to do. */
+export async function connect(options: ConnectOptions = {}): Promise<Cluster> {
+  const { profile, address, job } = options;
+  const transport = options.transport ?? (await defaultTransport({ profile, address, job }));
+  const writer = new FrameWriter();
+  const reader = new FrameReader();
+  let core: ClientCore | undefined;
+  let connection: Connection | undefined;
+  let sending: Promise<void> | undefined;
+  let scheduled = false;
+  let closing: Promise<void> | undefined;
+  const welcomed = Promise.withResolvers<Welcome>();
+  welcomed.promise.catch(() => undefined);
+
+  const lost = (error?: Error): void => {
+    const shown = error instanceof BulkheadError ? error : new BulkheadError('UNAVAILABLE', error === undefined ? 'the connection to the cluster is closed' : 'the connection to the cluster was lost', { cause: error });
+    welcomed.reject(shown);
+    core?.close(shown);
+  };
+  const flush = (): void => {
+    core?.writeReleases();
+    if (writer.length === 0 || connection === undefined) return;
+    const sent = connection.send(writer.take());
+    if (sent === undefined) return;
+    const waiting = sent.then(
+      () => {
+        if (sending === waiting) sending = undefined;
+      },
+      (error: unknown) => lost(error instanceof Error ? error : undefined),
+    );
+    sending = waiting;
+  };
+  const touched = (): void => {
+    if (writer.length >= FLUSH_BYTES) return flush();
+    if (scheduled) return;
+    scheduled = true;
+    queueMicrotask(() => {
+      scheduled = false;
+      flush();
+    });
+  };
+  const welcome = (frame: FrameReader): void => {
+    const prefix = frame.raw(SESSION_PREFIX_BYTES).slice();
+    const info = JSON.parse(frame.text(MAX_WELCOME_BYTES)) as Welcome['info'];
+    frame.finish();
+    core = new ClientCore({
+      sessionPrefix: prefix, writer, touched, parent: () => 0, drained: () => sending, collects: FinalizationRegistry,
+      timers: { set: (ms, fire) => setTimeout(fire, ms), clear: (timer) => clearTimeout(timer as NodeJS.Timeout) },
+      onRejected: (error) => process.emitWarning(error.safeMessage, 'BulkheadRejected', error.code),
+    });
+    welcomed.resolve({ prefix, info });
+  };
+  const refused = (frame: FrameReader): void => {
+    frame.u32();
+    welcomed.reject(remoteError(frame.str(), frame.text(MAX_WELCOME_BYTES)));
+  };
+
+  connection = await transport.open({
+    batch(batch) {
+      try {
+        reader.reset(batch);
+        while (reader.next()) {
+          if (core !== undefined) {
+            if (!core.receive(reader)) throw new BulkheadError('INVALID_ARGUMENT', `malformed frame (op 0x${reader.op.toString(16)}): not for a driver`);
+          } else if (reader.op === OP.WELCOME) welcome(reader);
+          else if (reader.op === OP.FAILED) refused(reader);
+          else throw new BulkheadError('INVALID_ARGUMENT', 'malformed frame: the cluster did not say welcome first');
+        }
+      } catch (thrown) {
+        lost(thrown instanceof Error ? thrown : undefined);
+        void connection?.close();
+      }
+    },
+    closed: lost,
+  });
+  const opened = connection;
+  const timer = setTimeout(() => welcomed.reject(new BulkheadError('UNAVAILABLE', `the cluster accepted the connection but did not answer within ${WELCOME_TIMEOUT_MS / 1000} s`)), WELCOME_TIMEOUT_MS);
+  try {
+    const said = await welcomed.promise;
+    const close = (): Promise<void> =>
+      (closing ??= (async () => {
+        flush();
+        await sending;
+        core?.close(new BulkheadError('UNAVAILABLE', 'the connection to the cluster is closed'));
+        await opened.close();
+      })());
+    return new Cluster(core as unknown as ClientCore, said, close);
+  } catch (thrown) {
+    await opened.close();
+    throw thrown;
+  } finally {
+    clearTimeout(timer);
+  }
+}

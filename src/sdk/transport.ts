@@ -1,0 +1,29 @@
+/**
+ * How batches of frames travel between a driver and its raylet. Real: gRPC over mTLS (src/sdk/grpc-transport.ts). Tests: in memory.
+ * Identity, authentication and reconnection are the transport's; the SDK above it sees one channel that opens once and closes once.
+ */
+
+export interface TransportHandlers {
+  /** One batch from the raylet; the first frame of the first is WELCOME. Must not be called after `closed`. */
+  batch(batch: Uint8Array): void;
+  /** The channel is gone, for good. Without an error: because `close()` was called. */
+  closed(error?: Error): void;
+}
+
+export interface Connection {
+  /** Sends one batch. A promise asks the caller to wait before it sends more bulk data; calls need not wait. */
+  send(batch: Uint8Array<ArrayBuffer>): void | Promise<void>;
+  close(): Promise<void>;
+}
+
+export interface Transport {
+  /** Throws BulkheadError UNAVAILABLE or UNAUTHENTICATED. */
+  open(handlers: TransportHandlers): Promise<Connection>;
+}
+
+/** What `connect` was asked for; where the profile is and what it says is the transport's business. */
+export interface ConnectTarget {
+  readonly profile: string | undefined;
+  readonly address: string | undefined;
+  readonly job: string | undefined;
+}
