@@ -127,16 +127,18 @@ export async function startHead(config: HeadConfig, { log, onFatal }: StartOptio
   parts.defer(() => head.settled());
 
   const keyManager = await EncryptedFileKeyManager.open(keysDir);
-  const authority = await CertificateAuthority.open({ trustDomain, keyManager, storage: authorityStorage(store), clock: systemClock, random: systemRandom, onIssued: recordIssued(head) });
-  const pki = headPki({ authority, sessions: new JwtAuthority({ signer: authority, clock: systemClock }), keyManager, keyManagerName: 'encrypted-file' });
-
+  // Keys wait for the disk while the policy compiles.
+  const opening = CertificateAuthority.open({ trustDomain, keyManager, storage: authorityStorage(store), clock: systemClock, random: systemRandom, onIssued: recordIssued(head) });
+  opening.catch(() => undefined);
   const decisions = new LiveDecisionPoint();
   const policies = new PolicyAdministrator({ head, compiler: policyCompiler(systemClock), activate: (compiled) => void decisions.swap((compiled as CompiledSnapshot).snapshot) });
   policies.start();
   if (head.policies.version === 0) {
     const { name, content } = defaultPolicy();
-    await policies.apply({ tenant: '', fileName: name, content }, '');
+    await policies.applyDefault({ tenant: '', fileName: name, content });
   }
+  const authority = await opening;
+  const pki = headPki({ authority, sessions: new JwtAuthority({ signer: authority, clock: systemClock }), keyManager, keyManagerName: 'encrypted-file' });
 
   const revocations = new Revocations();
   const applyRevocations = (): void => {

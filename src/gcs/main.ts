@@ -4,7 +4,9 @@
  * Must never: start with a part missing, print a secret, or leave anything behind but its data directory.
  */
 import { enableCompileCache } from 'node:module';
+import { fileURLToPath } from 'node:url';
 
-enableCompileCache();
+// Beside the code and writable by whoever can write the code: the default, a shared temporary directory, would run what another user put there.
+enableCompileCache(fileURLToPath(new URL('../../node_modules/.cache/bulkhead', import.meta.url)));
 const { runHead } = await import('./head-process.ts');
 await runHead(process.argv.slice(2));

@@ -7,7 +7,7 @@ import { createHash } from 'node:crypto';
 import { BulkheadError } from '../base/errors.ts';
 import { quote } from '../base/ids.ts';
 import type { Identities, IdentityEvent, IdentityRow } from './core/identities.ts';
-import type { PolicyFileVersion } from './core/policy-versions.ts';
+import type { CurrentFile, PolicyFileVersion } from './core/policy-versions.ts';
 import type { Effect } from './core/table.ts';
 import type { HeadState } from './head-state.ts';
 import type { CompiledPolicy, PolicyCompiler } from './ports.ts';
@@ -42,14 +42,23 @@ export class PolicyAdministrator {
   }
 
   /** Throws INVALID_ARGUMENT with positions; then nothing has changed. Resolves when the version is stored and in force here. */
-  apply(file: { readonly tenant: string; readonly fileName: string; readonly content: string }, by: string, change: 'apply' | 'rollback' = 'apply'): Promise<PolicyFileVersion> {
+  apply(file: CurrentFile, by: string): Promise<PolicyFileVersion> {
+    return this.#apply(file, by, 'apply', true);
+  }
+
+  /** The policy that ships with Bulkhead, at the first start. Its own tests ran when it was built. */
+  applyDefault(file: CurrentFile): Promise<PolicyFileVersion> {
+    return this.#apply(file, '', 'apply', false);
+  }
+
+  #apply(file: CurrentFile, by: string, change: 'apply' | 'rollback', check: boolean): Promise<PolicyFileVersion> {
     return this.#commit((nowMs, out) => {
       const { policies, identities, tenants } = this.#head;
       if (file.tenant !== '') tenants.active(file.tenant);
       const files = policies.currentWith(file);
       const digest = createHash('sha256').update(file.content, 'utf8').digest('hex');
       policies.step({ type: 'apply', ...file, digest, by, change }, nowMs, out);
-      this.#compiler.checkFile(file, files, identities.all());
+      if (check) this.#compiler.checkFile(file, files, identities.all());
       const version = policies.version + 1;
       const compiled = this.#compiler.compile({ version, files, identities: identities.all() });
       return { compiled, result: { version, tenant: file.tenant, fileName: file.fileName, digest, appliedMs: nowMs, appliedBy: by, change } };
@@ -59,7 +68,7 @@ export class PolicyAdministrator {
   /** Puts the content of an earlier version of the tenant's in force as a new version. */
   rollback(tenant: string, version: number, by: string): Promise<PolicyFileVersion> {
     const earlier = this.#head.policies.find(tenant, version);
-    return this.apply({ tenant, fileName: earlier.fileName, content: this.#head.policies.content(earlier.digest) }, by, 'rollback');
+    return this.#apply({ tenant, fileName: earlier.fileName, content: this.#head.policies.content(earlier.digest) }, by, 'rollback', true);
   }
 
   /** Stores an identity and its roles. A role that does not exist is refused: a typing error would silently give nothing. */
