@@ -7,7 +7,7 @@ import { BulkheadError } from '../base/errors.ts';
 import type { Principal } from '../base/principal.ts';
 import { CaslRules, type AdapterRule } from './casl-adapter.ts';
 import { roleKey } from './core/compile.ts';
-import { wellFormed } from './core/conditions.ts';
+import { predicateOf, wellFormed } from './core/conditions.ts';
 import { buildIndex, type EqualityIndex } from './core/rule-index.ts';
 import { EMPTY_SNAPSHOT, type PolicySnapshot, type SnapshotGrant, type SnapshotRule } from './core/snapshot.ts';
 import { GrantTable, wallSide, type WallSide } from './core/tenant-wall.ts';
@@ -102,6 +102,8 @@ class SnapshotDecisionPoint implements PolicyDecisionPoint {
     this.#defaultDeny = decision(false, 'default-deny');
     this.#error = decision(false, 'error');
     snapshot.rules.forEach((rule, order) => {
+      // Now rather than at the first request: a snapshot with a rule that cannot be evaluated must not come into force.
+      if (rule.conditions.length > 0) predicateOf(rule.conditions);
       const key = roleKey(rule.tenant, rule.role);
       const ranked = { rule, order, decision: decision(rule.effect === 'permit', rule.id) };
       const list = this.#byRole.get(key);
@@ -207,7 +209,7 @@ class SnapshotDecisionPoint implements PolicyDecisionPoint {
   }
 }
 
-/** Decides by one snapshot for ever. */
+/** Decides by one snapshot for ever. Throws INTERNAL for a snapshot that cannot be evaluated (neither `compilePolicies` nor `parseSnapshot` makes one). */
 export function createDecisionPoint(snapshot: PolicySnapshot): PolicyDecisionPoint {
   return new SnapshotDecisionPoint(snapshot);
 }

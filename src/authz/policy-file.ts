@@ -108,7 +108,6 @@ class PolicyReader {
     if (document === undefined) return this.#refuse({ line: 1, column: 1 }, "the file is empty; begin with 'version: 1' and 'tenant: NAME'");
     for (const e of [...document.errors, ...document.warnings]) this.#error(this.#offset(e.pos[0]), `not valid YAML: ${e.message.replace(/[^\x20-\x7e]+/g, ' ').slice(0, 120)}`);
     if (second !== undefined) this.#error(this.#at(second.contents as Node | null, this.#offset(second.range?.[0] ?? 0)), 'a second document begins here; a policy file holds one document');
-    if (document.directives?.yaml.explicit === true || Object.keys(document.directives?.tags ?? {}).some((t) => t !== '!!')) this.#error({ line: 1, column: 1 }, 'directives (%YAML, %TAG) are not allowed; remove them');
     if (this.failed) throw new Refused();
     const root = document.contents as Node | null;
     if (!isMap(root)) return this.#refuse(this.#at(root, { line: 1, column: 1 }), "a policy file is a map; begin with 'version: 1' and 'tenant: NAME'");
@@ -149,6 +148,7 @@ class PolicyReader {
       // eslint-disable-next-line no-control-regex -- control characters are what is looked for
       const odd = /[\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f-\u009f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff]/.exec(line.replace(/\r$/, ''));
       if (odd !== null && !(i === 0 && odd.index === 0 && odd[0] === '\ufeff')) this.#refuse(at(odd.index + 1), `the character U+${odd[0].charCodeAt(0).toString(16).padStart(4, '0').toUpperCase()} is not allowed in a policy file`);
+      if (line.startsWith('%')) this.#refuse(at(1), 'directives (%YAML, %TAG) are not allowed; remove this line');
       const indent = /^[ \t]*/.exec(line)?.[0].length ?? 0;
       if (indent > MAX_INDENT && line.trim() !== '') this.#refuse(at(indent + 1), 'the file is nested too deep');
       const blocks = /^(?:[-?:][ \t]+)*/.exec(line.slice(indent, indent + 4 * MAX_DEPTH))?.[0].length ?? 0;

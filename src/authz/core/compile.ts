@@ -4,6 +4,7 @@
  */
 import { BulkheadError } from '../../base/errors.ts';
 import { MAX_RULES_PER_TENANT } from '../../base/limits.ts';
+import { predicateOf } from './conditions.ts';
 import { diagnosticText, type Condition, type Diagnostic, type PolicyDocument, type Position, type RuleDocument } from './policy-schema.ts';
 import { worstScan } from './rule-index.ts';
 import { compareText, type PolicySnapshot, type SnapshotGrant, type SnapshotMember, type SnapshotRule } from './snapshot.ts';
@@ -141,7 +142,10 @@ function unique<T extends string>(items: readonly T[]): T[] {
   return [...new Set(items)].sort(compareText);
 }
 
+/** Sorted, copied, and proved to be evaluable: a forbid whose condition cannot be evaluated would forbid nothing. */
 function canonical(conditions: readonly Condition[]): Condition[] {
+  if (!Array.isArray(conditions)) throw new BulkheadError('INTERNAL', 'conditions of a policy rule are not a list');
+  if (conditions.length > 0) predicateOf(conditions);
   return conditions
     .map(({ attribute, operator, value }) => ({ attribute, operator, value: Array.isArray(value) ? [...value] : value }))
     .sort((a, b) => compareText(a.attribute, b.attribute) || compareText(a.operator, b.operator));
