@@ -6,6 +6,7 @@
  */
 import type { ChildProcess } from 'node:child_process';
 import { linkSync, lstatSync, renameSync, rmSync } from 'node:fs';
+import { constants } from 'node:os';
 import { basename, join } from 'node:path';
 import type { Socket } from 'node:net';
 import { BulkheadError, isErrorCode, type ErrorCode } from '../base/errors.ts';
@@ -22,6 +23,8 @@ const MAX_PENDING_BYTES = 256 * 2 ** 20;
 /** What a worker printed itself (not the tenant's log) is kept for the operator, up to this. */
 const MAX_OUTPUT_BYTES = 4_096;
 const FILE_NAME = /^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$/;
+const EXIT_GRACE_MS = 250;
+const MONITOR_GRACE_MS = 2_000;
 const REMOVE_RETRY_MS = 5;
 const REMOVE_RETRIES = 400;
 
@@ -117,8 +120,8 @@ export class WorkerProcess {
     parts.channel.on('error', () => undefined);
     parts.channel.on('close', () => {
       this.#channelClosed = true;
-      // A process without its channel is of no use, and may be one that closed it on purpose.
-      if (!this.#exited) this.#end('CRASHED', 'the worker closed its channel');
+      // A process without its channel is of no use. Most often it is dying and its exit tells why; it may have closed it on purpose.
+      if (!this.#exited) setTimeout(() => this.#end('CRASHED', 'the worker closed its channel'), EXIT_GRACE_MS);
       this.#finish();
     });
     for (const stream of [parts.stdout, parts.stderr]) {
@@ -127,14 +130,14 @@ export class WorkerProcess {
       });
       stream.on('error', () => undefined);
     }
-    const exited = (code: number | null): void => {
+    const exited = (code: number | null, signal: NodeJS.Signals | null): void => {
       if (this.#exited) return;
       this.#exited = true;
-      this.#exitCode = code ?? undefined;
+      this.#exitCode = code ?? (signal === null ? undefined : 128 + constants.signals[signal]);
       this.#finish();
     };
     parts.monitor.on('exit', exited);
-    if (parts.monitor.exitCode !== null || parts.monitor.signalCode !== null) exited(parts.monitor.exitCode);
+    if (parts.monitor.exitCode !== null || parts.monitor.signalCode !== null) exited(parts.monitor.exitCode, parts.monitor.signalCode);
   }
 
   /** The one tenant of this process; undefined while it waits in the pool. */
@@ -362,11 +365,16 @@ export class WorkerProcess {
     this.#killed = { reason, detail };
     this.#envelopes.stop();
     try {
+      // PID 1 of the jail: its end is the end of all. The number cannot be another's while the monitor, its parent, has not reaped it.
+      if (!this.#exited) process.kill(this.pid, 'SIGKILL');
       this.#cgroup.killAll();
     } catch {
-      // The group is gone already, or there is none: the monitor's death kills the jail too.
+      // It ended a moment ago.
     }
-    this.#monitor.kill('SIGKILL');
+    // The monitor ends after it has reaped the jail; if it does not, its own death takes the jail along.
+    setTimeout(() => {
+      if (!this.#exited) this.#monitor.kill('SIGKILL');
+    }, MONITOR_GRACE_MS).unref();
     this.#channel.destroy();
   }
 
@@ -375,7 +383,7 @@ export class WorkerProcess {
     // What the worker wrote before its end is read first.
     if (!this.#channelClosed) {
       this.#channel.resume();
-      setTimeout(() => this.#channel.destroy(), 250).unref();
+      setTimeout(() => this.#channel.destroy(), EXIT_GRACE_MS);
       return;
     }
     this.#gone = true;

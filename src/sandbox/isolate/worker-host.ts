@@ -11,6 +11,7 @@ import { FrameReader, FrameWriter, HOST_OP } from '../../base/frame.ts';
 import { MAX_BATCH_BYTES, MAX_CODE_BYTES, MAX_ERROR_MESSAGE_CHARS, MAX_OBJECT_BYTES, MAX_STACK_CHARS } from '../../base/limits.ts';
 import { SESSION_PREFIX_BYTES } from '../../base/ids.ts';
 import { EnvelopeReader, EnvelopeWriter } from '../envelope.ts';
+import { BRIDGE_SOURCE } from './bridge.ts';
 import { LOCKDOWN_SOURCE } from './lockdown.ts';
 
 const EMIT = { FRAMES: 0, STAGED_FILE: 1, SET_TIMER: 2, CLEAR_TIMER: 3 } as const;
@@ -85,7 +86,7 @@ class Slot {
   readonly #isolate: IsolatedVm.Isolate;
   readonly #memoryMiB: number;
   #context: IsolatedVm.Context | undefined;
-  #deliver: IsolatedVm.Reference<(batch: ArrayBuffer) => ArrayBuffer | undefined> | undefined;
+  #deliver: IsolatedVm.Reference<(batch: ArrayBuffer) => void> | undefined;
   #attach: IsolatedVm.Reference<(attachment: number, bytes: ArrayBuffer) => void> | undefined;
   #fireTimer: IsolatedVm.Reference<(id: number) => void> | undefined;
   #load: IsolatedVm.Reference<(codeNumber: number, factory: unknown) => void> | undefined;
@@ -94,7 +95,7 @@ class Slot {
   #busy = true;
   #closed = false;
   #statsAtMs = 0;
-  readonly #done = (result: unknown): void => this.#finished(result);
+  readonly #done = (): void => this.#finished();
   readonly #failed = (thrown: unknown): void => this.#threw(thrown);
 
   constructor(host: Host, number: number, memoryMiB: number, sessionPrefix: string) {
@@ -121,13 +122,14 @@ class Slot {
     const script = await this.#isolate.compileScript(this.#host.prelude, { filename: 'bulkhead:prelude', ...(cachedData === undefined ? { produceCachedData: true } : { cachedData }) });
     const produced = (script as { cachedData?: IsolatedVm.ExternalCopy<ArrayBuffer> }).cachedData;
     if (cachedData === undefined && produced !== undefined) this.#host.preludeCache = produced;
-    const install = (await script.run(context, { reference: true, release: true })) as IsolatedVm.Reference<(emit: unknown, config: string) => object>;
+    const install = (await script.run(context, { reference: true, release: true })) as IsolatedVm.Reference<unknown>;
+    const bridge = (await context.eval(BRIDGE_SOURCE, { reference: true, filename: 'bulkhead:bridge' })) as IsolatedVm.Reference<(install: unknown, emit: unknown, config: string) => object>;
     const emit = new this.#host.ivm.Callback((kind: unknown, n: unknown, bytes: unknown) => this.#emitted(kind, n, bytes), { ignored: true });
     const config = JSON.stringify({ slot: this.number, sessionPrefix, memoryMiB: this.#memoryMiB });
-    const installed = (await install.apply(undefined, [emit, config], { result: { reference: true } })) as IsolatedVm.Reference<Record<string, never>>;
+    const installed = (await bridge.apply(undefined, [install.derefInto({ release: true }), emit, config], { result: { reference: true } })) as IsolatedVm.Reference<Record<string, never>>;
     const get = async (name: string): Promise<never> => (await installed.get(name, { reference: true })) as never;
     [this.#deliver, this.#attach, this.#fireTimer, this.#load] = [await get('deliver'), await get('attach'), await get('fireTimer'), await get('load')];
-    install.release();
+    bridge.release();
     installed.release();
     await context.eval(LOCKDOWN_SOURCE, { filename: 'bulkhead:lockdown' });
   }
@@ -148,7 +150,7 @@ class Slot {
     this.#busy = true;
     try {
       if (work.kind === 'batch') this.#runDeliver(work.parts, work.bytes);
-      else if (work.kind === 'timer') this.#fireTimer?.apply(undefined, [work.id], { result: { copy: true } }).then(this.#done, this.#failed);
+      else if (work.kind === 'timer') this.#fireTimer?.apply(undefined, [work.id]).then(this.#done, this.#failed);
       else if (work.kind === 'load') this.#runLoad(work.codeNumber, work.file).then(this.#done, this.#failed);
       else this.#runAttach(work.attachment, work.file, work.size).then(this.#done, this.#failed);
     } catch (thrown) {
@@ -164,7 +166,7 @@ class Slot {
       view.set(part, at);
       at += part.length;
     }
-    this.#deliver?.apply(undefined, [this.#moved(batch)], { result: { copy: true } }).then(this.#done, this.#failed);
+    this.#deliver?.apply(undefined, [this.#moved(batch)]).then(this.#done, this.#failed);
   }
 
   /** The buffer's memory itself goes into the isolate. */
@@ -174,7 +176,7 @@ class Slot {
 
   async #runAttach(attachment: number, file: string, size: number): Promise<void> {
     const bytes = await readWhole(`/objects/${file}`, size);
-    await this.#attach?.apply(undefined, [attachment, this.#moved(bytes)], { result: { copy: true } });
+    await this.#attach?.apply(undefined, [attachment, this.#moved(bytes)]);
   }
 
   async #runLoad(codeNumber: number, file: string): Promise<void> {
@@ -188,13 +190,11 @@ class Slot {
       this.#host.codeFailed(this.number, codeNumber, messageOf(thrown), thrown instanceof Error ? boundedText(thrown.stack, MAX_STACK_CHARS) : '');
       return;
     }
-    await this.#load?.apply(undefined, [codeNumber, factory.derefInto({ release: true })], { result: { copy: true } });
+    await this.#load?.apply(undefined, [codeNumber, factory.derefInto({ release: true })]);
   }
 
-  #finished(result: unknown): void {
+  #finished(): void {
     if (this.#closed) return;
-    if (result instanceof ArrayBuffer) this.#sendFrames(result);
-    else if (result !== undefined) return this.fail('INTERNAL', 'the prelude answered something that is not bytes');
     this.#busy = false;
     if (this.#work.length > 0) this.#next();
     else this.#stats();

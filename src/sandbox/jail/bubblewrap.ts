@@ -5,8 +5,8 @@
  * Must never: pass the raylet's environment, a path of the host in an argument that the jailed program can read, or a descriptor
  * besides 0 to 3.
  */
-import { spawn, type ChildProcess } from 'node:child_process';
-import { closeSync, openSync } from 'node:fs';
+import { spawn, type ChildProcess, type StdioOptions } from 'node:child_process';
+import { closeSync, openSync, readdirSync, readFileSync } from 'node:fs';
 import type { Socket } from 'node:net';
 import { BulkheadError } from '../../base/errors.ts';
 
@@ -90,22 +90,50 @@ export interface JailProcess {
   release(): void;
 }
 
+/**
+ * Descriptors of this process that a child would inherit, besides the standard ones. Node opens none such itself, but whoever started
+ * the raylet, or a native addon, may have.
+ */
+export function inheritableDescriptors(): number[] {
+  const found: number[] = [];
+  for (const name of readdirSync('/proc/self/fd')) {
+    const fd = Number(name);
+    if (fd < 3) continue;
+    try {
+      const flags = /^flags:\s*([0-7]+)/m.exec(readFileSync(`/proc/self/fdinfo/${fd}`, 'latin1'));
+      if (flags?.[1] !== undefined && (Number.parseInt(flags[1], 8) & O_CLOEXEC) === 0) found.push(fd);
+    } catch {
+      // The descriptor of this very listing.
+    }
+  }
+  return found;
+}
+
+const O_CLOEXEC = 0o2000000;
 const MAX_INFO_BYTES = 4_096;
 
 /** Starts the jail up to the point where its cgroup must be set. The caller places `pid`, then calls `release`. */
 export function startJail(command: JailCommand): JailProcess {
   // A descriptor of its own for each start: bubblewrap reads it to the end, and the offset belongs to the open file.
   const seccomp = openSync(command.seccompFile, 'r');
+  const nothing = openSync('/dev/null', 'r');
   let monitor: ChildProcess;
   try {
+    const stdio: StdioOptions = ['ignore', 'pipe', 'pipe', 'pipe', 'pipe', 'pipe', seccomp];
+    for (const fd of inheritableDescriptors()) {
+      while (stdio.length <= fd) stdio.push('ignore');
+      // The jail gets /dev/null where it would have inherited something of ours.
+      if (fd > JAIL_FD.seccomp) stdio[fd] = nothing;
+    }
     monitor = spawn(command.prlimit, [...prlimitArgs(command.limits), '--', command.bwrap, ...bubblewrapArgs(command.spec)], {
-      stdio: ['ignore', 'pipe', 'pipe', 'pipe', 'pipe', 'pipe', seccomp],
+      stdio,
       env: {},
       cwd: '/',
       ...(command.hostUid === undefined ? {} : { uid: command.hostUid, gid: command.hostUid }),
     });
   } finally {
     closeSync(seccomp);
+    closeSync(nothing);
   }
   const stream = (fd: number): Socket => {
     const found = monitor.stdio[fd] as Socket | null | undefined;
@@ -137,8 +165,8 @@ export function startJail(command: JailCommand): JailProcess {
     stdout: stream(1),
     stderr: stream(2),
     pid,
+    // `info` stays open until bubblewrap closes it: it writes in parts, and a broken pipe would kill it.
     release: () => {
-      info.destroy();
       block.end('1');
     },
   };

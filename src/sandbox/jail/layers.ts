@@ -2,13 +2,13 @@
  * Which layers of isolation really hold a process, read back from /proc: what was asked for is never taken as what is. Used before a
  * worker gets a tenant, and by `doctor`. Must never report a layer as on that it has not seen.
  */
-import { readFileSync, readlinkSync } from 'node:fs';
+import { readdirSync, readFileSync, readlinkSync } from 'node:fs';
 import { BulkheadError } from '../../base/errors.ts';
 import type { Cgroup, CgroupLimits } from './cgroup.ts';
 
 export const LAYERS = [
   'user-namespace', 'mount-namespace', 'pid-namespace', 'network-namespace', 'ipc-namespace', 'uts-namespace', 'cgroup-namespace', 'empty-network', 'empty-root',
-  'no-capabilities', 'no-new-privileges', 'seccomp', 'unprivileged-user', 'no-core-dump', 'cgroup',
+  'no-capabilities', 'no-new-privileges', 'seccomp', 'unprivileged-user', 'no-core-dump', 'own-descriptors', 'cgroup',
 ] as const;
 export type LayerName = (typeof LAYERS)[number];
 
@@ -25,7 +25,7 @@ export const LAYER_REMEDIES: Readonly<Record<LayerName, string>> = {
   'ipc-namespace': 'allow IPC namespaces (sysctl user.max_ipc_namespaces)', 'uts-namespace': 'allow UTS namespaces (sysctl user.max_uts_namespaces)',
   'cgroup-namespace': 'use a kernel of 4.6 or later', 'empty-network': 'allow network namespaces (sysctl user.max_net_namespaces)', 'empty-root': 'install bubblewrap 0.8 or later',
   'no-capabilities': 'install bubblewrap 0.8 or later', 'no-new-privileges': 'use a kernel of 3.17 or later', seccomp: 'use a kernel with CONFIG_SECCOMP_FILTER',
-  'unprivileged-user': 'start the raylet as root or as an ordinary user with user namespaces allowed', 'no-core-dump': 'install prlimit (util-linux)',
+  'unprivileged-user': 'start the raylet as root or as an ordinary user with user namespaces allowed', 'no-core-dump': 'install prlimit (util-linux)', 'own-descriptors': 'start the raylet without inherited descriptors',
   cgroup: 'start the raylet as root, or under a delegated group (systemd-run --scope -p Delegate=yes)',
 };
 
@@ -101,6 +101,16 @@ export function readLayers(pid: number, expected: LayerExpectation): Layer[] {
   put('unprivileged-user', unprivileged, `uid ${uids[0]}, gid ${gids[0]} on the host`);
   const core = /^Max core file size\s+(\S+)\s+(\S+)/m.exec(attempt(() => readFileSync(`/proc/${pid}/limits`, 'latin1')));
   put('no-core-dump', core?.[1] === '0' && core[2] === '0', `core limit ${core?.[1] ?? '?'}`);
+
+  const descriptors: string[] = [];
+  try {
+    for (const fd of readdirSync(`/proc/${pid}/fd`)) descriptors.push(`${fd} ${readlinkSync(`/proc/${pid}/fd/${fd}`)}`);
+  } catch {
+    descriptors.length = 0;
+  }
+  // Standard output and error, and the channel: no other socket, and no file of the host.
+  const foreign = descriptors.filter((entry) => !/^\d+ (?:\/dev\/null|\/dev\/urandom|pipe:\[\d+\]|anon_inode:\[(?:eventfd|eventpoll)\])$|^[123] socket:\[\d+\]$/.test(entry));
+  put('own-descriptors', descriptors.length > 0 && foreign.length === 0, descriptors.length === 0 ? 'cannot be read' : foreign.length > 0 ? `foreign: ${foreign.join(', ')}` : `${descriptors.length} descriptors`);
 
   let cgroupOn = false;
   let cgroupDetail = 'no group';

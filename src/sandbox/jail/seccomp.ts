@@ -3,8 +3,8 @@
  * answer of both:
  *  - START_UP, loaded by bubblewrap just before it executes node. What is not listed answers EPERM, because libc, libuv and V8 probe
  *    for newer calls and fall back; clone3 answers ENOSYS, whose flags BPF cannot read, so that libc falls back to clone.
- *  - RUN_TIME, loaded by the worker host into all of its threads before a tenant is assigned. What is not listed kills the process:
- *    nothing in steady state probes, so an unlisted call means that foreign code runs.
+ *  - RUN_TIME, loaded by the worker host into all of its threads before a tenant is assigned. Calls that only foreign code makes kill
+ *    the process; what is on neither list answers EPERM, so that a rare call of libc or V8 costs no tenant a worker.
  * Must never list a call that creates a socket, a process, a namespace, a mount or a kernel object with a large attack surface.
  */
 import { BulkheadError } from '../../base/errors.ts';
@@ -26,7 +26,18 @@ const NUMBERS = {
   exit_group: [231, 94], epoll_wait: [232, -1], epoll_ctl: [233, 21], tgkill: [234, 131], openat: [257, 56], newfstatat: [262, 79], readlinkat: [267, 78], faccessat: [269, 48],
   set_robust_list: [273, 99], epoll_pwait: [281, 22], eventfd2: [290, 19], epoll_create1: [291, 20], dup3: [292, 24], pipe2: [293, 59], prlimit64: [302, 261],
   seccomp: [317, 277], getrandom: [318, 278], membarrier: [324, 283], pkey_mprotect: [329, 288], pkey_alloc: [330, 289], pkey_free: [331, 290], statx: [332, 291],
-  rseq: [334, 293], clone3: [435, 435], faccessat2: [439, 439], epoll_pwait2: [441, 441],
+  rseq: [334, 293], clone3: [435, 435], faccessat2: [439, 439], epoll_pwait2: [441, 441], sched_getparam: [143, 121], sched_getscheduler: [145, 120], getcpu: [309, 168],
+  // Named only to kill.
+  execveat: [322, 281], fork: [57, -1], vfork: [58, -1], kill: [62, 129], tkill: [200, 130], rt_sigqueueinfo: [129, 138], ptrace: [101, 117],
+  process_vm_readv: [310, 270], process_vm_writev: [311, 271], pidfd_open: [434, 434], pidfd_getfd: [438, 438], pidfd_send_signal: [424, 424],
+  socket: [41, 198], socketpair: [53, 199], connect: [42, 203], accept: [43, 202], accept4: [288, 242], bind: [49, 200], listen: [50, 201], sendto: [44, 206], recvfrom: [45, 207],
+  sendmsg: [46, 211], recvmsg: [47, 212], sendmmsg: [307, 269], recvmmsg: [299, 243], io_uring_setup: [425, 425], io_uring_enter: [426, 426], io_uring_register: [427, 427],
+  bpf: [321, 280], userfaultfd: [323, 282], perf_event_open: [298, 241], keyctl: [250, 219], add_key: [248, 217], request_key: [249, 218],
+  mount: [165, 40], umount2: [166, 39], pivot_root: [155, 41], chroot: [161, 51], unshare: [272, 97], setns: [308, 268], open_tree: [428, 428], move_mount: [429, 429], fsopen: [430, 430],
+  fsmount: [432, 432], mount_setattr: [442, 442], open_by_handle_at: [304, 265], name_to_handle_at: [303, 264], mknodat: [259, 33], linkat: [265, 37], symlinkat: [266, 36],
+  setuid: [105, 146], setgid: [106, 144], setreuid: [113, 145], setregid: [114, 143], setresuid: [117, 147], setresgid: [119, 149], setgroups: [116, 159], capset: [126, 91],
+  personality: [135, 92], modify_ldt: [154, -1], ioperm: [173, -1], iopl: [172, -1], reboot: [169, 142], kexec_load: [246, 104], kexec_file_load: [320, 294], init_module: [175, 105],
+  finit_module: [313, 273], delete_module: [176, 106], memfd_create: [319, 279], memfd_secret: [447, 447],
 } as const satisfies Readonly<Record<string, readonly [number, number]>>;
 export type SyscallName = keyof typeof NUMBERS;
 
@@ -41,8 +52,9 @@ type Condition =
 export interface SyscallRule {
   readonly call: SyscallName;
   readonly action: SeccompAction;
-  /** Without a condition the action always holds; with one, a call that does not meet it gets the filter's default action. */
+  /** Without a condition the action always holds; with one, a call that does not meet it gets `otherwise`, or the filter's own. */
   readonly when?: Condition;
+  readonly otherwise?: SeccompAction;
 }
 
 export interface SeccompPolicy {
@@ -88,6 +100,7 @@ const STEADY: readonly SyscallRule[] = [
     'clock_nanosleep', 'nanosleep', 'getpid', 'gettid', 'rt_sigprocmask', 'rt_sigaction', 'rt_sigreturn', 'sigaltstack', 'sched_yield', 'sched_getaffinity', 'openat', 'close',
     'fstat', 'newfstatat', 'statx', 'pread64', 'pwrite64', 'lseek', 'ftruncate', 'fsync', 'exit', 'exit_group', 'tgkill', 'set_robust_list', 'rseq', 'getrandom', 'membarrier',
     'restart_syscall', 'getrusage', 'gettimeofday', 'clock_getres', 'shutdown', 'fcntl', 'getuid', 'geteuid', 'getgid', 'getegid', 'capget', 'sysinfo', 'eventfd2', 'pkey_mprotect',
+    'sched_getparam', 'sched_getscheduler', 'getcpu',
   ),
   CLONE_THREAD_ONLY,
   READ_LIMITS,
@@ -110,7 +123,21 @@ export const START_UP: SeccompPolicy = {
   ],
 };
 
-export const RUN_TIME: SeccompPolicy = { name: 'run-time', otherwise: 'kill', rules: STEADY };
+/** No line of node, V8 or libc makes these once they run: whoever does is foreign code. */
+const FOREIGN: readonly SyscallName[] = [
+  'execve', 'execveat', 'fork', 'vfork', 'kill', 'tkill', 'rt_sigqueueinfo', 'ptrace', 'process_vm_readv', 'process_vm_writev', 'pidfd_open', 'pidfd_getfd', 'pidfd_send_signal',
+  'socket', 'socketpair', 'connect', 'accept', 'accept4', 'bind', 'listen', 'sendto', 'recvfrom', 'sendmsg', 'recvmsg', 'sendmmsg', 'recvmmsg',
+  'io_uring_setup', 'io_uring_enter', 'io_uring_register', 'bpf', 'userfaultfd', 'perf_event_open', 'keyctl', 'add_key', 'request_key',
+  'mount', 'umount2', 'pivot_root', 'chroot', 'unshare', 'setns', 'open_tree', 'move_mount', 'fsopen', 'fsmount', 'mount_setattr', 'open_by_handle_at', 'name_to_handle_at', 'mknodat', 'linkat', 'symlinkat',
+  'setuid', 'setgid', 'setreuid', 'setregid', 'setresuid', 'setresgid', 'setgroups', 'capset', 'seccomp', 'personality', 'modify_ldt', 'ioperm', 'iopl', 'reboot',
+  'kexec_load', 'kexec_file_load', 'init_module', 'finit_module', 'delete_module', 'memfd_create', 'memfd_secret',
+];
+
+export const RUN_TIME: SeccompPolicy = {
+  name: 'run-time',
+  otherwise: { errno: EPERM },
+  rules: [...STEADY.map((rule): SyscallRule => (rule.call === 'clone' ? { ...rule, otherwise: 'kill' } : rule)), ...FOREIGN.map((call): SyscallRule => ({ call, action: 'kill' }))],
+};
 
 /** The architecture of `process.arch`, or LAYER_MISSING: a filter for the wrong one would kill every process or, worse, none. */
 export function seccompArch(processArch: string): SeccompArch {
@@ -175,7 +202,7 @@ export function compileSeccomp(policy: SeccompPolicy, arch: SeccompArch): Uint8A
     const number = syscallNumber(arch, rule.call);
     if (number === undefined) continue;
     const decided = returnValue(rule.action);
-    const otherwise = returnValue(policy.otherwise);
+    const otherwise = returnValue(rule.otherwise ?? policy.otherwise);
     if (rule.when === undefined) {
       emit(JUMP_EQUAL, number, 0, 1);
       emit(RETURN, decided);
