@@ -74,7 +74,13 @@ export function parseMethods(text: string): MethodFile {
   const document = parseDocument(text, { version: '1.2', schema: 'core', merge: false, uniqueKeys: true, strict: true, lineCounter: new LineCounter() });
   const problem = document.errors[0] ?? document.warnings[0];
   if (problem !== undefined) return refuse(problem.message);
-  const parsed = file.safeParse(document.toJS({ maxAliasCount: 0 }));
+  let content: unknown;
+  try {
+    content = document.toJS({ maxAliasCount: 0 });
+  } catch (thrown) {
+    return refuse(String(thrown));
+  }
+  const parsed = file.safeParse(content);
   if (!parsed.success) return refuse(z.prettifyError(parsed.error));
   const { rpc: rpcs, channel, reserved } = parsed.data;
   return {
