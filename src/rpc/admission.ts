@@ -4,9 +4,9 @@
  */
 import { ScalarType, type DescField, type DescMethod, type Message } from '@bufbuild/protobuf';
 import type { DecisionRecord } from '../base/audit-record.ts';
-import { resource, type Decision, type Resource } from '../base/decision.ts';
+import { resource, type Action, type Decision, type Resource } from '../base/decision.ts';
 import { BulkheadError, toSafeError } from '../base/errors.ts';
-import { parseTenantName, type TenantName } from '../base/ids.ts';
+import { parseTenantName, quote, type TenantName } from '../base/ids.ts';
 import type { Clock } from '../base/time.ts';
 import type { MethodRow, ServerSecurity, VerifiedPeer } from './ports.ts';
 import { DENIED_TEXT } from './status.ts';
@@ -18,7 +18,8 @@ const MAX_RESOURCE_NAME_CHARS = 512;
 export interface MethodPlan {
   readonly row: MethodRow;
   /** Undefined for a stream of requests: the resource is known without one. */
-  resourceOf(request: Message | undefined, caller: VerifiedPeer): Resource;
+  /** Throws INVALID_ARGUMENT for what is no name of a tenant, resource or kind. */
+  question(request: Message | undefined, caller: VerifiedPeer): { readonly action: Action; readonly target: Resource };
 }
 
 const refuseStart = (method: string, why: string): never => {
@@ -58,21 +59,32 @@ const valueAt = (request: Message | undefined, field: DescField): unknown => (re
 export function planMethod(row: MethodRow, descriptor: DescMethod): MethodPlan {
   const { method } = row;
   const streaming = descriptor.methodKind === 'bidi_streaming' || descriptor.methodKind === 'client_streaming';
-  if (streaming && (typeof row.tenant === 'object' || row.name !== undefined)) refuseStart(method, 'a stream has no request to take fields from');
+  if (streaming && (typeof row.tenant === 'object' || row.name !== undefined || row.cases !== undefined)) refuseStart(method, 'a stream has no request to take fields from');
   if (row.callers.length === 0) refuseStart(method, 'its row admits nobody');
   const tenantField = typeof row.tenant === 'object' ? fieldOf(descriptor, method, row.tenant.field, 'tenant') : undefined;
   if (tenantField !== undefined && tenantField.scalar !== ScalarType.STRING) refuseStart(method, `tenant field '${tenantField.name}' is not a string`);
   const nameField = row.name === undefined ? undefined : fieldOf(descriptor, method, row.name.field, 'name');
+  const { cases } = row;
+  const caseField = cases === undefined ? undefined : fieldOf(descriptor, method, cases.field, 'case');
+  if (caseField !== undefined && caseField.scalar !== ScalarType.STRING) refuseStart(method, `case field '${caseField.name}' is not a string`);
+  if (cases?.targets.size === 0) refuseStart(method, 'it has no case');
   return {
     row,
-    resourceOf(request, caller) {
+    question(request, caller) {
+      let asked: { readonly action: Action; readonly resource: Resource['kind'] } = row;
+      if (cases !== undefined && caseField !== undefined) {
+        const value = valueAt(request, caseField);
+        const found = typeof value === 'string' ? cases.targets.get(value) : undefined;
+        if (found === undefined) throw new BulkheadError('INVALID_ARGUMENT', `${caseField.name} ${quote(value)} is not one of ${[...cases.targets.keys()].join(', ')}`);
+        asked = found;
+      }
       let tenant: string = '';
       if (tenantField !== undefined) {
         const given = valueAt(request, tenantField);
         // Empty means the cluster itself; the tenant wall decides who may ask about that.
         tenant = given === '' ? '' : parseTenantName(given);
       } else if (row.tenant === 'own') tenant = caller.principal.tenant ?? '';
-      return resource(row.resource, { tenant, name: nameField === undefined ? '' : nameText(valueAt(request, nameField)) });
+      return { action: asked.action, target: resource(asked.resource, { tenant, name: nameField === undefined ? '' : nameText(valueAt(request, nameField)) }) };
     },
   };
 }
@@ -97,18 +109,18 @@ export class Admission {
   async admit(plan: MethodPlan, peer: VerifiedPeer, request: Message | undefined): Promise<Decision> {
     const { row } = plan;
     const { principal } = peer;
-    const target = plan.resourceOf(request, peer);
+    const { action, target } = plan.question(request, peer);
     const nowMs = this.#options.clock.nowMs();
     // Again per call: a revocation between two calls of one connection needs no wait for the connection's end.
     const decision = !row.callers.includes(principal.kind)
       ? { allow: false, rule: 'callers', policyVersion: this.#security.decisions.version }
       : this.#security.peers.isRevoked(peer)
         ? { allow: false, rule: 'revoked', policyVersion: this.#security.decisions.version }
-        : this.#security.decisions.decide({ principal, action: row.action, resource: target, nowMs });
+        : this.#security.decisions.decide({ principal, action, resource: target, nowMs });
     // `true` and nothing like it: whatever else a decision point returns is a denial.
     const allow = decision.allow === true;
     const record: DecisionRecord = {
-      type: 'decision', timeMs: nowMs, principal: principal.spiffeId, action: row.action, resourceKind: row.resource,
+      type: 'decision', timeMs: nowMs, principal: principal.spiffeId, action, resourceKind: target.kind,
       resource: target.attributes.name, index: -1, count: 1, allow, rule: decision.rule, policyVersion: decision.policyVersion, detail: row.method,
     };
     const owner = target.attributes.tenant;

@@ -34,8 +34,11 @@ export interface PeerVerifier {
 export interface MethodRow {
   /** `bulkhead.v1.Service/Method` or `channel/<call>`. */
   readonly method: string;
+  /** With `cases`: of the first case, never used. */
   readonly action: Action;
   readonly resource: ResourceKind;
+  /** Where a request field chooses what is asked: its name, and what each of its values means. Other values are refused. */
+  readonly cases?: { readonly field: string; readonly targets: ReadonlyMap<string, { readonly action: Action; readonly resource: ResourceKind }> } | undefined;
   readonly callers: readonly PrincipalKind[];
   /** Where the resource's tenant is found: the caller's own, a request field's name, or none (cluster-wide). */
   readonly tenant: 'own' | 'none' | { readonly field: string };

@@ -374,12 +374,11 @@ class ServerCall {
       this.#call.sendMetadata(new grpc.Metadata());
       if (isBatchMethod(descriptor)) {
         handler(context, stream as never);
-        // Reading begins when the handler has set its callbacks, in this turn.
-        stream.resume();
+        stream.begin();
       } else {
         const typed = new TypedStream(stream, descriptor.input, descriptor.output);
         const result = handler(context, typed as never);
-        stream.resume();
+        stream.begin();
         if (result instanceof Promise) {
           await result;
           this.finish();
@@ -429,7 +428,8 @@ class ServerStream implements BatchStream, RawStream {
   onEnd: ((error: BulkheadError | undefined) => void) | undefined;
   onRaw: ((message: Buffer) => void) | undefined;
   readonly #call: ServerCall;
-  #paused = true;
+  #begun = false;
+  #paused = false;
   #readPending = false;
   #peerEnded = false;
   #gone = false;
@@ -471,8 +471,14 @@ class ServerStream implements BatchStream, RawStream {
     this.#read();
   }
 
+  /** Reading begins when the handler has set its callbacks, and has not paused. */
+  begin(): void {
+    this.#begun = true;
+    this.#read();
+  }
+
   #read(): void {
-    if (this.#paused || this.#readPending || this.#peerEnded || this.#gone) return;
+    if (!this.#begun || this.#paused || this.#readPending || this.#peerEnded || this.#gone) return;
     this.#readPending = true;
     this.#call.read();
   }
