@@ -76,13 +76,14 @@ export class PeerVerifier {
 
   /** `chainDer` is what the handshake showed, leaf first, so that the chain is complete (`getPeerCertificate(true)`; grpc-js' `getAuthContext()` has the leaf only). Throws UNAUTHENTICATED. */
   verify(chainDer: readonly Uint8Array[]): VerifiedPeer {
-    const { id, serial, notBeforeMs, notAfterMs } = verifyChain(chainDer, this.#bundles.bundle(), this.#clock.nowMs());
+    const { id, serial, authoritySerials, notBeforeMs, notAfterMs } = verifyChain(chainDer, this.#bundles.bundle(), this.#clock.nowMs());
     const peer = { principal: principalFromSpiffeId(id), serial, notBeforeMs, notAfterMs };
+    if (authoritySerials.some((authority) => this.#revocations.isSerialRevoked(authority))) refuseCertificate('the authority that issued it is revoked; ask for a new identity');
     if (this.isRevoked(peer)) refuseCertificate('it is revoked; ask for a new identity');
     return peer;
   }
 
-  /** The authority dates every certificate back by the tolerated clock difference, so that is added again. */
+  /** Of the peer itself; an authority above it is found by `verify`. The authority dates every certificate back by the tolerated clock difference, so that is added again. */
   isRevoked(peer: Pick<VerifiedPeer, 'serial' | 'notBeforeMs' | 'principal'>): boolean {
     return this.#revocations.isRevoked(peer.serial, peer.principal.spiffeId, peer.notBeforeMs + CLOCK_SKEW_MS);
   }

@@ -5,33 +5,14 @@
  * Renewal changes three files. They are first written as one (`.renewal.json`), then one by one; a reader that finds `.renewal.json`
  * takes that, so that a crash in between never pairs a key with another key's certificate. One process writes at a time (`.lock`).
  */
-import { createPrivateKey, createPublicKey, type KeyObject } from 'node:crypto';
 import { open, stat, unlink } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { z } from 'zod';
 import { BulkheadError } from '../base/errors.ts';
-import { parseSpiffeId, parseTrustDomain, type SpiffeId, type TrustDomain } from '../base/ids.ts';
-import { spiffeIdOfLeaf } from './core/acceptable.ts';
-import { parseCertificate } from './core/certificate.ts';
-import { bytesEqual } from './core/der.ts';
-import { fromPem } from './pem.ts';
+import { parseSpiffeId, parseTrustDomain, type TrustDomain } from '../base/ids.ts';
 import { openPrivateDirectory, readGuardedFile, readPrivateFile, writeFileAtomic } from './private-file.ts';
-import { TrustBundle } from './trust-bundle.ts';
-
-/** Key, chain and bundle of one identity. Holds a secret: never log it. */
-export interface SvidMaterial {
-  readonly spiffeId: SpiffeId;
-  readonly trustDomain: TrustDomain;
-  readonly privateKey: KeyObject;
-  /** PKCS#8, for TLS contexts. */
-  readonly privateKeyPem: string;
-  readonly certificateChainPem: string;
-  readonly trustBundlePem: string;
-  readonly notBeforeMs: number;
-  readonly notAfterMs: number;
-  readonly serial: string;
-}
+import { svidMaterial, type SvidMaterial } from './svid-material.ts';
 
 const ProfileSchema = z.strictObject({
   version: z.literal(1),
@@ -48,28 +29,6 @@ export interface Profile {
   readonly address: string;
   readonly gateway: string | undefined;
   readonly svid: SvidMaterial;
-}
-
-/**
- * Puts key, chain and bundle together and checks that they fit: the leaf is for the key and a SPIFFE ID of the trust domain. Not whether
- * it is expired or signed: that is the peers' question, and an expired profile must be readable to be renewed.
- */
-export function svidMaterial(parts: { trustDomain: TrustDomain; keyPem: string; certificateChainPem: string; trustBundlePem: string }): SvidMaterial {
-  let privateKey: KeyObject;
-  try {
-    privateKey = createPrivateKey(parts.keyPem);
-  } catch {
-    // Without the cause: parsers quote their input.
-    throw new BulkheadError('INVALID_ARGUMENT', 'the private key is not an unencrypted PKCS#8 key in PEM');
-  }
-  const leaf = parseCertificate(fromPem('CERTIFICATE', parts.certificateChainPem, 'certificate chain', 4)[0] ?? new Uint8Array());
-  const { id } = spiffeIdOfLeaf(leaf, parts.trustDomain);
-  if (!bytesEqual(leaf.spkiDer, createPublicKey(privateKey).export({ format: 'der', type: 'spki' }))) throw new BulkheadError('INVALID_ARGUMENT', 'the certificate is for another key; issue the identity again');
-  TrustBundle.fromPem(parts.trustDomain, parts.trustBundlePem);
-  return {
-    spiffeId: id, trustDomain: parts.trustDomain, privateKey, privateKeyPem: parts.keyPem, certificateChainPem: parts.certificateChainPem, trustBundlePem: parts.trustBundlePem,
-    notBeforeMs: leaf.notBeforeMs, notAfterMs: leaf.notAfterMs, serial: leaf.serial,
-  };
 }
 
 /** Reads a profile directory. Throws INVALID_ARGUMENT with the file and the fix. */

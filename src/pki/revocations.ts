@@ -45,6 +45,10 @@ export class Revocations {
     return true;
   }
 
+  isSerialRevoked(serial: string): boolean {
+    return this.#serials.has(serial);
+  }
+
   /** For session credentials, which have no serial. Times in whole seconds, as below. */
   isIdentityRevoked(spiffeId: SpiffeId, issuedAtMs: number): boolean {
     const before = this.#identities.get(spiffeId);

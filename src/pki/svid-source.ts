@@ -6,12 +6,11 @@
 import { generateKeyPairSync, type KeyObject } from 'node:crypto';
 import { BulkheadError } from '../base/errors.ts';
 import type { SpiffeId, TrustDomain } from '../base/ids.ts';
+import { CLOCK_SKEW_MS } from '../base/limits.ts';
 import type { Clock, RandomSource } from '../base/time.ts';
 import { renewalTimeMs, retryDelayMs } from './core/rotation.ts';
 import { bytesEqual } from './core/der.ts';
-import { fromPem } from './pem.ts';
-import { verifyChain } from './peer-verifier.ts';
-import { svidMaterial, type SvidMaterial } from './profile.ts';
+import { svidMaterial, type SvidMaterial } from './svid-material.ts';
 import { createCsr } from './signature.ts';
 import { TrustBundle, type TrustBundleSource } from './trust-bundle.ts';
 
@@ -48,7 +47,7 @@ export class SvidSource implements AsyncDisposable, TrustBundleSource {
     this.#options = options;
     this.#current = options.initial;
     this.#bundle = TrustBundle.fromPem(options.initial.trustDomain, options.initial.trustBundlePem);
-    this.#plan();
+    this.#plan(0);
   }
 
   current(): SvidMaterial {
@@ -79,7 +78,12 @@ export class SvidSource implements AsyncDisposable, TrustBundleSource {
     if (bundle.trustDomain !== this.trustDomain || !overlaps(bundle, this.#bundle)) throw new BulkheadError('INVALID_ARGUMENT', 'the trust bundle shares no root with the one in force: it is of another cluster');
     if (bundle.sequence <= this.#bundle.sequence) return false;
     this.#bundle = bundle;
-    this.#current = { ...this.#current, trustBundlePem: bundle.toPem() };
+    this.#current = this.#current.withTrustBundle(bundle.toPem());
+    if (!this.#current.leadsTo(bundle)) {
+      // Our root was retired before we renewed: peers refuse us from now on.
+      this.#renewAtMs = this.#options.clock.nowMs();
+      this.#sleep();
+    }
     this.#tell();
     return true;
   }
@@ -112,22 +116,28 @@ export class SvidSource implements AsyncDisposable, TrustBundleSource {
       onError?.(error, 0);
     }
     if (this.#closed) return svid;
-    const received = TrustBundle.fromPem(svid.trustDomain, svid.trustBundlePem, this.#bundle.sequence);
-    // Same roots: the pushed bundle stays, which knows the JWT keys too.
-    if (!sameRoots(received, this.#bundle)) this.#bundle = new TrustBundle(svid.trustDomain, this.#bundle.sequence, received.roots, [...this.#bundle.jwtKeys.values()]);
-    this.#current = svid;
+    // A pushed bundle has a sequence and the JWT keys; the roots of the answer only count where none was pushed, or not yet the new root.
+    if (this.#bundle.sequence > 0 && svid.leadsTo(this.#bundle)) this.#current = svid.withTrustBundle(this.#bundle.toPem());
+    else {
+      const { roots } = TrustBundle.fromPem(svid.trustDomain, svid.trustBundlePem);
+      this.#bundle = new TrustBundle(svid.trustDomain, this.#bundle.sequence, roots, [...this.#bundle.jwtKeys.values()]);
+      this.#current = svid;
+    }
     this.#attempt = 0;
-    this.#plan();
+    this.#plan(shortestPauseMs(svid));
     this.#tell();
-    return svid;
+    return this.#current;
   }
 
   #tell(): void {
     for (const listener of [...this.#listeners]) listener(this.#current);
   }
 
-  #plan(): void {
-    this.#renewAtMs = renewalTimeMs(this.#current.notBeforeMs, this.#current.notAfterMs, this.#unit());
+  /** The authority dates SVIDs back, so life begins after that. The pause keeps a node whose clock is far ahead from renewing without end. */
+  #plan(pauseMs: number): void {
+    const { notBeforeMs, notAfterMs } = this.#current;
+    const bornMs = Math.min(notBeforeMs + CLOCK_SKEW_MS, notAfterMs);
+    this.#renewAtMs = Math.max(renewalTimeMs(bornMs, notAfterMs, this.#unit()), this.#options.clock.nowMs() + pauseMs);
     this.#sleep();
   }
 
@@ -173,15 +183,15 @@ function checkRenewed(before: SvidMaterial, bundle: TrustBundle, parts: { keyPem
   if (svid.spiffeId !== before.spiffeId) throw new BulkheadError('UNAUTHENTICATED', 'the authority answered with an SVID of another identity');
   const next = TrustBundle.fromPem(before.trustDomain, parts.trustBundlePem);
   if (!overlaps(next, bundle)) throw new BulkheadError('UNAUTHENTICATED', 'the authority answered with a trust bundle that shares no root with ours');
-  const chain = fromPem('CERTIFICATE', svid.certificateChainPem, 'certificate chain', 4);
-  verifyChain(chain, next, clock.nowMs());
+  svid.verifyAgainst(next, clock.nowMs());
   return svid;
+}
+
+/** After a renewal the next one is at least a twentieth of a life away, and no more than 30 s for this reason alone. */
+function shortestPauseMs(svid: SvidMaterial): number {
+  return Math.min(30_000, Math.max(100, (svid.notAfterMs - svid.notBeforeMs - CLOCK_SKEW_MS) / 20));
 }
 
 function overlaps(a: TrustBundle, b: TrustBundle): boolean {
   return a.roots.some((root) => b.roots.some((other) => bytesEqual(root.der, other.der)));
-}
-
-function sameRoots(a: TrustBundle, b: TrustBundle): boolean {
-  return a.roots.length === b.roots.length && a.roots.every((root) => b.roots.some((other) => bytesEqual(root.der, other.der)));
 }

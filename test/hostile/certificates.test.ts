@@ -306,6 +306,17 @@ describe('revocation', () => {
     expect(calls).toBe(3);
   });
 
+  test('of an authority takes every SVID under it along', () => {
+    const revocations = new Revocations();
+    const verifier = new PeerVerifier({ bundles: source, revocations, clock: { nowMs: () => NOW_MS } });
+    const other = entity(root, caExtensions(0), { subject: name('second'), notAfterMs: NOW_MS + 9 * HOUR_MS });
+    revocations.apply({ serials: [intermediate.certificate.serial], identities: [] }, 1);
+    expect(() => verifier.verify(chainOf(leaf.der))).toThrow('authority that issued it is revoked');
+    expect(verifier.verify([build(other, leafExtensions).der, other.certificate.der]).principal.name).toBe('ana');
+    revocations.apply({ serials: [root.certificate.serial], identities: [] }, 2);
+    expect(() => verifier.verify([build(other, leafExtensions).der, other.certificate.der])).toThrow('authority that issued it is revoked');
+  });
+
   test('an older or malformed list changes nothing', () => {
     const revocations = new Revocations();
     expect(revocations.apply({ serials: [leaf.serial], identities: [] }, 5)).toBe(true);

@@ -2,6 +2,7 @@
 import { chmod, mkdtemp, readFile, readdir, rename, rm, stat, symlink, utimes, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { inspect } from 'node:util';
 import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
 import { BulkheadError } from '../../src/base/errors.ts';
 import { SVID_TTL_MS } from '../../src/base/limits.ts';
@@ -80,6 +81,7 @@ describe('an SVID source', () => {
       [renewBy(other), 'shares no root'],
       [async (csr: Uint8Array) => ({ ...(await renewBy(other)(csr)), trustBundlePem: own.ca.trustBundlePem() }), 'no chain'],
       [async (csr: Uint8Array) => ({ ...(await renewBy(own)(csr)), certificateChainPem: 'x' }), 'not valid PEM'],
+      [async (csr: Uint8Array) => ({ ...(await renewBy(own)(csr)), trustBundlePem: other.ca.trustBundlePem() }), 'no chain'],
     ] as [RenewSvid, string][]) {
       renew = bad;
       await expect(strict.renewNow()).rejects.toThrow(why);
@@ -106,6 +108,42 @@ describe('an SVID source', () => {
     expect(() => source.updateBundle(foreign)).toThrow('another cluster');
     await source.renewNow();
     expect([source.bundle().jwtKeys.size, source.bundle().roots.length]).toEqual([1, 2]);
+  });
+
+  test('renews at once when its root is retired under it, and is whole again', async () => {
+    const own = await cluster();
+    const { source, initial } = await start(own);
+    await using _ = source;
+    const pushed = (): TrustBundle => TrustBundle.fromJwks(trustDomain, own.ca.trustBundleJwks());
+    await own.ca.prepareRoot();
+    source.updateBundle(pushed());
+    await own.ca.activateRoot();
+    await own.ca.retireRoots();
+    expect(source.updateBundle(pushed())).toBe(true);
+    expect([source.bundle().roots.length, source.current().leadsTo(source.bundle())]).toEqual([1, false]);
+    await vi.advanceTimersByTimeAsync(1);
+    expect([source.current().serial === initial.serial, source.current().leadsTo(source.bundle()), source.current().trustBundlePem]).toEqual([false, true, own.ca.trustBundlePem()]);
+  });
+
+  test.each([[2_000, 0, 200], [SVID_TTL_MS, 50 * 60_000, 4]])('does not renew in a loop with a life of %i ms and a clock %i ms ahead', async (ttlMs, aheadMs, atMost) => {
+    const own = await cluster();
+    let calls = 0;
+    const renew: RenewSvid = async (csr) => {
+      calls++;
+      return { ...(await own.ca.issueX509Svid({ spiffeId: id(ME), publicKeySpkiDer: publicKeyFromCsr(csr), ttlMs })), trustBundlePem: own.ca.trustBundlePem() };
+    };
+    const initial = await requestSvid({ trustDomain, spiffeId: id(ME), request: renew });
+    await using source = new SvidSource({ initial, renew, random, clock: { nowMs: () => Date.now() + aheadMs } });
+    await vi.advanceTimersByTimeAsync(60_000);
+    expect(source.current().serial).not.toBe(initial.serial);
+    expect(calls).toBeLessThanOrEqual(atMost);
+  });
+
+  test('shows its key to nobody who prints or serialises it', async () => {
+    const { source, initial } = await start(await cluster());
+    await using _ = source;
+    const secret = initial.privateKeyPem.split('\n')[1] as string;
+    for (const text of [JSON.stringify(initial), inspect(initial, { depth: 9, showHidden: true }), inspect(source, { depth: 9 }), JSON.stringify({ ...initial }), String(initial)]) expect(text).not.toContain(secret);
   });
 
   test('renews once when asked twice at a time, and not at all once it is disposed', async () => {
@@ -142,7 +180,8 @@ describe('a profile', () => {
   test('reads back what was written, with a key that only its owner can read', async () => {
     const read = await readProfile(dir);
     expect(read).toMatchObject({ address: '127.0.0.1:7420', gateway: undefined });
-    expect({ ...read.svid, privateKey: 0 }).toEqual({ ...svid, privateKey: 0 });
+    expect(read.svid).toEqual(svid);
+    expect(read.svid.privateKeyPem).toBe(svid.privateKeyPem);
     expect((await readdir(dir)).toSorted()).toEqual(['bundle.pem', 'key.pem', 'profile.json', 'svid.pem']);
     expect((await stat(join(dir, 'key.pem'))).mode & 0o777).toBe(0o600);
     expect((await stat(dir)).mode & 0o777).toBe(0o700);

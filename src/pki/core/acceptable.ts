@@ -16,6 +16,8 @@ export const MAX_SVID_TTL_MS = 30 * 24 * 3_600_000;
 
 export interface AcceptedSvid extends ParsedSpiffeId {
   readonly serial: string;
+  /** Of the intermediates and the root above it: a revoked authority takes everything below along. */
+  readonly authoritySerials: readonly string[];
   readonly notBeforeMs: number;
   /** The earliest end in the chain: the connection ends then. */
   readonly notAfterMs: number;
@@ -84,7 +86,7 @@ export function acceptChain(chain: readonly ParsedCertificate[], trustDomain: Tr
     if (issuer === undefined || !isNamedIssuer(certificate, issuer)) refuseCertificate(`${which} does not name the next certificate as its issuer`);
     notAfterMs = Math.min(notAfterMs, certificate.notAfterMs);
   });
-  return { ...parsed, serial: leaf.serial, notBeforeMs: leaf.notBeforeMs, notAfterMs };
+  return { ...parsed, serial: leaf.serial, authoritySerials: chain.slice(1).map((c) => c.serial), notBeforeMs: leaf.notBeforeMs, notAfterMs };
 }
 
 /** By names and key ids only; the signature decides, in the shell. */
