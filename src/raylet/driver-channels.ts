@@ -52,7 +52,7 @@ async function open(raylet: Raylet, verify: (credential: string) => Promise<Veri
   if (verified.principal.spiffeId !== call.principal.spiffeId) throw new BulkheadError('UNAUTHENTICATED', 'the session credential is of another identity than the connection');
   const tenant = raylet.core.state.tenants.get(verified.tenantNumber);
   if (tenant === undefined || tenant.name !== verified.principal.tenant || !tenant.active) throw new BulkheadError('UNAVAILABLE', 'this node does not know the tenant yet; try again');
-  const job = raylet.ensureJob(verified.jobId, tenant, verified.principal, verified.jobPrincipal, credential, verified.expiresMs);
+  const job = raylet.ensureJob(verified.jobId, tenant, verified.principal, verified.jobPrincipal, credential, verified.expiresMs, verified.issuedMs);
   return raylet.openChannel(CHANNEL_KIND.DRIVER, job, verified.principal, 0, {
     write: (batch) => stream.write(batch), pause: () => stream.pause(), resume: () => stream.resume(),
     close: (error) => stream.end(error),

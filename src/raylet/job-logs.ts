@@ -2,7 +2,7 @@
  * What tasks and actors print: one JSON line per piece, a file per job in its tenant's directory, capped. Must never: build a
  * path from anything but a checked tenant name and job id; grow without bound.
  */
-import { appendFileSync, closeSync, existsSync, mkdirSync, openSync, readSync, rmSync, statSync, watch } from 'node:fs';
+import { appendFileSync, closeSync, existsSync, mkdirSync, openSync, readdirSync, readSync, rmSync, statSync, watch } from 'node:fs';
 import { join } from 'node:path';
 import { parseJobId, parseTenantName, type JobId } from '../base/ids.ts';
 import { MAX_LOG_BYTES } from '../base/limits.ts';
@@ -82,6 +82,11 @@ export class JobLogs {
   }
 
   /** Jobs of a tenant that have printed something here. */
+  jobs(tenant: string): string[] {
+    const dir = join(this.#dir, parseTenantName(tenant));
+    return existsSync(dir) ? readdirSync(dir).map((name) => name.replace(/\.jsonl$/, '')) : [];
+  }
+
   forget(tenant: string): void {
     rmSync(join(this.#dir, parseTenantName(tenant)), { recursive: true, force: true });
   }

@@ -22,6 +22,7 @@ export interface VerifiedCredential {
   readonly jobPrincipal: Principal;
   readonly jobId: JobId;
   readonly tenantNumber: number;
+  readonly issuedMs: number;
   readonly expiresMs: number;
 }
 
@@ -175,7 +176,7 @@ class PeerStream {
       if (early === undefined) return;
       const tenant = raylet.core.state.tenants.get(verified.tenantNumber);
       if (tenant === undefined || tenant.name !== verified.principal.tenant || !tenant.active) throw new BulkheadError('UNAUTHENTICATED', 'the credential is of a tenant that is not known here');
-      const job = raylet.ensureJob(verified.jobId, tenant, verified.principal, verified.jobPrincipal, credential, verified.expiresMs);
+      const job = raylet.ensureJob(verified.jobId, tenant, verified.principal, verified.jobPrincipal, credential, verified.expiresMs, verified.issuedMs);
       const channel = raylet.openChannel(CHANNEL_KIND.PEER, job, asJob ? verified.jobPrincipal : verified.principal, depth, {
         write: (batch) => (this.#blocked = !this.#stream.write(wrap(number, batch))) === false,
         // One stream carries many channels, so a single one cannot be paused; calls beyond the limit are refused.

@@ -72,7 +72,7 @@ export interface RayletOptions {
   readonly random: RandomSource;
   readonly log: RayletLog;
   /** Verifies a session credential that a client renewed. */
-  readonly verifyCredential: (credential: string) => Promise<{ principal: Principal; jobId: JobId; expiresMs: number }>;
+  readonly verifyCredential: (credential: string) => Promise<{ principal: Principal; jobId: JobId; issuedMs: number; expiresMs: number }>;
   readonly defaultIsolateBytes: number;
 }
 
@@ -147,8 +147,8 @@ export class Raylet implements AsyncDisposable {
 
   // --- channels ---------------------------------------------------------------------------------------------------------
 
-  ensureJob(id: JobId, tenant: TenantState, submitter: Principal, principal: Principal, credential: string, expiresMs: number): Job {
-    return this.core.ensureJob(id, tenant, submitter, principal, credential, expiresMs);
+  ensureJob(id: JobId, tenant: TenantState, submitter: Principal, principal: Principal, credential: string, expiresMs: number, issuedMs: number): Job {
+    return this.core.ensureJob(id, tenant, submitter, principal, credential, expiresMs, issuedMs);
   }
 
   openChannel(kind: ChannelKind, job: Job, principal: Principal, depth: number, port: ChannelPort, info: Readonly<Record<string, unknown>> = {}): Channel {
@@ -553,7 +553,7 @@ export class Raylet implements AsyncDisposable {
     try {
       const verified = await this.#options.verifyCredential(credential);
       if (verified.jobId !== channel.job.id || verified.principal.spiffeId !== channel.job.submitter.spiffeId) throw new BulkheadError('UNAUTHENTICATED', 'the credential is for another session');
-      this.core.ensureJob(channel.job.id, channel.job.tenant, channel.job.submitter, channel.job.principal, credential, verified.expiresMs);
+      this.core.ensureJob(channel.job.id, channel.job.tenant, channel.job.submitter, channel.job.principal, credential, verified.expiresMs, verified.issuedMs);
       for (const upstream of this.core.state.upstreams.values()) {
         if (upstream.job !== channel.job) continue;
         upstream.out.begin(OP.CREDENTIAL).text(credential).end();

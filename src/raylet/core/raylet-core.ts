@@ -55,15 +55,16 @@ export class RayletCore {
     for (const upstream of [...core.upstreams.values()]) if (upstream.nodeNumber === number) this.upstreamClosed(upstream, { code: 'UNAVAILABLE', message: 'the node it ran on is gone', stack: '' });
   }
 
-  ensureJob(id: JobId, tenant: TenantState, submitter: Principal, principal: Principal, credential: string, credentialEndsMs: number): Job {
+  ensureJob(id: JobId, tenant: TenantState, submitter: Principal, principal: Principal, credential: string, credentialEndsMs: number, issuedMs: number): Job {
     const core = this.state;
     let job = core.jobs.get(id);
     if (job === undefined) {
-      job = new Job(id, tenant, submitter, principal, credential, credentialEndsMs);
+      job = new Job(id, tenant, submitter, principal, credential, credentialEndsMs, issuedMs);
       core.jobs.set(id, job);
     } else if (credentialEndsMs > job.credentialEndsMs) {
       job.credential = credential;
       job.credentialEndsMs = credentialEndsMs;
+      job.issuedMs = issuedMs;
     }
     return job;
   }

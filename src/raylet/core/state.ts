@@ -62,6 +62,8 @@ export class Job {
   /** Newest session credential, for channels to other raylets. Never given to a worker. */
   credential: string;
   credentialEndsMs: number;
+  /** When the newest credential was issued: a revocation ends what was issued before it. */
+  issuedMs: number;
   stopped = false;
   readonly channels = new Set<Channel>();
   readonly actors = new Set<Actor>();
@@ -69,13 +71,14 @@ export class Job {
   /** Measured time of a run by function, across the job's channels. */
   readonly functions = new Map<string, FunctionStats>();
 
-  constructor(id: JobId, tenant: TenantState, submitter: Principal, principal: Principal, credential: string, credentialEndsMs: number) {
+  constructor(id: JobId, tenant: TenantState, submitter: Principal, principal: Principal, credential: string, credentialEndsMs: number, issuedMs: number) {
     this.id = id;
     this.tenant = tenant;
     this.submitter = submitter;
     this.principal = principal;
     this.credential = credential;
     this.credentialEndsMs = credentialEndsMs;
+    this.issuedMs = issuedMs;
   }
 }
 

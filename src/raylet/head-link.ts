@@ -1,0 +1,161 @@
+/**
+ * The raylet's stream to the head: reports every heartbeat, takes policy, revocations, nodes, tenants and stopped jobs. While the
+ * head is away the raylet goes on with what it knows; when it is back the first update has everything.
+ */
+import { parseSnapshot, type LiveDecisionPoint } from '../authz/authz.ts';
+import { toSafeError } from '../base/errors.ts';
+import { parseJobId, parseNodeId } from '../base/ids.ts';
+import { HEARTBEAT_MS } from '../base/limits.ts';
+import type { ResourceVector } from '../base/resources.ts';
+import { TrustBundle, type Revocations, type SvidSource } from '../pki/pki.ts';
+import { NodeSync, type HeadUpdate, type Resources } from '../rpc/generated/bulkhead/v1/head_pb.js';
+import { client, type Client, type MessageStream, type RpcChannel } from '../rpc/rpc.ts';
+import type { ActorNames, Raylet, RayletLog } from './raylet.ts';
+
+const RECONNECT_FIRST_MS = 50;
+const RECONNECT_MOST_MS = 2_000;
+const NAME_CALL_TIMEOUT_MS = 5_000;
+
+export interface HeadLinkOptions {
+  readonly channel: () => RpcChannel;
+  readonly raylet: () => Raylet;
+  readonly identity: SvidSource;
+  readonly decisions: LiveDecisionPoint;
+  readonly revocations: Revocations;
+  readonly nodeNumber: number;
+  readonly instance: string;
+  readonly address: () => string;
+  readonly total: ResourceVector;
+  readonly insecureDev: boolean;
+  readonly log: RayletLog;
+}
+
+function wireResources(r: ResourceVector): { cpuUnits: bigint; memoryBytes: bigint; custom: Record<string, bigint> } {
+  return { cpuUnits: BigInt(Math.max(0, r.cpuUnits)), memoryBytes: BigInt(Math.max(0, r.memoryBytes)), custom: Object.fromEntries(Object.entries(r.custom ?? {}).map(([k, v]) => [k, BigInt(Math.max(0, v))])) };
+}
+
+function coreResources(r: Resources | undefined): ResourceVector {
+  const custom = Object.entries(r?.custom ?? {});
+  return { cpuUnits: Number(r?.cpuUnits ?? 0n), memoryBytes: Number(r?.memoryBytes ?? 0n), custom: custom.length === 0 ? undefined : Object.fromEntries(custom.map(([k, v]) => [k, Number(v)])) };
+}
+
+export class HeadLink implements ActorNames, AsyncDisposable {
+  readonly #options: HeadLinkOptions;
+  #channel: RpcChannel | undefined;
+  #stream: MessageStream<HeadUpdate, object> | undefined;
+  #timer: NodeJS.Timeout | undefined;
+  #retry: NodeJS.Timeout | undefined;
+  #retryMs = RECONNECT_FIRST_MS;
+  #closed = false;
+  #ready: (() => void) | undefined;
+  /** Resolves when the first update is in force: policy, tenants and nodes are known. */
+  readonly ready = new Promise<void>((resolve) => (this.#ready = resolve));
+
+  constructor(options: HeadLinkOptions) {
+    this.#options = options;
+  }
+
+  start(): void {
+    if (this.#closed) return;
+    this.#channel = this.#options.channel();
+    void this.#run(this.#channel);
+  }
+
+  #client(): Client<typeof NodeSync> {
+    return client(NodeSync, (this.#channel ??= this.#options.channel()));
+  }
+
+  async #run(channel: RpcChannel): Promise<void> {
+    const { log, total, insecureDev } = this.#options;
+    try {
+      const stream = client(NodeSync, channel).sync();
+      this.#stream = stream as MessageStream<HeadUpdate, object>;
+      stream.write({ ...this.#facts(), address: this.#options.address(), total: wireResources(total), insecureDev, instance: this.#options.instance });
+      this.#timer = setInterval(() => void stream.write(this.#facts()), HEARTBEAT_MS);
+      for await (const update of stream) {
+        this.#retryMs = RECONNECT_FIRST_MS;
+        this.#apply(update);
+      }
+    } catch (error) {
+      if (!this.#closed) log.warn({ code: toSafeError(error).code, err: error }, 'the stream to the head ended; this node goes on with what it knows and tries again');
+    }
+    clearInterval(this.#timer);
+    this.#stream = undefined;
+    channel.close();
+    if (this.#channel === channel) this.#channel = undefined;
+    if (this.#closed) return;
+    this.#retry = setTimeout(() => this.start(), this.#retryMs);
+    this.#retryMs = Math.min(this.#retryMs * 2, RECONNECT_MOST_MS);
+  }
+
+  #facts() {
+    const raylet = this.#options.raylet();
+    return { available: wireResources(raylet.available()), policyVersion: this.#options.decisions.version, revocationVersion: BigInt(Math.max(0, this.#options.revocations.version)), queuedTasks: raylet.queuedTasks() };
+  }
+
+  /** Revocations and policy first: nothing else of an update may be used under older ones. */
+  #apply(update: HeadUpdate): void {
+    const { revocations, decisions, identity, nodeNumber, log } = this.#options;
+    const raylet = this.#options.raylet();
+    if (update.revocations !== undefined) {
+      const rows = update.revocations.revocations;
+      revocations.apply({
+        serials: rows.filter((r) => r.serial !== '').map((r) => r.serial),
+        identities: rows.filter((r) => r.spiffeId !== '').map((r) => ({ spiffeId: r.spiffeId, revokedBeforeMs: Number(r.issuedBeforeMs) })),
+      }, Number(update.revocations.version));
+      for (const job of [...raylet.core.state.jobs.values()]) {
+        // A session is at most as old as its credential; one that was issued after the revocation stays.
+        if (revocations.isIdentityRevoked(job.submitter.spiffeId, job.issuedMs)) raylet.stopJob(job.id, 'the identity that submitted it was revoked');
+      }
+    }
+    if (update.trustBundle !== undefined) identity.updateBundle(TrustBundle.fromJwks(identity.trustDomain, update.trustBundle.jwks));
+    if (update.policy !== undefined) {
+      decisions.swap(parseSnapshot(new TextDecoder().decode(update.policy.snapshot)));
+      this.#stream?.write(this.#facts());
+    }
+    for (const tenant of update.tenants?.tenants ?? []) raylet.setTenant(tenant.name, tenant.number, tenant.quota, tenant.state === 'active');
+    if (update.nodes !== undefined) {
+      const alive = new Set<number>();
+      for (const node of update.nodes.nodes) {
+        if (node.nodeNumber === nodeNumber || node.state !== 'alive') continue;
+        alive.add(node.nodeNumber);
+        raylet.core.setNode(parseNodeId(node.nodeId), node.nodeNumber, node.address, node.spiffeId, coreResources(node.total), node.queuedTasks > 0 ? { cpuUnits: 0, memoryBytes: 0, custom: undefined } : coreResources(node.available));
+      }
+      for (const number of [...raylet.core.state.nodes.keys()]) if (!alive.has(number)) raylet.core.removeNode(number);
+      raylet.core.settle();
+      raylet.flush();
+    }
+    for (const job of update.stoppedJobs) {
+      try {
+        raylet.stopJob(parseJobId(job), 'the job was stopped');
+      } catch (error) {
+        log.warn({ err: error }, 'the head named a job that is not one');
+      }
+    }
+    this.#ready?.();
+    this.#ready = undefined;
+  }
+
+  async register(tenant: string, namespace: string, name: string, id: Uint8Array, classInfo: string): Promise<void> {
+    await this.#client().registerActorName({ tenant, namespace, name, actorId: id, classInfo }, { timeoutMs: NAME_CALL_TIMEOUT_MS });
+  }
+
+  async lookup(tenant: string, namespace: string, name: string): Promise<{ id: Uint8Array; classInfo: string } | undefined> {
+    const found = await this.#client().lookupActorName({ tenant, namespace, name }, { timeoutMs: NAME_CALL_TIMEOUT_MS });
+    return found.found ? { id: found.actorId, classInfo: found.classInfo } : undefined;
+  }
+
+  async release(tenant: string, namespace: string, name: string, id: Uint8Array): Promise<void> {
+    if (!this.#closed) await this.#client().releaseActorName({ tenant, namespace, name, actorId: id }, { timeoutMs: NAME_CALL_TIMEOUT_MS });
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#closed = true;
+    clearInterval(this.#timer);
+    clearTimeout(this.#retry);
+    this.#stream?.end();
+    // Long enough for the goodbye to leave, so that the others need not wait for this node's silence.
+    await new Promise((resolve) => setTimeout(resolve, 20));
+    this.#channel?.close();
+  }
+}

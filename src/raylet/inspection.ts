@@ -1,0 +1,169 @@
+/**
+ * What `list`, `get`, `summary`, `logs` and `doctor` show of this raylet. The tenant asked about was decided by the policy before a
+ * handler runs; here only that tenant's state is walked. Must never: name anything of another tenant.
+ */
+import type { MessageInitShape } from '@bufbuild/protobuf';
+import { BulkheadError } from '../base/errors.ts';
+import { CALL_KIND } from '../base/frame.ts';
+import { quote } from '../base/ids.ts';
+import type { EntitySchema, Inspection } from '../rpc/generated/bulkhead/v1/raylet_pb.js';
+import type { CallContext, Implementation } from '../rpc/rpc.ts';
+import { LAYER_REMEDIES, type Layer } from '../sandbox/jail/layers.ts';
+import { taskName } from './core/dispatch.ts';
+import { pendingReason } from './core/scheduler.ts';
+import { OBJECT_STATUS, TASK_STATE, type Actor, type ObjectEntry, type Task, type TenantState, type Worker } from './core/state.ts';
+import type { Raylet } from './raylet.ts';
+
+type Entity = MessageInitShape<typeof EntitySchema>;
+
+const DEFAULT_LIMIT = 1_000;
+const MAX_LIMIT = 10_000;
+const OBJECT_STATES = ['PENDING', 'INLINE', 'STORED', 'REMOTE', 'FAILED'];
+
+export interface InspectionContext {
+  readonly raylet: Raylet;
+  readonly nodeId: string;
+  readonly insecureDev: boolean;
+  /** Layers of the worker that was started last, read from /proc when asked. */
+  readonly layers: () => Promise<readonly Layer[]>;
+}
+
+function tenantOf(raylet: Raylet, name: string): TenantState | undefined {
+  for (const tenant of raylet.core.state.tenants.values()) if (tenant.name === name && tenant.active) return tenant;
+  return undefined;
+}
+
+function* entities({ raylet, nodeId }: InspectionContext, tenant: TenantState, kind: string, jobId: string): Generator<Entity, void, undefined> {
+  const core = raylet.core.state;
+  const wanted = (job: string): boolean => jobId === '' || job === jobId;
+  switch (kind) {
+    case 'tasks': {
+      const seen = new Set<Task>();
+      for (const session of core.sessions.values()) {
+        if (session.tenant !== tenant) continue;
+        for (const entry of session.objects.values()) {
+          const task = entry.producer;
+          if (task === undefined || seen.has(task) || task.template.kind !== CALL_KIND.TASK || !wanted(task.channel.job.id)) continue;
+          seen.add(task);
+          yield shownTask(raylet, nodeId, task);
+        }
+      }
+      for (let i = tenant.finished.length - 1; i >= 0; i--) {
+        const task = tenant.finished[i]!;
+        if (!wanted(task.job)) continue;
+        yield { kind, id: task.id, nodeId, jobId: task.job, name: task.name, state: task.state, reason: task.reason, facts: { started: String(task.startedMs), ended: String(task.endedMs) } };
+      }
+      return;
+    }
+    case 'actors':
+      for (const session of core.sessions.values()) {
+        if (session.tenant !== tenant) continue;
+        for (const actor of session.actors.values()) if (wanted(actor.job.id)) yield shownActor(raylet, nodeId, actor);
+      }
+      return;
+    case 'objects':
+      for (const session of core.sessions.values()) {
+        if (session.tenant !== tenant || session.nodeNumber !== core.config.nodeNumber) continue;
+        for (const entry of session.objects.values()) yield shownObject(raylet, nodeId, entry);
+      }
+      return;
+    case 'workers':
+      for (const worker of core.workers.values()) if (worker.tenant === tenant) yield shownWorker(raylet, nodeId, worker);
+      return;
+    default:
+      throw new BulkheadError('INVALID_ARGUMENT', `${quote(kind)} is none of workers, tasks, actors, objects`);
+  }
+}
+
+/** Ray's names of task states. */
+function stateOf(raylet: Raylet, task: Task): { state: string; reason: string } {
+  switch (task.state) {
+    case TASK_STATE.WAITING: return { state: 'PENDING_ARGS_AVAIL', reason: 'waits for its arguments' };
+    case TASK_STATE.QUEUED: return { state: 'PENDING_NODE_ASSIGNMENT', reason: pendingReason(raylet.core.state, task) };
+    case TASK_STATE.RUNNING:
+      if (task.upstream !== undefined) return { state: 'RUNNING', reason: `on node ${raylet.core.state.nodes.get(task.upstream.nodeNumber)?.nodeId ?? task.upstream.nodeNumber}` };
+      return { state: task.blocked > 0 ? 'RUNNING_IN_RAY_GET' : 'RUNNING', reason: task.blocked > 0 ? 'waits for an object' : '' };
+    case TASK_STATE.DONE: return { state: 'FINISHED', reason: '' };
+  }
+}
+
+function shownTask(raylet: Raylet, nodeId: string, task: Task): Entity {
+  const { state, reason } = stateOf(raylet, task);
+  const { resources } = task.template.options;
+  return {
+    kind: 'tasks', id: raylet.core.state.idText(task.channel.session, task.seq), nodeId, jobId: task.channel.job.id, name: taskName(task), state, reason,
+    facts: { attempt: String(task.attempt), cpus: String(resources.cpuUnits / 10_000), submitted: String(task.submittedMs), worker: task.slot?.worker.id ?? '' },
+  };
+}
+
+function shownActor(raylet: Raylet, nodeId: string, actor: Actor): Entity {
+  return {
+    kind: 'actors', id: raylet.core.state.idText(actor.session, actor.index), nodeId, jobId: actor.job.id, name: actor.name, state: actor.state, reason: actor.reason,
+    facts: { class: actor.template.exportName, pending: String(actor.inFlight), worker: actor.worker?.id ?? '', node: actor.upstream === undefined ? nodeId : (raylet.core.state.nodes.get(actor.upstream.nodeNumber)?.nodeId ?? '') },
+  };
+}
+
+function shownObject(raylet: Raylet, nodeId: string, entry: ObjectEntry): Entity {
+  return {
+    kind: 'objects', id: raylet.core.state.idText(entry.session, entry.index), nodeId, jobId: '', name: entry.label, state: OBJECT_STATES[entry.status] ?? '', reason: entry.failure === undefined ? '' : `${entry.failure.code}: ${entry.failure.message}`,
+    facts: { size: String(entry.size), refs: String(entry.handles), pins: String(entry.pins), owner: entry.session.ownerId },
+  };
+}
+
+function shownWorker(raylet: Raylet, nodeId: string, worker: Worker): Entity {
+  const process = raylet.processes.get(worker);
+  return {
+    kind: 'workers', id: worker.id ?? `starting-${worker.key}`, nodeId, jobId: '', name: worker.purpose, state: worker.state, reason: '',
+    facts: { isolates: String(worker.slots.size), memory: String(process?.memoryBytes() ?? 0), cpuMs: String(Math.round((process?.cpuMicros() ?? 0) / 1_000)) },
+  };
+}
+
+export function inspectionService(context: InspectionContext): Implementation<typeof Inspection> {
+  const { raylet, nodeId } = context;
+  return {
+    async list(_call, request) {
+      const limit = Math.min(request.limit === 0 ? DEFAULT_LIMIT : request.limit, MAX_LIMIT);
+      const tenant = tenantOf(raylet, request.tenant);
+      const found: Entity[] = [];
+      if (tenant !== undefined) {
+        for (const entity of entities(context, tenant, request.kind, request.jobId)) {
+          if (found.length === limit) return { entities: found, truncated: true };
+          found.push(entity);
+        }
+      }
+      return { entities: found, truncated: false };
+    },
+    async get(_call, request) {
+      const tenant = tenantOf(raylet, request.tenant);
+      if (tenant !== undefined) for (const entity of entities(context, tenant, request.kind, '')) if (entity.id === request.id || (entity.name === request.id && request.id !== '')) return entity;
+      throw new BulkheadError('DENIED', 'not found, or not permitted');
+    },
+    async summarize(_call, request) {
+      const tenant = tenantOf(raylet, request.tenant);
+      const counts = new Map<string, { name: string; state: string; count: bigint }>();
+      if (tenant !== undefined) {
+        for (const entity of entities(context, tenant, request.kind, '')) {
+          const name = request.kind === 'actors' ? (entity.facts?.['class'] ?? '') : (entity.name ?? '');
+          const key = `${name}\0${entity.state ?? ''}`;
+          const row = counts.get(key) ?? { name, state: entity.state ?? '', count: 0n };
+          row.count++;
+          counts.set(key, row);
+        }
+      }
+      return { rows: [...counts.values()] };
+    },
+    async doctor() {
+      const layers = await context.layers();
+      return { nodeId, insecureDev: context.insecureDev, layers: layers.map((l) => ({ name: l.layer, on: l.on, detail: l.detail, remedy: l.on ? '' : LAYER_REMEDIES[l.layer] })) };
+    },
+    async *readLog(call: CallContext, request) {
+      const tenant = tenantOf(raylet, request.tenant);
+      if (tenant === undefined) return;
+      const jobs = request.kind === 'job' ? [request.id] : raylet.logs.jobs(tenant.name);
+      const keep = request.kind === 'job' ? () => true : request.kind === 'task' ? (l: { task: string }) => l.task === request.id : (l: { actor: string }) => l.actor === request.id;
+      for (const job of jobs) {
+        for await (const line of raylet.logs.read(tenant.name, job, keep, request.follow && jobs.length === 1, call.signal)) yield { source: JSON.stringify({ ...line, text: undefined }), text: new TextEncoder().encode(line.text) };
+      }
+    },
+  };
+}

@@ -1,0 +1,226 @@
+/**
+ * Composition root of a raylet. Order at start: identity (join token at the first start, own SVID later) → audit → jail and warm workers →
+ * stream to the head → listener. Must never: listen before a policy is in force, or start with an isolation layer missing.
+ */
+import { createHash, generateKeyPairSync, randomBytes } from 'node:crypto';
+import { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { pino } from 'pino';
+import { AuditStore } from '../audit/audit-store.ts';
+import { loadOrCreateCosigner, loadOrCreateSigner } from '../audit/checkpoint-signer.ts';
+import { builtinMethods, LiveDecisionPoint, methodTable, type MethodRow } from '../authz/authz.ts';
+import { BulkheadError, toSafeError } from '../base/errors.ts';
+import { parseJobId, parseNodeId, spiffeId } from '../base/ids.ts';
+import { principalFromSpiffeId } from '../base/principal.ts';
+import type { Clock, RandomSource } from '../base/time.ts';
+import { createCsr, PeerVerifier, readProfile, Revocations, SvidSource, svidMaterial, TrustBundle, verifySession, writeProfile, writeProfileSvid, type SvidMaterial } from '../pki/pki.ts';
+import { file_bulkhead_v1_head, Identities, NodeAttestation } from '../rpc/generated/bulkhead/v1/head_pb.js';
+import { Audit, Calls, file_bulkhead_v1_raylet, Inspection, Peers } from '../rpc/generated/bulkhead/v1/raylet_pb.js';
+import { client, createChannel, createServer, type RpcChannel } from '../rpc/rpc.ts';
+import { probeLayers, WorkerPool } from '../sandbox/worker-pool.ts';
+import { auditService } from './audit-service.ts';
+import { callsService } from './driver-channels.ts';
+import { HeadLink } from './head-link.ts';
+import { inspectionService } from './inspection.ts';
+import { PeerClients, peersService, type PeerLinkOptions, type VerifiedCredential } from './peer-links.ts';
+import { readRayletConfig, type RayletConfig } from './raylet-config.ts';
+import { Raylet, type RayletLog } from './raylet.ts';
+
+const SESSION_AUDIENCE = 'raylet';
+const JOIN_TIMEOUT_MS = 10_000;
+const RENEW_TIMEOUT_MS = 10_000;
+const FIRST_UPDATE_TIMEOUT_MS = 10_000;
+const DEFAULT_ISOLATE_BYTES = 256 * 2 ** 20;
+
+const systemClock: Clock = { nowMs: () => Date.now(), monotonicMs: () => performance.now() };
+const systemRandom: RandomSource = { bytes: (length) => randomBytes(length) };
+
+export interface RunningRaylet {
+  readonly address: string;
+  readonly nodeId: string;
+  stop(): Promise<void>;
+}
+
+function methodRows(): ReadonlyMap<string, MethodRow> {
+  const names = [...file_bulkhead_v1_head.services, ...file_bulkhead_v1_raylet.services].flatMap((s) => s.methods.map((m) => `${s.typeName}/${m.name}`));
+  return methodTable(builtinMethods(), names).methods;
+}
+
+/** The node's SVID: from disk after the first start, else by its join token. */
+async function ownSvid(config: RayletConfig, revocations: Revocations): Promise<{ svid: SvidMaterial; nodeNumber: number }> {
+  const identityDir = join(config.dataDir, 'identity');
+  const numberFile = join(config.dataDir, 'node.json');
+  if (existsSync(join(identityDir, 'profile.json')) && existsSync(numberFile)) {
+    const { svid } = await readProfile(identityDir);
+    // An SVID that ended while the node was down needs a new join token; anything else is renewed by the timer.
+    if (svid.notAfterMs > systemClock.nowMs() || config.join === undefined) return { svid, nodeNumber: (JSON.parse(readFileSync(numberFile, 'utf8')) as { number: number }).number };
+  }
+  if (config.join === undefined) throw new BulkheadError('UNAUTHENTICATED', 'this node has no identity yet: give it a join token (bulkhead pki join-token)');
+  const { token, attestationAddress, trustBundle } = config.join;
+  const bundle = TrustBundle.fromPem(config.trustDomain, trustBundle);
+  const channel = createChannel({
+    identity: { trustBundlePem: trustBundle }, address: attestationAddress, expectedSpiffeId: spiffeId(config.trustDomain, { kind: 'system', component: 'head' }),
+    peers: new PeerVerifier({ bundles: { bundle: () => bundle, onChange: () => () => undefined }, revocations, clock: systemClock }),
+  });
+  try {
+    const answer = { nodeId: '', nodeNumber: 0 };
+    const head = client(NodeAttestation, channel);
+    // The id is the head's to say: it reserved it when it made the token.
+    const key = await requestNodeSvid(config, async (csr) => {
+      const attested = await head.attest({ joinToken: token, csr }, { timeoutMs: JOIN_TIMEOUT_MS });
+      answer.nodeId = parseNodeId(attested.nodeId);
+      answer.nodeNumber = attested.nodeNumber;
+      return { certificateChainPem: attested.svidChain, trustBundlePem: attested.trustBundle };
+    });
+    await writeProfile(identityDir, { address: config.headAddress, gateway: undefined, svid: key });
+    writeFileSync(numberFile, JSON.stringify({ id: answer.nodeId, number: answer.nodeNumber }), { mode: 0o600 });
+    return { svid: key, nodeNumber: answer.nodeNumber };
+  } finally {
+    channel.close();
+  }
+}
+
+async function requestNodeSvid(config: RayletConfig, request: (csr: Uint8Array) => Promise<{ certificateChainPem: string; trustBundlePem: string }>): Promise<SvidMaterial> {
+  const { privateKey } = generateKeyPairSync('ec', { namedCurve: 'P-256' });
+  const svid = svidMaterial({ trustDomain: config.trustDomain, keyPem: privateKey.export({ format: 'pem', type: 'pkcs8' }) as string, ...(await request(createCsr(privateKey))) });
+  if (principalFromSpiffeId(svid.spiffeId).kind !== 'node') throw new BulkheadError('UNAUTHENTICATED', 'the head answered with an SVID that is not a node’s');
+  return svid;
+}
+
+export async function startRaylet(config: RayletConfig, log: RayletLog): Promise<RunningRaylet> {
+  await using parts = new AsyncDisposableStack();
+  mkdirSync(config.dataDir, { recursive: true, mode: 0o700 });
+  mkdirSync(config.runDir, { recursive: true, mode: 0o711 });
+  parts.defer(() => rmSync(config.runDir, { recursive: true, force: true }));
+  const revocations = new Revocations();
+  const { trustDomain } = config;
+
+  // The jail takes longest: it starts while the node joins.
+  const clusterName = createHash('sha256').update(trustDomain).digest('hex').slice(0, 12);
+  const poolName = createHash('sha256').update(config.dataDir).digest('hex').slice(0, 12);
+  const starting = WorkerPool.start({ runDir: config.runDir, warm: config.warmWorkers, clusterName, nodeName: poolName, clock: systemClock, log, insecureDev: config.insecureDev });
+  starting.catch(() => undefined);
+  parts.defer(async () => {
+    await (await starting.catch(() => undefined))?.close();
+  });
+  const { svid, nodeNumber } = await ownSvid(config, revocations);
+  const principal = principalFromSpiffeId(svid.spiffeId);
+  const nodeId = principal.name;
+
+  const headChannel = (): RpcChannel => createChannel({ identity, peers, address: config.headAddress, expectedSpiffeId: spiffeId(trustDomain, { kind: 'system', component: 'head' }) });
+  const identity: SvidSource = parts.use(new SvidSource({
+    initial: svid, clock: systemClock, random: systemRandom,
+    renew: async (csr) => {
+      const channel = headChannel();
+      try {
+        const renewed = await client(Identities, channel).renew({ csr }, { timeoutMs: RENEW_TIMEOUT_MS });
+        return { certificateChainPem: renewed.svidChain, trustBundlePem: renewed.trustBundle };
+      } finally {
+        channel.close();
+      }
+    },
+    save: (renewed) => writeProfileSvid(join(config.dataDir, 'identity'), renewed),
+    onError: (error, attempt) => log.warn({ err: error, attempt }, 'the identity of this node could not be renewed'),
+  }));
+  const peers: PeerVerifier = new PeerVerifier({ bundles: identity, revocations, clock: systemClock });
+  const decisions = new LiveDecisionPoint();
+
+  const auditKeys = join(config.dataDir, 'audit-keys');
+  const origin = `${trustDomain}/node/${nodeId}`;
+  const audit = parts.use(await AuditStore.open({
+    dir: join(config.dataDir, 'audit'), origin, signer: loadOrCreateSigner(auditKeys, origin), cosigner: loadOrCreateCosigner(auditKeys, `${origin}/witness`), clock: systemClock,
+    onProblem: (tenant, error) => log.warn({ err: error, tenant }, 'a checkpoint could not be written'),
+  }));
+  const pool = await starting;
+
+  const verify = async (credential: string): Promise<VerifiedCredential> => {
+    const session = await verifySession(credential, { audience: SESSION_AUDIENCE, nowMs: systemClock.nowMs(), bundle: identity.bundle() });
+    if (revocations.isIdentityRevoked(session.principal.spiffeId, session.issuedAtMs)) throw new BulkheadError('UNAUTHENTICATED', 'the session credential is of a revoked identity');
+    const { kind, name, tenant } = session.principal;
+    if (tenant === undefined || (kind !== 'user' && kind !== 'service')) throw new BulkheadError('UNAUTHENTICATED', 'the session credential is not of a user or service of a tenant');
+    const jobId = parseJobId(session.jti.split('_')[0]);
+    const jobPrincipal = principalFromSpiffeId(spiffeId(trustDomain, { kind: 'job', tenant, name: jobId }), { kind, name });
+    return { principal: session.principal, jobPrincipal, jobId, tenantNumber: session.tenantNumber, issuedMs: session.issuedAtMs, expiresMs: session.expiresAtMs };
+  };
+
+  let raylet: Raylet | undefined = undefined;
+  let address = '';
+  const link = new HeadLink({
+    channel: headChannel, raylet: () => raylet as Raylet, identity, decisions, revocations, nodeNumber, instance: randomBytes(8).toString('hex'), address: () => config.advertise ?? address,
+    total: config.total, insecureDev: config.insecureDev.length > 0, log,
+  });
+  const running: Raylet = (raylet = new Raylet({
+    nodeId, nodeNumber, total: config.total, maxWorkers: config.maxWorkers, runDir: config.runDir, dataDir: config.dataDir, decisions, audit, pool, names: link, clock: systemClock,
+    random: systemRandom, log, verifyCredential: verify, defaultIsolateBytes: DEFAULT_ISOLATE_BYTES,
+  }));
+  parts.use(running);
+  const peerOptions: PeerLinkOptions = {
+    raylet: running, verify, clock: systemClock, log,
+    connect: (number) => {
+      const node = running.core.state.nodes.get(number);
+      return node === undefined ? undefined : createChannel({ identity, peers, address: node.address, expectedSpiffeId: node.spiffeId });
+    },
+  };
+  const clients = new PeerClients(peerOptions);
+  parts.defer(() => clients.closeAll());
+  running.peers = clients;
+
+  const tenantExists = (name: string): boolean => {
+    for (const tenant of running.core.state.tenants.values()) if (tenant.name === name) return true;
+    return false;
+  };
+  const server = createServer({ identity, peers, decisions, audit: audit.appendDurably, methods: methodRows() }, { knowsTenant: tenantExists, clock: systemClock, log: rpcLog(log) });
+  parts.defer(() => server.close());
+  server.add(Calls, callsService(running, verify));
+  server.add(Peers, peersService(peerOptions));
+  server.add(Inspection, inspectionService({ raylet: running, nodeId, insecureDev: config.insecureDev.length > 0, layers: () => probeLayers({ clock: systemClock }) }));
+  server.add(Audit, auditService(audit, nodeId, tenantExists));
+  const bound = await server.listen(config.listen);
+  address = `${config.listen.slice(0, config.listen.lastIndexOf(':'))}:${bound.port}`;
+
+  parts.use(link);
+  link.start();
+  await withTimeout(link.ready, FIRST_UPDATE_TIMEOUT_MS, 'the head did not answer: is it running, and was this node removed?');
+  const stack = parts.move();
+  return { address, nodeId, stop: () => stack.disposeAsync() };
+}
+
+function rpcLog(log: RayletLog): { info(f: object, m: string): void; warn(f: object, m: string): void; error(f: object, m: string): void } {
+  return log;
+}
+
+async function withTimeout(work: Promise<void>, ms: number, what: string): Promise<void> {
+  let timer: NodeJS.Timeout | undefined;
+  try {
+    await Promise.race([work, new Promise<never>((_, reject) => {
+      timer = setTimeout(() => reject(new BulkheadError('UNAVAILABLE', what)), ms);
+    })]);
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
+/** The process: configuration in on stdin, one ready line out, until SIGTERM or SIGINT. Exit codes: 0 stopped, 1 failed, 2 wrong configuration, 4 a layer is missing. */
+export async function runRaylet(): Promise<void> {
+  const log = pino({ name: 'raylet', base: {}, serializers: { err: pino.stdSerializers.err } }, pino.destination({ dest: 2, sync: true }));
+  const fail = (error: unknown): never => {
+    const safe = toSafeError(error);
+    log.fatal({ err: error }, safe.safeMessage);
+    process.exit(safe.code === 'INVALID_ARGUMENT' ? 2 : safe.code === 'LAYER_MISSING' ? 4 : 1);
+  };
+  process.on('uncaughtException', fail);
+  process.on('unhandledRejection', fail);
+  const stopped = new Promise<void>((resolve) => {
+    process.once('SIGTERM', () => resolve());
+    process.once('SIGINT', () => resolve());
+  });
+  try {
+    const raylet = await startRaylet(readRayletConfig(), log);
+    process.stdout.write(`${JSON.stringify({ ready: true, address: raylet.address, nodeId: raylet.nodeId })}\n`);
+    await stopped;
+    await raylet.stop();
+    process.exit(0);
+  } catch (error) {
+    fail(error);
+  }
+}
