@@ -1,5 +1,7 @@
 /** One suite for every key manager: memory and encrypted file now, OpenBao when it comes. */
+import { spawn } from 'node:child_process';
 import { createPublicKey, verify } from 'node:crypto';
+import { once } from 'node:events';
 import { chmod, copyFile, mkdtemp, readFile, readdir, rm, stat, symlink, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -210,6 +212,35 @@ describe('the encrypted file', () => {
     await writeFile(join(dir, 'keys.enc'), copy);
     await expect(EncryptedFileKeyManager.open(dir)).rejects.toThrow('master key');
   });
+
+  test('killed at any moment, it keeps every key that it had answered with', async () => {
+    const dir = await freshDir();
+    const module = new URL('../../src/pki/encrypted-file-key-manager.ts', import.meta.url).href;
+    const script = `import { EncryptedFileKeyManager } from '${module}';
+      const keys = await EncryptedFileKeyManager.open(process.argv[1]);
+      for (let i = 0; ; i++) {
+        const id = 'k' + process.pid + '-' + i;
+        await keys.generateKey(id);
+        await keys.createTenantKey('t' + i);
+        if (i % 3 === 2) await keys.destroyTenantKey('t' + i);
+        process.stdout.write(id + '\\n');
+      }`;
+    const answered: string[] = [];
+    for (const lines of [3, 7, 12]) {
+      const child = spawn(process.execPath, ['--input-type=module', '-e', script, dir], { stdio: ['ignore', 'pipe', 'inherit'] });
+      let text = '';
+      child.stdout.setEncoding('utf8').on('data', (chunk: string) => {
+        text += chunk;
+        if (text.split('\n').length > lines) child.kill('SIGKILL');
+      });
+      await once(child, 'close');
+      answered.push(...text.split('\n').slice(0, -1));
+      const keys = await EncryptedFileKeyManager.open(dir);
+      for (const id of answered) expect(await keys.publicKey(id), id).toBeDefined();
+      expect((await readdir(dir)).filter((name) => name.startsWith('master-')).length).toBe(1);
+    }
+    expect(answered.length).toBeGreaterThanOrEqual(22);
+  }, 30_000);
 
   test('a crash between the new master key and the new key file loses nothing', async () => {
     const dir = await freshDir();

@@ -1,5 +1,10 @@
 /** Peers with bad certificates, all of them properly signed unless the signature is the point. Each must be refused, for its own reason. */
+import { execFileSync } from 'node:child_process';
 import { generateKeyPairSync, X509Certificate } from 'node:crypto';
+import { writeFileSync } from 'node:fs';
+import { mkdtemp, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { BulkheadError } from '../../src/base/errors.ts';
@@ -7,6 +12,7 @@ import { TAG, ascii, contextTag, derBitString, derBoolean, derOid, derSequence, 
 import { OID, parseCertificate } from '../../src/pki/core/certificate.ts';
 import { MAX_SVID_TTL_MS } from '../../src/pki/core/acceptable.ts';
 import { encodeDer } from '../../src/pki/forge-der.ts';
+import { toPem } from '../../src/pki/pem.ts';
 import { PeerVerifier, verifyChain } from '../../src/pki/peer-verifier.ts';
 import { Revocations } from '../../src/pki/revocations.ts';
 import { TrustBundle } from '../../src/pki/trust-bundle.ts';
@@ -281,6 +287,40 @@ describe('bytes', () => {
       expect(theirs.subjectAltName).toBe(`URI:${goodUri}`);
       expect(theirs.verify(intermediate.keys.publicKey)).toBe(true);
     }), { numRuns: 60 });
+  });
+});
+
+describe('the differential with openssl', () => {
+  test('whatever shape of leaf and intermediate we accept, openssl accepts too', async () => {
+    const dir = await mkdtemp(join(tmpdir(), 'bulkhead-x509-'));
+    let accepted = 0;
+    try {
+      const curve = fc.constantFrom('P-256', 'P-384');
+      const usages = fc.oneof({ weight: 4, arbitrary: fc.subarray([1, 2, 4]).map((bits) => [0, ...bits]) }, { weight: 1, arbitrary: fc.subarray([0, 1, 2, 5, 6]) });
+      fc.assert(fc.property(curve, curve, usages, fc.boolean(), fc.boolean(), fc.constantFrom(undefined, 0, 1), fc.constantFrom(-1, 1, 2, 3), fc.boolean(), (leafCurve, caCurve, bits, critical, swap, pathLength, hours, constraints) => {
+        const ca = entity(root, caExtensions(pathLength), { subject: name('other'), keys: generateKeyPairSync('ec', { namedCurve: caCurve }), notAfterMs: NOW_MS + 9 * HOUR_MS });
+        const purposes = [derOid(OID.serverAuth), derOid(OID.clientAuth)];
+        const { der } = build(ca, leafExtensions, {
+          keys: generateKeyPairSync('ec', { namedCurve: leafCurve }), notAfterMs: NOW_MS + hours * HOUR_MS,
+          extensions: {
+            keyUsage: bits.length === 0 ? undefined : extension(OID.keyUsage, critical, keyUsage(...bits)), extKeyUsage: extension(OID.extKeyUsage, critical, derSequence(...(swap ? purposes.toReversed() : purposes))),
+            alternativeNames: extension(OID.subjectAltName, critical, derSequence(uri(goodUri))), ...(constraints ? {} : { basicConstraints: undefined }),
+          },
+          extra: [extension('1.3.6.1.4.1.99999', false, derSequence())],
+        });
+        if (!refusal([der, ca.certificate.der]).startsWith('ACCEPTED')) return;
+        accepted++;
+        writeFileSync(join(dir, 'root.pem'), toPem('CERTIFICATE', root.certificate.der));
+        writeFileSync(join(dir, 'ca.pem'), toPem('CERTIFICATE', ca.certificate.der));
+        writeFileSync(join(dir, 'leaf.pem'), toPem('CERTIFICATE', der));
+        for (const purpose of ['sslserver', 'sslclient']) {
+          execFileSync('openssl', ['verify', '-attime', String(NOW_MS / 1000), '-purpose', purpose, '-CAfile', 'root.pem', '-untrusted', 'ca.pem', 'leaf.pem'], { cwd: dir, stdio: 'pipe' });
+        }
+      }), { numRuns: 100, seed: 7 });
+    } finally {
+      await rm(dir, { recursive: true });
+    }
+    expect(accepted).toBeGreaterThan(5);
   });
 });
 
