@@ -2,7 +2,7 @@
  * Conditions as predicates over resource attributes. Scalars against scalars of one type, no pattern, no path, no coercion: what a
  * condition costs does not depend on what a tenant wrote into an attribute, beyond comparing two strings.
  */
-import type { ResourceAttributes } from '../../base/decision.ts';
+import { ATTRIBUTES_PROTOTYPE, type ResourceAttributes } from '../../base/decision.ts';
 import { BulkheadError } from '../../base/errors.ts';
 import type { Condition } from './policy-schema.ts';
 import { TYPE_OF_ATTRIBUTE, type Scalar } from './vocabulary.ts';
@@ -42,11 +42,11 @@ export function predicateOf(conditions: readonly Condition[]): Predicate {
   return (a) => first(a) && second(a) && rest.every((p) => p(a));
 }
 
-const STRINGS = ['tenant', 'name', 'owner', 'label', 'code', 'function', 'isolation'] as const;
-
-/** Every attribute present with its type, on an object without prototype, numbers finite: what conditions rely on. */
-export function wellFormed(attributes: ResourceAttributes): boolean {
-  if (typeof attributes !== 'object' || attributes === null || Object.getPrototypeOf(attributes) !== null) return false;
-  for (let i = 0; i < STRINGS.length; i++) if (typeof attributes[STRINGS[i] as (typeof STRINGS)[number]] !== 'string') return false;
-  return Number.isFinite(attributes.cpus) && Number.isFinite(attributes.memory) && Number.isFinite(attributes.size) && typeof attributes.detached === 'boolean';
+/** Every attribute present with its type, on an object with nothing under it, numbers finite: what conditions rely on. Written out, since it runs for every decision. */
+export function wellFormed(a: ResourceAttributes): boolean {
+  const prototype: unknown = Object.getPrototypeOf(a);
+  return (prototype === ATTRIBUTES_PROTOTYPE || prototype === null)
+    && typeof a.tenant === 'string' && typeof a.name === 'string' && typeof a.owner === 'string' && typeof a.label === 'string' && typeof a.code === 'string'
+    && typeof a.function === 'string' && typeof a.isolation === 'string' && typeof a.detached === 'boolean'
+    && Number.isFinite(a.cpus) && Number.isFinite(a.memory) && Number.isFinite(a.size);
 }
