@@ -5,7 +5,14 @@
 import forge from 'node-forge';
 import type { DerTree } from './core/der.ts';
 
+const constants = new WeakMap<DerTree, string>();
+
 function encode(tree: DerTree): string {
+  if ('constant' in tree) {
+    let encoded = constants.get(tree);
+    if (encoded === undefined) constants.set(tree, (encoded = encode({ tag: tree.tag, content: tree.content })));
+    return encoded;
+  }
   if ('der' in tree) return Buffer.from(tree.der.buffer, tree.der.byteOffset, tree.der.length).toString('latin1');
   const content = tree.content instanceof Uint8Array ? encode({ der: tree.content }) : (tree.content as readonly DerTree[]).map(encode).join('');
   // The constructed bit stays inside the type, so that forge takes encoded children as they are.

@@ -192,8 +192,15 @@ export function hex(bytes: Uint8Array): string {
 
 // --- writing --------------------------------------------------------------------------------------------------------
 
-/** DER to be written: bytes of a primitive element, the children of a constructed one, or an element that is DER already. */
-export type DerTree = { readonly tag: number; readonly content: Uint8Array | readonly DerTree[] } | { readonly der: Uint8Array };
+/**
+ * DER to be written: bytes of a primitive element, the children of a constructed one, or an element that is DER already. `constant` trees
+ * are made once and never change, so that their encoding may be kept.
+ */
+export type DerTree = { readonly tag: number; readonly content: Uint8Array | readonly DerTree[]; readonly constant?: true } | { readonly der: Uint8Array };
+
+export function constantDer(tree: DerTree): DerTree {
+  return 'der' in tree ? tree : { ...tree, constant: true };
+}
 
 export function ascii(text: string): Uint8Array {
   return Uint8Array.from(text, (c) => c.charCodeAt(0));

@@ -2,7 +2,7 @@
  * What our certificates contain, as data: the DER tree of the part to be signed. Everything in it is decided here or given by
  * the authority; a requester contributes a public key and nothing else. Must never: copy a field from a CSR.
  */
-import { ascii, contextTag, derBitString, derBoolean, derOid, derSequence, derTime, derUnsigned, TAG, type DerTree } from './der.ts';
+import { ascii, constantDer, contextTag, derBitString, derBoolean, derOid, derSequence, derTime, derUnsigned, TAG, type DerTree } from './der.ts';
 import { OID } from './certificate.ts';
 import type { SpiffeId, TrustDomain } from '../../base/ids.ts';
 
@@ -18,14 +18,18 @@ export interface CertificateFields {
   readonly notAfterMs: number;
 }
 
-const ECDSA_SHA256 = derSequence(derOid(OID.ecdsaSha256));
+const ECDSA_SHA256 = constantDer(derSequence(derOid(OID.ecdsaSha256)));
+const VERSION_3 = constantDer({ tag: contextTag(0, true), content: [derUnsigned(Uint8Array.of(2))] });
+const SUBJECT_KEY_ID = constantDer(derOid(OID.subjectKeyId));
+const AUTHORITY_KEY_ID = constantDer(derOid(OID.authorityKeyId));
+const ALTERNATIVE_NAME = constantDer(derOid(OID.subjectAltName));
 
 function distinguishedName(attributes: readonly (readonly [oid: string, value: string])[]): DerTree {
   return derSequence(...attributes.map(([oid, value]): DerTree => ({ tag: TAG.set, content: [derSequence(derOid(oid), { tag: TAG.utf8String, content: ascii(value) })] })));
 }
 
-function extension(oid: string, critical: boolean, value: DerTree): DerTree {
-  return derSequence(derOid(oid), ...(critical ? [derBoolean(true)] : []), { tag: TAG.octetString, content: [value] });
+function extension(oid: DerTree, critical: boolean, value: DerTree): DerTree {
+  return derSequence(oid, ...(critical ? [derBoolean(true)] : []), { tag: TAG.octetString, content: [value] });
 }
 
 /** Serial as it will stand in the certificate: the top bit cleared (positive), the next one set (never zero, always 16 bytes). */
@@ -37,7 +41,7 @@ export function serialBytes(random: Uint8Array): Uint8Array {
 
 function body(fields: CertificateFields, subject: DerTree, extensions: DerTree[]): DerTree {
   return derSequence(
-    { tag: contextTag(0, true), content: [derUnsigned(Uint8Array.of(2))] },
+    VERSION_3,
     derUnsigned(serialBytes(fields.serial)),
     ECDSA_SHA256,
     fields.issuerDer === undefined ? subject : { der: fields.issuerDer },
@@ -46,30 +50,32 @@ function body(fields: CertificateFields, subject: DerTree, extensions: DerTree[]
     { der: fields.spkiDer },
     { tag: contextTag(3, true), content: [derSequence(
       ...extensions,
-      extension(OID.subjectKeyId, false, { tag: TAG.octetString, content: fields.subjectKeyId }),
-      extension(OID.authorityKeyId, false, derSequence({ tag: contextTag(0, false), content: fields.issuerKeyId })),
+      extension(SUBJECT_KEY_ID, false, { tag: TAG.octetString, content: fields.subjectKeyId }),
+      extension(AUTHORITY_KEY_ID, false, derSequence({ tag: contextTag(0, false), content: fields.issuerKeyId })),
     )] },
   );
 }
 
 const uriName = (uri: string): DerTree => derSequence({ tag: contextTag(6, false), content: ascii(uri) });
 
+const SVID_SUBJECT = constantDer(distinguishedName([[OID.organizationName, 'Bulkhead']]));
+const SVID_EXTENSIONS = [
+  extension(derOid(OID.basicConstraints), true, derSequence()),
+  extension(derOid(OID.keyUsage), true, derBitString(Uint8Array.of(0x80), 7)),
+  extension(derOid(OID.extKeyUsage), false, derSequence(derOid(OID.serverAuth), derOid(OID.clientAuth))),
+].map(constantDer);
+
 /** The body of an X.509-SVID: one URI SAN, digitalSignature, server and client authentication, no CA, no name that could be read as a host. */
 export function svidBody(fields: CertificateFields, id: SpiffeId): DerTree {
-  return body(fields, distinguishedName([[OID.organizationName, 'Bulkhead']]), [
-    extension(OID.basicConstraints, true, derSequence()),
-    extension(OID.keyUsage, true, derBitString(Uint8Array.of(0x80), 7)),
-    extension(OID.extKeyUsage, false, derSequence(derOid(OID.serverAuth), derOid(OID.clientAuth))),
-    extension(OID.subjectAltName, false, uriName(id)),
-  ]);
+  return body(fields, SVID_SUBJECT, [...SVID_EXTENSIONS, extension(ALTERNATIVE_NAME, false, uriName(id))]);
 }
 
 /** The body of a root (path length 1: it signs intermediates) or an intermediate (path length 0: it signs leaves). `name` tells generations apart. */
 export function authorityBody(fields: CertificateFields, trustDomain: TrustDomain, name: string, pathLength: 0 | 1): DerTree {
   return body(fields, distinguishedName([[OID.organizationName, 'Bulkhead'], [OID.commonName, name]]), [
-    extension(OID.basicConstraints, true, derSequence(derBoolean(true), derUnsigned(Uint8Array.of(pathLength)))),
-    extension(OID.keyUsage, true, derBitString(Uint8Array.of(0x06), 1)),
-    extension(OID.subjectAltName, false, uriName(`spiffe://${trustDomain}`)),
+    extension(derOid(OID.basicConstraints), true, derSequence(derBoolean(true), derUnsigned(Uint8Array.of(pathLength)))),
+    extension(derOid(OID.keyUsage), true, derBitString(Uint8Array.of(0x06), 1)),
+    extension(ALTERNATIVE_NAME, false, uriName(`spiffe://${trustDomain}`)),
   ]);
 }
 
