@@ -227,7 +227,8 @@ class LogWriter {
     for (let at = 0; at < treeSize; at += TILE_WIDTH) {
       if (at >= first && at < end) continue;
       const width = Math.min(TILE_WIDTH, treeSize - at);
-      await fs.rm(join(this.#dir, tilePath('entries', at / TILE_WIDTH, width)));
+      const entries = join(this.#dir, tilePath('entries', at / TILE_WIDTH, width));
+      await fs.rm(width === TILE_WIDTH ? entries : dirname(entries), { recursive: true });
       if (width === TILE_WIDTH) await fs.rm(join(this.#dir, tilePath(0, at / TILE_WIDTH, width)));
     }
   }

@@ -2,7 +2,7 @@
  * All audit logs of one node: one directory per tenant under one lock. Signs checkpoints of the logs that grew, at most once a second.
  * Must never: let two processes write one log; open a log by a name that is not a tenant name.
  */
-import { mkdirSync, openSync, closeSync, readFileSync, readdirSync, unlinkSync, writeSync } from 'node:fs';
+import { linkSync, mkdirSync, readdirSync, readFileSync, renameSync, unlinkSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import type { AppendDurably, AuditLogs } from '../base/audit-record.ts';
 import { BulkheadError } from '../base/errors.ts';
@@ -143,21 +143,35 @@ function startOf(pid: string): string | undefined {
   }
 }
 
+/** The lock appears with its content at once (a link), and a dead owner's is moved aside before it is judged, so that two starters cannot both win. */
 function lock(dir: string): () => void {
   const path = join(dir, LOCK_FILE);
   const mine = `${process.pid} ${startOf(String(process.pid)) ?? ''}`;
-  for (let attempt = 0; attempt < 3; attempt++) {
-    try {
-      const fd = openSync(path, 'wx', 0o600);
-      writeSync(fd, mine);
-      closeSync(fd);
-      return () => unlinkSync(path);
-    } catch (error) {
-      if ((error as NodeJS.ErrnoException).code !== 'EEXIST') throw error;
-      const [pid, start] = readFileSync(path, 'utf8').split(' ');
-      if (pid !== undefined && /^\d+$/.test(pid) && startOf(pid) === start) throw new BulkheadError('UNAVAILABLE', `the audit directory is in use by process ${pid}: stop it first`);
-      unlinkSync(path);
+  const aside = join(dir, `.${LOCK_FILE}.${process.pid}`);
+  const inUse = (pid: string): never => {
+    throw new BulkheadError('UNAVAILABLE', `the audit directory is in use by process ${pid}: stop it first`);
+  };
+  writeFileSync(aside, mine, { mode: 0o600 });
+  try {
+    for (let attempt = 0; attempt < 3; attempt++) {
+      try {
+        linkSync(aside, path);
+        return () => unlinkSync(path);
+      } catch (error) {
+        if ((error as NodeJS.ErrnoException).code !== 'EEXIST') throw error;
+      }
+      const seen = readFileSync(path, 'utf8');
+      const [pid, start] = seen.split(' ');
+      if (pid !== undefined && /^\d{1,10}$/.test(pid) && startOf(pid) === start) inUse(pid);
+      const stale = `${aside}.stale`;
+      renameSync(path, stale);
+      const moved = readFileSync(stale, 'utf8');
+      if (moved !== seen) linkSync(stale, path);
+      unlinkSync(stale);
+      if (moved !== seen) inUse(moved.split(' ')[0] ?? '');
     }
+  } finally {
+    unlinkSync(aside);
   }
   throw new BulkheadError('UNAVAILABLE', 'the audit directory could not be locked: another process starts at the same time; try again');
 }

@@ -236,8 +236,11 @@ export class TenantLog implements AuditLog {
         this.#cutTorn(fileSize, signedSize);
         break;
       }
+      const before = this.#frontier.size;
       this.#takeRecovered(window, at, length, decoder);
       this.#offset += length;
+      // Checkpoints are cut between batches, so a batch across one is not the log's own.
+      if (before < signedSize && this.#frontier.size > signedSize) this.#refuse(`no batch ends at the ${signedSize} records that its signed checkpoint covers`);
       if (this.#frontier.size === signedSize && !equalBytes(this.#frontier.root(), signedRoot)) this.#refuse(`its first ${signedSize} records do not hash to the root of its signed checkpoint`);
     }
     if (this.#frontier.size < signedSize) this.#refuse(`it holds ${this.#frontier.size} records, but a signed checkpoint covers ${signedSize}`);

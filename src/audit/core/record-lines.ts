@@ -93,7 +93,7 @@ function ocsfLine(r: AuditRecord, place: LeafPlace): string {
     ? [3002, 'Authentication', 3, 'Identity & Access Management', AUTHENTICATION.get(name)] as const
     : r.type === 'decision' ? [6003, 'API Activity', 6, 'Application Activity', API_ACTIVITY.get(lastWord(name))] as const
       : [6002, 'Application Lifecycle', 6, 'Application Activity', LIFECYCLE.get(lastWord(name))] as const;
-  const [activityId, activityName] = known ?? [OTHER, name] as const;
+  const [activityId, activityName] = known ?? [OTHER, name === '' ? 'Other' : name] as const;
   const failed = r.type === 'decision' && !r.allow;
   const proof = { origin: place.origin, leaf_index: place.seq, leaf_hash: place.leafHash, tree_size: place.treeSize, root_hash: place.rootHash };
   const event = {
