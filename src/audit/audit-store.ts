@@ -2,13 +2,13 @@
  * All audit logs of one node: one directory per tenant under one lock. Signs checkpoints of the logs that grew, at most once a second.
  * Must never: let two processes write one log; open a log by a name that is not a tenant name.
  */
-import { linkSync, mkdirSync, readdirSync, readFileSync, renameSync, unlinkSync, writeFileSync } from 'node:fs';
+import { chmodSync, linkSync, mkdirSync, readdirSync, readFileSync, renameSync, unlinkSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import type { AppendDurably, AuditLogs } from '../base/audit-record.ts';
 import { BulkheadError } from '../base/errors.ts';
 import { parseTenantName } from '../base/ids.ts';
 import type { Clock } from '../base/time.ts';
-import type { CheckpointSigner } from './checkpoint-signer.ts';
+import { syncDirectory, type CheckpointSigner } from './checkpoint-signer.ts';
 import { checkKeyName } from './core/note.ts';
 import { NODE_DISK, TenantLog, type AuditDisk } from './tenant-log.ts';
 
@@ -54,6 +54,8 @@ export class AuditStore implements AuditLogs, AsyncDisposable {
   static async open(options: AuditStoreOptions): Promise<AuditStore> {
     checkKeyName(originOf(options.origin, 'x'.repeat(63)));
     mkdirSync(options.dir, { recursive: true, mode: 0o700 });
+    chmodSync(options.dir, 0o700);
+    syncDirectory(join(options.dir, '..'));
     const store = new AuditStore(options, lock(options.dir));
     try {
       store.forTenant('');

@@ -25,7 +25,7 @@ import { leafBound, RecordDecoder, RecordEncoder, RESTART_INTERVAL } from './cor
 import { Tally, type TallyState } from './core/tally.ts';
 import { saltedChecksum, sha256 } from './node-hash.ts';
 
-/** The two calls on the path of every record, so that tests can let a disk fail. */
+/** The two calls on the path of every record, so that tests can let a disk fail. `done` is called in a later turn of the event loop, as Node's own are. */
 export interface AuditDisk {
   write(fd: number, bytes: Uint8Array, offset: number, length: number, position: number, done: (error: Error | null, written: number) => void): void;
   fdatasync(fd: number, done: (error: Error | null) => void): void;
@@ -110,7 +110,12 @@ export class TenantLog implements AuditLog {
   #kicked = false;
   #tally: Tally;
   #failure: BulkheadError | undefined;
+  /** No more appends. */
   #closing = false;
+  /** No more anything: the files are shut. */
+  #closed = false;
+  #activeReads = 0;
+  #readsDone: (() => void) | undefined;
   #waiters: Waiter[] = [];
   /** 0x00 ‖ leaf, for leaves too long to be hashed in place. */
   #leaf = new Uint8Array(0);
@@ -264,20 +269,32 @@ export class TenantLog implements AuditLog {
     const bundle = seq / TILE_WIDTH;
     const from = bundle < this.#indexFlushed ? this.#indexOffsetSync(bundle) : this.#bundleOffset;
     if (!(from >= FILE_HEADER_BYTES && from < this.#offset)) this.#refuse('its index does not fit its entries');
-    const bytes = this.#readSync(from, this.#offset - from);
-    let at = 0;
-    while (seq < size) {
-      const length = at + ENTRY_PREFIX_BYTES <= bytes.length ? (bytes[at] as number) | ((bytes[at + 1] as number) << 8) : -1;
-      if (length === 0) at += BATCH_HEADER_BYTES;
-      else {
-        const start = at + ENTRY_PREFIX_BYTES;
-        at = start + length;
-        if (length < 0 || at > bytes.length) this.#refuse('its entries end before its signed checkpoint');
-        this.#guard(`record ${seq} is damaged`, () => decoder.decode(bytes, start, at, seq));
-        seq++;
+    let at = from;
+    let window = new Uint8Array(0);
+    let windowAt = from;
+    /** Octets [at, at + n) of the file, which must lie before the frontier. */
+    const take = (n: number): Uint8Array => {
+      if (at + n > this.#offset) this.#refuse('its entries do not end where its state says');
+      if (at + n > windowAt + window.length) {
+        window = this.#readSync(at, Math.min(this.#offset - at, Math.max(READ_BYTES, n)));
+        windowAt = at;
       }
+      const bytes = window.subarray(at - windowAt, at - windowAt + n);
+      at += n;
+      return bytes;
+    };
+    while (seq < size) {
+      const prefix = take(ENTRY_PREFIX_BYTES);
+      const length = (prefix[0] as number) | ((prefix[1] as number) << 8);
+      if (length === 0) {
+        take(BATCH_HEADER_BYTES - ENTRY_PREFIX_BYTES);
+        continue;
+      }
+      const leaf = take(length);
+      this.#guard(`record ${seq} is damaged`, () => decoder.decode(leaf, 0, length, seq));
+      seq++;
     }
-    if (at !== bytes.length) this.#refuse('its entries do not end where its state says');
+    if (at !== this.#offset) this.#refuse('its entries do not end where its state says');
   }
 
   #indexOffsetSync(bundle: number): number {
@@ -462,7 +479,7 @@ export class TenantLog implements AuditLog {
   /** Resolves when record `seq` is on disk; rejects when the log fails or closes first. */
   whenDurable(seq: number): Promise<void> {
     if (seq < this.#durable) return Promise.resolve();
-    if (this.#failure !== undefined || this.#closing) return Promise.reject(this.#failure ?? new BulkheadError('UNAVAILABLE', 'the audit log is closed'));
+    if (this.#failure !== undefined || this.#closed) return Promise.reject(this.#failure ?? new BulkheadError('UNAVAILABLE', 'the audit log is closed'));
     if (this.#waiters.length >= MAX_WAITERS) return Promise.reject(new BulkheadError('RESOURCE_EXHAUSTED', 'too many callers wait for the audit log; try again'));
     return new Promise((resolve, reject) => this.#waiters.push({ seq, resolve, reject }));
   }
@@ -502,6 +519,7 @@ export class TenantLog implements AuditLog {
 
   async #sign(cosign: boolean): Promise<string> {
     const { signer, cosigner, clock } = this.#options;
+    if (this.#closed) throw new BulkheadError('UNAVAILABLE', 'the audit log is closed');
     const cosignedEnough = this.#cosigned || !cosign || cosigner === undefined;
     if (!this.grew && cosignedEnough) return this.#checkpoint;
     const cut = await this.#cut();
@@ -550,16 +568,19 @@ export class TenantLog implements AuditLog {
     await fs.promises.rename(temporary, join(this.#options.dir, 'state'));
   }
 
-  /** Commits what was appended, signs, closes. */
+  /** Refuses further appends, commits and signs what was appended, waits for readers in the middle of a read, closes. */
   async close(): Promise<void> {
     if (this.#closing) return;
+    this.#closing = true;
     try {
       if (this.#failure === undefined && this.#next > this.#durable) await this.whenDurable(this.#next - 1);
       if (this.#failure === undefined) await this.checkpoint(true);
     } finally {
-      this.#closing = true;
       await this.#checkpointing;
+      this.#closed = true;
       for (const w of this.#waiters.splice(0)) w.reject(new BulkheadError('UNAVAILABLE', 'the audit log is closed'));
+      // A descriptor closed under a read could be another file by the time the read runs.
+      if (this.#activeReads > 0) await new Promise<void>((resolve) => (this.#readsDone = resolve));
       fs.closeSync(this.#entriesFd);
       fs.closeSync(this.#indexFd);
     }
@@ -596,10 +617,22 @@ export class TenantLog implements AuditLog {
       return this.#bundleOffset;
     }
     const bytes = Buffer.alloc(8);
-    await new Promise<void>((resolve, reject) => {
-      fs.read(this.#indexFd, bytes, 0, 8, bundle * INDEX_ENTRY_BYTES + HASH_BYTES, (error, n) => (error === null && n === 8 ? resolve() : reject(error ?? this.#unreadable(bundle * TILE_WIDTH))));
-    });
+    if ((await this.#read(this.#indexFd, bytes, 0, bundle * INDEX_ENTRY_BYTES + HASH_BYTES)) !== 8) throw this.#unreadable(bundle * TILE_WIDTH);
     return Number(bytes.readBigUInt64LE());
+  }
+
+  /** Fills `bytes` from `from` as far as the file goes; returns how many octets came. */
+  #read(fd: number, bytes: Buffer, from: number, position: number): Promise<number> {
+    if (this.#closed) return Promise.reject(new BulkheadError('UNAVAILABLE', 'the audit log is closed'));
+    this.#activeReads++;
+    return new Promise((resolve, reject) => {
+      fs.read(fd, bytes, from, bytes.length - from, position, (error, got) => {
+        this.#activeReads--;
+        if (this.#activeReads === 0) this.#readsDone?.();
+        if (error === null) resolve(got);
+        else reject(error);
+      });
+    });
   }
 
   #unreadable(seq: number): BulkheadError {
@@ -624,9 +657,7 @@ export class TenantLog implements AuditLog {
       const rest = window.length - at;
       const bytes = Buffer.allocUnsafe(Math.max(READ_BYTES, n));
       window.copy(bytes, 0, at);
-      const got = await new Promise<number>((resolve, reject) => {
-        fs.read(this.#entriesFd, bytes, rest, bytes.length - rest, position, (error, got) => (error === null ? resolve(got) : reject(error)));
-      });
+      const got = await this.#read(this.#entriesFd, bytes, rest, position);
       position += got;
       window = bytes.subarray(0, rest + got);
       at = 0;

@@ -167,7 +167,7 @@ describe('a failing disk', () => {
     try {
       execFileSync('mount', ['-t', 'tmpfs', '-o', 'size=256k', 'tmpfs', mount], { stdio: 'pipe' });
     } catch {
-      context.annotate('no right to mount a tmpfs here: the failing disk above stands for it');
+      await context.annotate('no right to mount a tmpfs here: the failing disk above stands for it');
       return;
     }
     try {
@@ -251,6 +251,29 @@ describe('reopening', () => {
     const reopened = await openStore({ dir, signer: next, formerKeys: [signer.publicKeyLine] });
     await fill(reopened, 'acme', 1, 3);
     expect(openCheckpoint(await reopened.checkpoint('acme'), [next.publicKeyLine]).treeSize).toBe(4);
+  });
+
+  it('close refuses what comes while it commits, and lets readers end', async () => {
+    const disk = new HeldDisk();
+    const store = await openStore({ disk });
+    const log = store.forTenant('acme');
+    await fill(store, 'acme', 3000);
+    const reader = tail(store, 'acme', { from: 0 });
+    await reader.next();
+    disk.hold = true;
+    log.append(decision(3000));
+    await turn();
+    const closing = store.close();
+    expect(codeOf(() => log.append(decision(3001)))).toBe('UNAVAILABLE');
+    await turn();
+    disk.hold = false;
+    disk.release();
+    await closing;
+    expect(log.durable).toBe(3001);
+    await expect(all(log.bundles(0, 3000) as never)).rejects.toMatchObject({ code: 'UNAVAILABLE' });
+    await expect(log.checkpoint()).rejects.toMatchObject({ code: 'UNAVAILABLE' });
+    const again = await openStore({ dir: store.options.dir });
+    expect(await all(tail(again, 'acme', { from: 2999 }))).toHaveLength(2);
   });
 
   it('append and waiting after close are refused', async () => {
