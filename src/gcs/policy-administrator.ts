@@ -58,7 +58,7 @@ export class PolicyAdministrator {
       const files = policies.currentWith(file);
       const digest = createHash('sha256').update(file.content, 'utf8').digest('hex');
       policies.step({ type: 'apply', ...file, digest, by, change }, nowMs, out);
-      if (check) this.#compiler.checkFile(file, files, identities.all());
+      if (check) this.#compiler.checkFile(file, files);
       const version = policies.version + 1;
       const compiled = this.#compiler.compile({ version, files, identities: identities.all() });
       return { compiled, result: { version, tenant: file.tenant, fileName: file.fileName, digest, appliedMs: nowMs, appliedBy: by, change } };

@@ -60,7 +60,7 @@ export interface PolicyCompiler {
    * Checks one file alone: it parses, is of this tenant ('' for the platform), and its own tests pass with all files in force.
    * Throws INVALID_ARGUMENT with file, line and column.
    */
-  checkFile(file: CurrentFile, all: readonly CurrentFile[], identities: readonly IdentityRow[]): void;
+  checkFile(file: CurrentFile, all: readonly CurrentFile[]): void;
 }
 
 /** The head's own audit logs: the cluster's (tenant '') and its part of each tenant's. */
