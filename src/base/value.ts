@@ -407,20 +407,13 @@ class Encoder {
 
   array(array: readonly unknown[], depth: number): void {
     const { length } = array;
-    const start = this.at;
+    // Looked for before anything is written: what is written cannot be taken back without forgetting what was shared.
+    for (let i = 0; i < length; i++) if (array[i] === undefined && !hasOwn(array, i)) return this.sparse(array, depth);
     this.head(0x80, length);
-    for (let i = 0; i < length; i++) {
-      const value = array[i];
-      if (value === undefined && !hasOwn(array, i)) {
-        this.at = start;
-        return this.sparse(array, depth);
-      }
-      this.value(value, depth + 1);
-    }
+    for (let i = 0; i < length; i++) this.value(array[i], depth + 1);
   }
 
   sparse(array: readonly unknown[], depth: number): void {
-    // What was met inside was written for nothing: the second pass settles what is shared.
     const indexes = keysOf(array).filter((key) => String(Number(key) >>> 0) === key && Number(key) < 0xffff_ffff);
     this.head(0xc0, TAG.SPARSE);
     this.head(0x80, 2);
