@@ -199,8 +199,3 @@ export function actorDied(core: Core, actor: Actor, failure: Failure): void {
     if (actor.remoteId !== undefined && !actor.upstream.closed) killRemote(core, actor.upstream, actor.remoteId);
   }
 }
-
-/** What a handle needs to know of the class, for `cluster.actor(name)`. */
-export function classInfo(actor: Actor): string {
-  return JSON.stringify({ class: actor.template.exportName, digest: actor.template.digestHex, name: actor.name, namespace: actor.template.options.namespace });
-}

@@ -241,7 +241,7 @@ export function onCreateActor(core: Core, channel: Channel, r: FrameReader): voi
   session.actors.set(call.seq, actor);
   channel.job.actors.add(actor);
   if (actor.name === '') core.waitingActors.add(actor);
-  else core.out.push({ type: 'register-name', actor, id: core.idOf(session, call.seq), classInfo: JSON.stringify({ class: template.exportName, digest: template.digestHex, name: actor.name, namespace: template.options.namespace }) });
+  else core.out.push({ type: 'register-name', actor, id: core.idOf(session, call.seq), classInfo: JSON.stringify({ digest: template.digestHex, export: template.exportName }) });
 }
 
 /** The head has answered whether the name was free. */

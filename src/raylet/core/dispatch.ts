@@ -31,11 +31,13 @@ export function openSlot(core: Core, worker: Worker, job: Job, memoryBytes: numb
 function templateOn(core: Core, slot: Slot, template: Template): number {
   const known = slot.templates.get(template);
   if (known !== undefined) return known;
-  let code = slot.codes.get(template.digestHex);
+  // A method is of the class that its slot's actor was made from.
+  const digestHex = slot.actor === undefined ? template.digestHex : slot.actor.template.digestHex;
+  let code = slot.codes.get(digestHex);
   if (code === undefined) {
     code = slot.codes.size + 1;
-    slot.codes.set(template.digestHex, code);
-    core.out.push({ type: 'load-code', slot, codeNumber: code, digestHex: template.digestHex });
+    slot.codes.set(digestHex, code);
+    core.out.push({ type: 'load-code', slot, codeNumber: code, digestHex });
   }
   const number = slot.templates.size + 1;
   slot.templates.set(template, number);
