@@ -414,6 +414,7 @@ export class WorkerProcess {
     if (oomKills > 0) return { reason: 'OUT_OF_MEMORY', detail: `the worker exceeded its memory of ${this.#limits.memoryBytes} bytes` };
     if (this.#killed !== undefined) return this.#killed;
     const code = this.#exitCode;
+    if (code === 73) return { reason: 'OUT_OF_MEMORY', detail: 'an isolate of the worker took all its memory' };
     if (code === 70 || code === 71 || code === 72) return { reason: 'CRASHED', detail: 'the worker host gave up' };
     if (code === 128 + 31) return { reason: 'CRASHED', detail: 'the worker made a system call that the filter forbids' };
     if (code !== undefined && code > 128) return { reason: 'CRASHED', detail: `the worker died of signal ${code - 128}` };

@@ -221,6 +221,40 @@ describe('checkpoint and manifest', () => {
     expect((await verifyExport(twice)).ok).toBe(false);
   });
 
+  it('a history that does not extend an earlier checkpoint, though the key signed both', async () => {
+    const dir = join(newDirectory(), 'audit');
+    const notes: string[] = [];
+    const exports: string[] = [];
+    const run = async (at: string, allow: boolean, sizes: number[]): Promise<void> => {
+      await using store = await AuditStore.open({ dir: at, origin: ORIGIN, signer, clock });
+      const log = store.forTenant('acme');
+      for (const size of sizes) {
+        for (let i = log.durable; i < size; i++) log.append(decision(i, { allow }));
+        if (size > 0) await log.whenDurable(size - 1);
+        notes.push(await store.checkpoint('acme'));
+        exports.push(join(newDirectory(), 'export'));
+        await exportTenant({ store, tenant: 'acme', format: 'jsonl', out: exports.at(-1) as string });
+      }
+      exports.push(join(newDirectory(), 'export'));
+      await exportTenant({ store, tenant: 'acme', format: 'jsonl', out: exports.at(-1) as string, fromMs: START_MS + 5000 });
+    };
+    await run(dir, true, [0, 1, 300, 512, 6000]);
+    await run(join(newDirectory(), 'other'), false, [300]);
+    const check = (which: number, earlier: string[]) => verifyExport(exports[which] as string, { trustedKeys: [signer.publicKeyLine], earlierCheckpoints: earlier });
+    const honest = notes.slice(0, 5);
+    expect(await check(4, honest)).toMatchObject({ ok: true });
+    // The checkpoint of another node says nothing of this log.
+    expect(await check(4, [fs.readFileSync(join(base, 'true-globex-jsonl', 'cluster.example_node_n1_tenant_globex', 'checkpoint'), 'utf8')])).toMatchObject({ ok: true });
+    const what = async (which: number, earlier: string[]): Promise<string> => (await check(which, earlier)).logs[0]?.problems.map((p) => p.what).join() ?? '';
+    expect(await what(4, [notes[5] as string])).toContain('the past was rewritten: the first 300 records');
+    expect(await what(2, honest)).toContain('the log was cut: it had 6000 records');
+    expect(await what(4, [notes[2] as string, notes[5] as string])).toContain('contradict each other');
+    expect(await what(4, [(notes[2] as string).replace('\n300\n', '\n301\n')])).toContain('not usable');
+    // A range has no leaves of the early bundles, only their roots.
+    expect(await check(5, [notes[3] as string, notes[4] as string])).toMatchObject({ ok: true });
+    expect(await what(5, [notes[2] as string])).toContain('export it without a time range');
+  });
+
   it('links and pipes in place of files do not lead out or hang', async () => {
     const outside = join(newDirectory(), 'secret');
     fs.writeFileSync(outside, 'secret');

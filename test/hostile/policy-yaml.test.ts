@@ -215,6 +215,29 @@ describe('across files', () => {
     expect(as('acme', HEAD)).toBe('');
   });
 
+  test('tests see the platform and their own tenant: none tells or depends on what another tenant wrote', () => {
+    const globex = (body: string): string => `version: 1\ntenant: globex\nroles: { g: { permit: [ { action: object.get, resource: object } ] } }\n${body}`;
+    const asks = `${HEAD}grants:\n  - { to: tenant/globex, action: object.get, resource: object, until: 2027-01-01 }\ntests:\n  - { as: tenant/globex/user/bob, do: object.get, expect: permit }\n`;
+    const alone = check(platform, asks);
+    expect(alone).toMatch(/^f1\.yaml:6:5: test failed: .* the principal has no role$/);
+    for (const body of ['', 'bindings: [ { role: g, to: user/bob } ]\n']) expect(check(platform, asks, globex(body))).toBe(alone);
+    // Issued identities are not seen either.
+    const issued = [{ tenant: 'globex', kind: 'user' as const, name: 'bob', role: 'g' }, { tenant: 'acme', kind: 'user' as const, name: 'ana', role: 'dev' }];
+    const files = [platform, `${HEAD}tests: [ { as: user/ana, do: task.submit, expect: deny } ]\n`, globex('')].map((content, i) => ({ name: `f${i}.yaml`, content }));
+    expect(checkPolicies({ files, identityRoles: issued, version: 1, nowMs: 0 }).ok).toBe(true);
+    // Nor does a tenant's file make the platform's own tests fail.
+    const tested = `${platform}tests: [ { as: tenant/acme/user/ana, do: task.submit, expect: deny } ]\n`;
+    expect(check(tested, `${HEAD}bindings: [ { role: dev, to: user/ana } ]\n`)).toBe('');
+  });
+
+  test('only the tests of one tenant run where only its file changes', () => {
+    const failing = `version: 1\ntenant: globex\ntests: [ { as: user/bob, do: task.submit, expect: permit } ]\n`;
+    const files = [{ name: 'a.yaml', content: HEAD }, { name: 'g.yaml', content: failing }];
+    expect(checkPolicies({ files, identityRoles: [], version: 1, nowMs: 0 }).ok).toBe(false);
+    expect(checkPolicies({ files, identityRoles: [], version: 1, nowMs: 0, testsOf: 'acme' })).toMatchObject({ ok: true, tests: [] });
+    expect(checkPolicies({ files, identityRoles: [], version: 1, nowMs: 0, testsOf: 'globex' }).tests).toHaveLength(1);
+  });
+
   test('a failed test of a file says what was expected, what came, and why', () => {
     const text = check(`${HEAD}roles:\n  a: { permit: [ { action: task.submit, resource: task, when: { cpus: { lte: 4 } } } ] }\nbindings: [ { role: a, to: user/ana } ]\ntests:\n  - { as: user/ana, do: task.submit, on: { cpus: 8 }, expect: permit }\n`);
     expect(text).toBe('f0.yaml:7:5: test failed: user/ana task.submit: permit: expected permit, but it is denied (default-deny): acme/a/permit/0 does not match: cpus is 8, not lte 4');

@@ -4,7 +4,7 @@
  * It must never: touch a guest object (only bytes, strings and numbers cross), run guest code on its own thread, or take its first
  * slot before the run-time filter holds all of its threads.
  */
-import { closeSync, fstatSync, openSync, read, readFileSync, readSync, writeFileSync } from 'node:fs';
+import { closeSync, fstatSync, openSync, read, readFileSync, readSync, writeFileSync, writeSync } from 'node:fs';
 import { Socket } from 'node:net';
 import type IsolatedVm from 'isolated-vm';
 import { FrameReader, FrameWriter, HOST_OP } from '../../base/frame.ts';
@@ -24,7 +24,8 @@ const MAX_DELIVER_BYTES = 4 * 2 ** 20;
 const SYNC_READ_BYTES = 2 ** 20;
 const FILE_NAME = /^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$/;
 const STATS_EVERY_MS = 1_000;
-const EXIT = { PROTOCOL: 70, CATASTROPHE: 71, NO_FILTER: 72 } as const;
+/** Read by the raylet (worker-process.ts). */
+const EXIT = { DONE: 0, PROTOCOL: 70, CATASTROPHE: 71, NO_FILTER: 72, OUT_OF_MEMORY: 73 } as const;
 
 type Ivm = typeof IsolatedVm;
 
@@ -34,9 +35,20 @@ function loadAddon(path: string): unknown {
   return holder.exports;
 }
 
+/**
+ * libc's `_exit`: `process.exit` would run destructors that join the threads of isolates, and a thread that V8 has parked for ever
+ * after running out of memory would keep the process.
+ */
+let leave: (code: number) => void = (code) => process.exit(code);
+
 function die(code: number, message: string): never {
-  process.stderr.write(`worker host: ${message}\n`);
-  process.exit(code);
+  try {
+    writeSync(2, `worker host: ${message}\n`);
+  } catch {
+    // Nobody listens.
+  }
+  leave(code);
+  throw new Error(message);
 }
 
 // --- the run-time filter --------------------------------------------------------------------------------------------
@@ -53,6 +65,8 @@ function installFilter(file: string): void {
   koffi.struct('sock_fprog', { len: 'uint16', filter: 'const void *' });
   const libc = koffi.load(null);
   const prctl = libc.func('int prctl(int, unsigned long, unsigned long, unsigned long, unsigned long)');
+  const exit = libc.func('void _exit(int)');
+  leave = (code) => void exit(code);
   const syscall = libc.func('long syscall(long, unsigned long, unsigned long, const sock_fprog *)');
   const PR_SET_NO_NEW_PRIVS = 38;
   const SECCOMP = process.arch === 'x64' ? 317 : 277;
@@ -104,7 +118,7 @@ class Slot {
     this.#memoryMiB = memoryMiB;
     this.#isolate = new host.ivm.Isolate({
       memoryLimit: Math.max(8, memoryMiB),
-      onCatastrophicError: () => die(EXIT.CATASTROPHE, 'V8 has lost control over an isolate'),
+      onCatastrophicError: (message) => this.#catastrophe(message),
     });
     this.#boot(sessionPrefix).then(
       () => {
@@ -115,6 +129,14 @@ class Slot {
     );
   }
 
+  /** V8 has given up on the isolate in a way that ends the process: say which slot it was, as far as the socket takes it at once. */
+  #catastrophe(message: string): never {
+    const outOfMemory = /memory/i.test(message);
+    this.#host.slotFailed(this.number, outOfMemory ? 'OUT_OF_MEMORY' : 'INTERNAL', outOfMemory ? `the isolate exceeded its memory of ${this.#memoryMiB} MiB` : 'the isolate failed');
+    this.#host.flush();
+    return die(outOfMemory ? EXIT.OUT_OF_MEMORY : EXIT.CATASTROPHE, 'V8 has lost control over an isolate');
+  }
+
   async #boot(sessionPrefix: string): Promise<void> {
     const context = await this.#isolate.createContext();
     this.#context = context;
@@ -123,10 +145,12 @@ class Slot {
     const produced = (script as { cachedData?: IsolatedVm.ExternalCopy<ArrayBuffer> }).cachedData;
     if (cachedData === undefined && produced !== undefined) this.#host.preludeCache = produced;
     const install = (await script.run(context, { reference: true, release: true })) as IsolatedVm.Reference<unknown>;
-    const bridge = (await context.eval(BRIDGE_SOURCE, { reference: true, filename: 'bulkhead:bridge' })) as IsolatedVm.Reference<(install: unknown, emit: unknown, config: string) => object>;
-    const emit = new this.#host.ivm.Callback((kind: unknown, n: unknown, bytes: unknown) => this.#emitted(kind, n, bytes), { ignored: true });
+    const bridge = (await context.eval(BRIDGE_SOURCE, { reference: true, filename: 'bulkhead:bridge' })) as IsolatedVm.Reference<(install: unknown, send: unknown, sendAndWait: unknown, config: string) => object>;
+    const emitted = (kind: unknown, n: unknown, bytes: unknown): void => this.#emitted(kind, n, bytes);
+    const send = new this.#host.ivm.Callback(emitted, { ignored: true });
+    const sendAndWait = new this.#host.ivm.Callback(emitted, { sync: true });
     const config = JSON.stringify({ slot: this.number, sessionPrefix, memoryMiB: this.#memoryMiB });
-    const installed = (await bridge.apply(undefined, [install.derefInto({ release: true }), emit, config], { result: { reference: true } })) as IsolatedVm.Reference<Record<string, never>>;
+    const installed = (await bridge.apply(undefined, [install.derefInto({ release: true }), send, sendAndWait, config], { result: { reference: true } })) as IsolatedVm.Reference<Record<string, never>>;
     const get = async (name: string): Promise<never> => (await installed.get(name, { reference: true })) as never;
     [this.#deliver, this.#attach, this.#fireTimer, this.#load] = [await get('deliver'), await get('attach'), await get('fireTimer'), await get('load')];
     bridge.release();
@@ -333,8 +357,8 @@ class Host {
       if (wrong !== undefined) die(EXIT.PROTOCOL, wrong);
     });
     // The raylet is gone or wants no more: nothing is left to do.
-    socket.on('end', () => process.exit(0));
-    socket.on('error', () => process.exit(0));
+    socket.on('end', () => leave(EXIT.DONE));
+    socket.on('error', () => leave(EXIT.DONE));
     this.#frames.begin(HOST_OP.READY).u32(process.pid).end();
     this.#sendHostFrame();
     this.#writer.flush();
@@ -346,6 +370,10 @@ class Host {
 
   send(slot: number, batch: Uint8Array): void {
     this.#writer.send(slot, batch);
+  }
+
+  flush(): void {
+    this.#writer.flush();
   }
 
   #sendHostFrame(): void {
