@@ -168,8 +168,9 @@ function callerDirectory(stack: string | undefined): string {
   return process.argv[1] === undefined ? process.cwd() : dirname(resolve(process.argv[1]));
 }
 
+/** Loaded on demand: a program that brings its own transport needs no gRPC. */
 async function defaultTransport(target: ConnectTarget): Promise<Transport> {
-  const { grpcTransport } = (await import(new URL('./grpc-transport.ts', import.meta.url).href)) as { grpcTransport(target: ConnectTarget): Transport | Promise<Transport> };
+  const { grpcTransport } = await import('./grpc-transport.ts');
   return grpcTransport(target);
 }
 

@@ -1,0 +1,18 @@
+/** The public names: adding one is a decision, removing one breaks programs. */
+import { expect, it } from 'vitest';
+import * as runtime from '../../src/sdk/runtime.ts';
+import * as sdk from '../../src/sdk/sdk.ts';
+
+it('`bulkhead` exports these', () => {
+  expect(Object.keys(sdk).sort()).toEqual(['BulkheadError', 'Cluster', 'ObjectRef', 'connect']);
+});
+
+it('`bulkhead/runtime` exports what bundles may import, and says that it needs a cluster elsewhere', () => {
+  expect(Object.keys(runtime).filter((name) => !name.startsWith('RUNTIME_')).sort()).toEqual([...runtime.RUNTIME_EXPORTS].sort());
+  expect(() => runtime.context()).toThrow(/inside tasks and actors only/);
+});
+
+it('a cluster has these methods', () => {
+  expect(Object.getOwnPropertyNames(sdk.Cluster.prototype).sort()).toEqual(['actor', 'cancel', 'close', 'constructor', 'get', 'jobId', 'kill', 'module', 'nodeId', 'put', 'ref', 'release', 'task', 'tenant', 'wait']);
+  expect(Symbol.asyncDispose in sdk.Cluster.prototype).toBe(true);
+});
