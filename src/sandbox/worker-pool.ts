@@ -30,6 +30,7 @@ const RESOURCE_LIMITS: ResourceLimits = { openFiles: 256, fileBytes: 2 * 2 ** 30
 const FIRST_WORKER_UID = 0x7000_0000;
 const WORKER_UIDS = 0x0fff_0000;
 const FAILED_WARM_STARTS = 3;
+const SWEEP_TRIES = 200;
 
 export interface PoolLog {
   info(detail: object, message: string): void;
@@ -93,6 +94,9 @@ export class WorkerPool {
     const bwrap = findProgram('bwrap', 'install the package bubblewrap');
     const prlimit = findProgram('prlimit', 'install the package util-linux');
     const workersDir = join(options.runDir, 'workers');
+    // What a raylet that was killed left; its processes died with it.
+    rmSync(workersDir, { recursive: true, force: true });
+    rmSync(join(options.runDir, 'image'), { recursive: true, force: true });
     mkdirSync(workersDir, { recursive: true, mode: 0o711 });
     if (process.getuid?.() === 0) {
       const closed = unsearchableParent(join(workersDir, 'x'));
@@ -100,6 +104,7 @@ export class WorkerPool {
     }
     const tree = openCgroupTree({ path: [options.clusterName, options.nodeName], insecureDev: options.insecureDev ?? [] });
     try {
+      for (let i = 0; tree.sweep() > 0 && i < SWEEP_TRIES; i++) await new Promise((resolve) => setTimeout(resolve, 10));
       const image = await buildImage({ directory: join(options.runDir, 'image'), ...(options.prelude === undefined ? {} : { prelude: options.prelude }) });
       const pool = new WorkerPool(options, image, tree, bwrap, prlimit);
       try {

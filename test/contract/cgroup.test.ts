@@ -170,6 +170,17 @@ describe.each([['a model of v1', modelV1, false], ['a model of v2', modelV2, fal
     subject.dispose();
   });
 
+  test('what a killed owner left is ended and removed', async () => {
+    const subject = make();
+    subject.tree.create('worker-a', LIMITS);
+    const group = subject.tree.create('worker-b', LIMITS);
+    if (isReal) group.add(subject.pid());
+    expect(await removeSoon(() => subject.tree.sweep() === 0)).toBe(true);
+    expect(subject.left('worker-a') + subject.left('worker-b')).toBe(0);
+    subject.tree.close();
+    subject.dispose();
+  });
+
   test('a name that is a path is refused', () => {
     const subject = make();
     for (const name of ['../x', 'a/b', '', '.', '..']) expect(() => subject.tree.create(name, LIMITS)).toThrow(/group name/);

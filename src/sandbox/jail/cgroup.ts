@@ -36,6 +36,8 @@ export interface CgroupTree {
   readonly version: 'v1' | 'v2' | 'none';
   /** Creates a group with its limits in force. Throws LAYER_MISSING where the kernel refuses. */
   create(name: string, limits: CgroupLimits): Cgroup;
+  /** Ends and removes groups that an earlier owner of this path left when it was killed. Answers how many are still there: ask again. */
+  sweep(): number;
   /** Removes the directories above the groups that are empty now. */
   close(): void;
 }
@@ -288,8 +290,27 @@ export function openV1Tree(mounts: CgroupMounts, options: OpenTreeOptions): Cgro
       }
       return group;
     },
+    sweep: () => {
+      let left = 0;
+      for (const base of new Set(bases.values())) left += sweepGroups(files, base);
+      return left;
+    },
     close: () => removeMade(files, made),
   };
+}
+
+function sweepGroups(files: CgroupFiles, parent: string): number {
+  let left = 0;
+  for (const name of files.list(parent)) {
+    const path = `${parent}/${name}`;
+    try {
+      signalAll(processList(files.read(`${path}/cgroup.procs`)));
+    } catch {
+      // Gone in the meantime.
+    }
+    if (!removed(files, path)) left++;
+  }
+  return left;
 }
 
 function checkName(name: string): void {
@@ -427,6 +448,7 @@ export function openV2Tree(mounts: CgroupMounts, options: OpenTreeOptions): Cgro
       }
       return group;
     },
+    sweep: () => sweepGroups(files, parent),
     close: () => removeMade(files, made),
   };
 }
@@ -496,6 +518,6 @@ export function openCgroupTree(options: OpenTreeOptions & { readonly insecureDev
       failures.push(thrown);
     }
   }
-  if (options.insecureDev?.includes('cgroup') === true) return { version: 'none', create: () => new NoCgroup(), close: () => undefined };
+  if (options.insecureDev?.includes('cgroup') === true) return { version: 'none', create: () => new NoCgroup(), sweep: () => 0, close: () => undefined };
   throw missing('neither cgroup v2 nor v1 lets this process make groups with memory, cpu and pids limits', new AggregateError(failures));
 }
