@@ -26,6 +26,8 @@ import { sha256 } from './node-hash.ts';
 export interface VerifyOptions {
   /** Verifier keys that the auditor has from elsewhere; without them the export's own keys are used and `trusted` is false. */
   readonly trustedKeys?: readonly string[];
+  /** Signed checkpoints that the auditor kept from earlier exports: the log must extend each of them. */
+  readonly earlierCheckpoints?: readonly string[];
   /** The tenant that the export must be of. */
   readonly tenant?: string;
 }
@@ -125,6 +127,8 @@ class LogCheck {
   readonly #log: ManifestLog;
   readonly #options: VerifyOptions;
   readonly #problems: Problem[] = [];
+  /** Roots that earlier checkpoints signed, by tree size, until the tree has passed that size. */
+  readonly #earlier = new Map<number, Uint8Array>();
   #records = 0;
 
   constructor(dir: string, manifest: Manifest, log: ManifestLog, options: VerifyOptions) {
@@ -173,6 +177,33 @@ class LogCheck {
     if (this.#problems.length === 0 && this.#records !== log.records) this.problem(-1, `the manifest counts ${log.records} records, the log has ${this.#records}`);
   }
 
+  /** Throws nothing: an earlier checkpoint that is not this log's own is passed over, one that is wrong is a problem. */
+  #takeEarlier(keys: readonly string[]): void {
+    for (const note of this.#options.earlierCheckpoints ?? []) {
+      try {
+        const c = openCheckpoint(note, keys);
+        if (c.origin !== this.#log.origin) continue;
+        const known = this.#earlier.get(c.treeSize);
+        if (c.treeSize > this.#log.treeSize) this.problem(-1, `the log was cut: it had ${c.treeSize} records when an earlier checkpoint was signed`);
+        else if (known !== undefined && !equalBytes(known, c.rootHash)) this.problem(-1, `two earlier checkpoints over ${c.treeSize} records contradict each other`);
+        else this.#earlier.set(c.treeSize, c.rootHash);
+      } catch (error) {
+        if (error instanceof Stop) throw error;
+        // Of another node, or signed by a key that is not trusted: no statement about this log.
+        if (note.startsWith(`${this.#log.origin}\n`)) this.problem(-1, `an earlier checkpoint is not usable: ${error instanceof BulkheadError ? error.safeMessage : 'it cannot be read'}`);
+      }
+    }
+  }
+
+  /** Compares the tree so far with an earlier checkpoint over as many records. */
+  #compareEarlier(frontier: Frontier): void {
+    if (this.#earlier.size === 0) return;
+    const root = this.#earlier.get(frontier.size);
+    if (root === undefined) return;
+    this.#earlier.delete(frontier.size);
+    if (!equalBytes(frontier.root(), root)) this.problem(-1, `the past was rewritten: the first ${frontier.size} records are not those that an earlier checkpoint signed`);
+  }
+
   /** Root hash that the log's key signed. */
   async #checkpoint(): Promise<Uint8Array> {
     const log = this.#log;
@@ -185,6 +216,7 @@ class LogCheck {
       this.problem(-1, error instanceof BulkheadError ? error.safeMessage : 'the checkpoint cannot be read');
       throw new Stop();
     }
+    this.#takeEarlier(this.#options.trustedKeys ?? own);
     if (signed.origin !== log.origin) this.problem(-1, `the checkpoint is of another log, ${quote(signed.origin)}`);
     if (signed.treeSize !== log.treeSize || toHex(signed.rootHash) !== log.rootHash) {
       this.problem(-1, `the manifest names a tree of ${log.treeSize} records, the signed checkpoint one of ${signed.treeSize}`);
@@ -202,12 +234,17 @@ class LogCheck {
     const firstTimes: number[] = [];
     let lastTime = 0;
     let linesGood = true;
+    this.#compareEarlier(frontier);
     for (let first = 0; first < treeSize; first += TILE_WIDTH) {
       const bundle = first / TILE_WIDTH;
       const width = Math.min(TILE_WIDTH, treeSize - first);
       if (first < firstIndex || first >= endIndex) {
         if (width === TILE_WIDTH) frontier.appendBundleRoot(await this.#hashAt(1, bundle, first));
-        else for (const hash of await this.#tile(0, bundle, first)) frontier.appendLeafHash(hash);
+        else for (const hash of await this.#tile(0, bundle, first)) {
+          frontier.appendLeafHash(hash);
+          this.#compareEarlier(frontier);
+        }
+        this.#compareEarlier(frontier);
         continue;
       }
       const bytes = await this.#read(tilePath('entries', bundle, width), MAX_BUNDLE_BYTES, first, 'entries');
@@ -226,6 +263,7 @@ class LogCheck {
         const hash = leafHash(sha256, bytes.subarray(from, to));
         hashes.push(hash);
         frontier.appendLeafHash(hash);
+        this.#compareEarlier(frontier);
         if (!equalBytes(hash, tile[i] as Uint8Array)) {
           named = true;
           this.problem(index, `record ${index} was changed: its entry does not hash to its leaf in the tree`);
@@ -255,6 +293,7 @@ class LogCheck {
       }
     }
     if (!equalBytes(frontier.root(), root)) this.problem(-1, 'the tree does not hash to the root that the log signed: records were changed, removed or put in');
+    for (const size of this.#earlier.keys()) this.problem(-1, `an earlier checkpoint over ${size} records cannot be compared with this part of the log: export it without a time range`);
     await this.#upperTiles(treeSize);
     if (firstIndex > 0 && (range.fromMs === undefined || !(firstTimes[0] !== undefined && firstTimes[0] < range.fromMs))) this.problem(firstIndex, 'records before the first one here may belong to the time range: the range is cut off');
     if (endIndex < treeSize && (range.toMs === undefined || !(endIndex > firstIndex && lastTime >= range.toMs))) this.problem(endIndex, 'records after the last one here may belong to the time range: the range is cut off');
