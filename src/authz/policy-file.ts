@@ -23,6 +23,8 @@ const MAX_DEPTH = 32;
 const MAX_INDENT = 256;
 /** Values in one list, keys in one map. */
 const MAX_ENTRIES = 10_000;
+/** Each test costs the head a decision or more, and a tenant writes them. */
+const MAX_TESTS = 500;
 const MAX_STRING_CHARS = 1_024;
 const MAX_DIAGNOSTICS = 100;
 /** Keys that mean something to JavaScript objects; refused everywhere, although nothing here would obey them. */
@@ -279,7 +281,7 @@ class PolicyReader {
     const roles = this.#each(entries.get('roles'), (e) => [...(this.#map(e.value, e.at, "'roles'", undefined)?.values() ?? [])].map((role) => this.#role(role, tenant)));
     const bindings = this.#each(entries.get('bindings'), (e) => this.#list(e, "'bindings'", true)?.map((item) => this.#binding(item.value, item.at, tenant)));
     const grants = this.#each(entries.get('grants'), (e) => (tenant === '' ? [this.#error(e.at, "a platform policy has no 'grants': only the tenant that owns a resource can open its wall")] : this.#list(e, "'grants'", true)?.map((item) => this.#grant(item.value, item.at))));
-    const tests = this.#each(entries.get('tests'), (e) => this.#list(e, "'tests'", true)?.map((item) => this.#test(item.value, item.at, tenant)));
+    const tests = this.#each(entries.get('tests'), (e) => isSeq(e.value) && e.value.items.length > MAX_TESTS ? [this.#error(e.at, `${e.value.items.length} tests exceed the limit of ${MAX_TESTS} of one file`)] : this.#list(e, "'tests'", true)?.map((item) => this.#test(item.value, item.at, tenant)));
     return { version: 1, tenant, roles, bindings, grants, tests };
   }
 

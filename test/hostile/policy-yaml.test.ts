@@ -230,6 +230,16 @@ describe('across files', () => {
     expect(check(tested, `${HEAD}bindings: [ { role: dev, to: user/ana } ]\n`)).toBe('');
   });
 
+  test('tests that would keep the head busy are refused', () => {
+    const rules = Array.from({ length: 2_000 }, (_, i) => `      - { action: task.submit, resource: task, when: { function: { eq: f${i} } } }\n`).join('');
+    const file = (count: number): string => `${HEAD}roles:\n  r:\n    permit:\n${rules}tests:\n${Array.from({ length: count }, (_, i) => `  - { as: user/u${i}, roles: dev, do: task.submit, expect: deny }\n`).join('')}`;
+    expect(check(platform, file(501))).toMatch(/501 tests exceed the limit of 500/);
+    const many = check(platform, file(500)).split('\n');
+    expect(many).toHaveLength(500);
+    expect(many.filter((line) => line.includes('but it is permitted'))).toHaveLength(64);
+    expect(many.filter((line) => line.includes('different identities'))).toHaveLength(436);
+  }, 30_000);
+
   test('only the tests of one tenant run where only its file changes', () => {
     const failing = `version: 1\ntenant: globex\ntests: [ { as: user/bob, do: task.submit, expect: permit } ]\n`;
     const files = [{ name: 'a.yaml', content: HEAD }, { name: 'g.yaml', content: failing }];
