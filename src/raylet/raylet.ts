@@ -95,6 +95,7 @@ export class Raylet implements AsyncDisposable {
   readonly #outboxes = new Map<TenantState, Set<Outbox>>();
   readonly #upstreamBoxes = new Map<Upstream, Outbox>();
   readonly #killing = new Map<Worker, string>();
+  readonly #naming = new Map<string, Promise<void>>();
   readonly #timer: NodeJS.Timeout;
   peers: PeerLinks | undefined = undefined;
   /** Told when a job has ended here, with the tenant it was of. */
@@ -528,10 +529,17 @@ export class Raylet implements AsyncDisposable {
 
   async #registerName(actor: Actor, id: Uint8Array, classInfo: string): Promise<void> {
     let failure: Failure | undefined;
+    const { namespace } = actor.template.options;
+    const registering = this.#options.names.register(actor.job.tenant.name, namespace, actor.name, id, classInfo);
+    // A client that looks its own actor up at once finds it: the look-up waits for the registration before it.
+    const key = nameKey(actor.job.tenant.name, namespace, actor.name);
+    this.#naming.set(key, registering);
     try {
-      await this.#options.names.register(actor.job.tenant.name, actor.template.options.namespace, actor.name, id, classInfo);
+      await registering;
     } catch (error) {
       failure = failureOf(toSafeError(error));
+    } finally {
+      if (this.#naming.get(key) === registering) this.#naming.delete(key);
     }
     this.core.state.nowMs = this.#options.clock.nowMs();
     this.core.nameRegistered(actor, failure);
@@ -541,6 +549,7 @@ export class Raylet implements AsyncDisposable {
   async #lookupName(effect: Effect & { readonly type: 'lookup-name' }): Promise<void> {
     let found: { id: Uint8Array; classInfo: string } | undefined;
     try {
+      await this.#naming.get(nameKey(effect.channel.job.tenant.name, effect.namespace, effect.name))?.catch(() => undefined);
       found = await this.#options.names.lookup(effect.channel.job.tenant.name, effect.namespace, effect.name);
     } catch (error) {
       this.#options.log.warn({ err: error }, 'the head could not be asked for an actor name');
@@ -596,6 +605,10 @@ export class Raylet implements AsyncDisposable {
     this.objects.close();
     rmSync(this.#codeDir, { recursive: true, force: true });
   }
+}
+
+function nameKey(tenant: string, namespace: string, name: string): string {
+  return JSON.stringify([tenant, namespace, name]);
 }
 
 const CHUNK_HEADER_BYTES = 5 + 4 + 4 + 8 + 8;

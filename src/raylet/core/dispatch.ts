@@ -41,7 +41,7 @@ function templateOn(core: Core, slot: Slot, template: Template): number {
   }
   const number = slot.templates.size + 1;
   slot.templates.set(template, number);
-  const context = JSON.stringify({ job: slot.job.id, tenant: slot.job.tenant.name, name: template.options.name, cpus: template.options.resources.cpuUnits / 10_000, memory: template.options.resources.memoryBytes });
+  const context = JSON.stringify({ code: `sha256:${digestHex}`, job: slot.job.id, tenant: slot.job.tenant.name, name: template.options.name, cpus: template.options.resources.cpuUnits / 10_000, memory: template.options.resources.memoryBytes });
   slot.channel.out.begin(OP.TEMPLATE).u32(number).u8(template.kind).u32(code).str(template.exportName).str(template.methodName).u8(template.options.returns).text(context).end();
   return number;
 }
