@@ -95,6 +95,7 @@ class Http2BatchStream implements ClientBatchStream {
   onOver: () => void = () => undefined;
   readonly #options: BatchStreamOptions;
   readonly #reader = new MessageReader(MAX_BATCH_BYTES + 16);
+  #socket: TLSSocket | undefined;
   #session: http2.ClientHttp2Session | undefined;
   #stream: http2.ClientHttp2Stream | undefined;
   /** Written before the connection stood. */
@@ -116,6 +117,7 @@ class Http2BatchStream implements ClientBatchStream {
 
   #connected(socket: TLSSocket): void {
     if (this.#gone) return void socket.destroy();
+    this.#socket = socket;
     const session = http2.connect('https://bulkhead', {
       createConnection: () => socket,
       settings: { enablePush: false, initialWindowSize: FLOW_CONTROL_WINDOW_BYTES, maxHeaderListSize: MAX_METADATA_BYTES },
@@ -255,10 +257,10 @@ class Http2BatchStream implements ClientBatchStream {
     this.#waiting = [];
     clearInterval(this.#keepalive);
     clearTimeout(this.#deadline);
-    if (error !== undefined) this.#stream?.close(http2.constants.NGHTTP2_CANCEL);
-    // The connection is this stream's own. A clean end closes it after what is still to be sent; `destroy` would cut that off.
+    // The connection is this stream's own. A clean end closes it after what is still to be sent. Otherwise it is cut: Node resets a stream
+    // only after it has ended it, which the server would take for a clean end.
     if (error === undefined) this.#session?.close();
-    else setImmediate(() => this.#session?.destroy());
+    else this.#socket?.destroy();
     this.onOver();
     this.onEnd?.(error);
   }

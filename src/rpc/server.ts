@@ -77,10 +77,9 @@ export function createServer(security: ServerSecurity, options: ServerOptions): 
   });
   return {
     add(service, implementation) {
-      for (const descriptor of service.methods) {
-        const plan = planMethod(rowOf(security, methodName(descriptor)), descriptor);
-        core.add(descriptor, handlerOf(implementation, descriptor), admitWith(admission, plan));
-      }
+      // All of a service or nothing.
+      const methods = service.methods.map((descriptor) => [descriptor, handlerOf(implementation, descriptor), admitWith(admission, planMethod(rowOf(security, methodName(descriptor)), descriptor))] as const);
+      for (const method of methods) core.add(...method);
     },
     listen: (address) => core.listen(address),
     close: () => core.close(),
@@ -432,6 +431,7 @@ class ServerStream implements BatchStream, RawStream {
   #paused = false;
   #readPending = false;
   #peerEnded = false;
+  #ownEnd = false;
   #gone = false;
   #buffered = 0;
   #blocked = false;
@@ -493,13 +493,16 @@ class ServerStream implements BatchStream, RawStream {
   }
 
   peerEnded(error: BulkheadError | undefined): void {
-    if (error !== undefined) this.#gone = true;
-    if (this.#peerEnded) return;
+    if (this.#gone || (error === undefined && this.#peerEnded)) return;
+    const told = this.#peerEnded;
     this.#peerEnded = true;
-    this.onEnd?.(error);
+    if (error !== undefined) this.#gone = true;
+    // After the peer's end, the owner's own `end` is no news to it; a loss is.
+    if (!told || !this.#ownEnd) this.onEnd?.(error);
   }
 
   end(error?: BulkheadError): void {
+    this.#ownEnd = true;
     this.#call.finish(error);
   }
 }

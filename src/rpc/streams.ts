@@ -11,7 +11,10 @@ export interface BatchStream {
   onDrain: (() => void) | undefined;
   /** A view into a received message: keep it or copy it, it is not reused. A thrown error ends the stream with that error. */
   onData: ((frames: Uint8Array) => void) | undefined;
-  /** Once. Without an error: the peer will send no more (the own side may still `write` and must `end`). With one: the stream is gone. */
+  /**
+   * Without an error: the peer will send no more; a server may still `write` and must `end`, for a client all is done. With one: the stream
+   * is gone; a server hears that also after the peer's end, if it had not called `end` itself by then.
+   */
   onEnd: ((error: BulkheadError | undefined) => void) | undefined;
   /** Back-pressure: no `onData` until `resume`. */
   pause(): void;

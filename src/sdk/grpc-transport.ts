@@ -1,0 +1,165 @@
+/**
+ * The SDK's transport over the cluster: a session at the head (a job and its short-lived credential), then one `Calls.Attach` stream to one
+ * of its raylets. Must never: send the credential to a raylet other than the one the head named, or keep a session open behind a
+ * closed channel.
+ */
+import { createHash } from 'node:crypto';
+import { basename } from 'node:path';
+import { BulkheadError, toSafeError } from '../base/errors.ts';
+import { Sessions, type RayletAddress, type Session } from '../rpc/generated/bulkhead/v1/head_pb.js';
+import { Calls } from '../rpc/generated/bulkhead/v1/raylet_pb.js';
+import { client, createChannel, type BatchStream, type Client, type RpcChannel } from '../rpc/rpc.ts';
+import { openHead, type HeadConnection, type HeadTarget } from './head-client.ts';
+import type { Connection, Transport, TransportHandlers } from './transport.ts';
+
+/** Metadata entry of `Calls.Attach` with the session credential. */
+export const SESSION_METADATA = 'bulkhead-session';
+
+const CALL_TIMEOUT_MS = 10_000;
+const CLOSE_TIMEOUT_MS = 5_000;
+/** A refresh that failed is tried again this soon; the credential has then half of its life left. */
+const RETRY_MS = 5_000;
+
+export interface GrpcTarget extends HeadTarget {
+  /** An open job of the same identity to join; default: a new one. */
+  readonly job?: string | undefined;
+  /** What job lists show; default: the file name of the running program. */
+  readonly jobName?: string | undefined;
+}
+
+export function grpcTransport(target: GrpcTarget): Transport {
+  return { open: (handlers) => openSession(target, handlers) };
+}
+
+async function openSession(target: GrpcTarget, handlers: TransportHandlers): Promise<Connection> {
+  const head = await openHead(target);
+  let opened: { sessions: Client<typeof Sessions>; jobId: string } | undefined;
+  let raylet: RpcChannel | undefined;
+  try {
+    const sessions = client(Sessions, head.channel);
+    const session = await sessions.open({ jobName: target.jobName ?? basename(process.argv[1] ?? 'driver'), jobId: target.job ?? '' }, { timeoutMs: CALL_TIMEOUT_MS });
+    opened = { sessions, jobId: session.jobId };
+    const chosen = chooseRaylet(session.raylets, session.jobId);
+    raylet = createChannel({ identity: head.identity, peers: head.peers, address: chosen.address, expectedSpiffeId: chosen.spiffeId });
+    return new GrpcConnection(head, sessions, session, raylet, handlers, target.job === undefined);
+  } catch (thrown) {
+    raylet?.close();
+    if (opened !== undefined && target.job === undefined) await opened.sessions.close({ jobId: opened.jobId, outcome: 'failed', message: 'no raylet could be reached' }, { timeoutMs: CLOSE_TIMEOUT_MS }).catch(() => undefined);
+    await head.close();
+    throw toSafeError(thrown);
+  }
+}
+
+/** Jobs spread over raylets by their random id; drivers of one job meet on the same raylet, where its objects are. */
+function chooseRaylet(raylets: readonly RayletAddress[], jobId: string): RayletAddress {
+  const sorted = [...raylets].sort((a, b) => a.nodeNumber - b.nodeNumber);
+  const chosen = sorted[createHash('sha256').update(jobId).digest().readUInt32LE(0) % Math.max(1, sorted.length)];
+  if (chosen === undefined) throw new BulkheadError('UNAVAILABLE', "the cluster has no raylet alive; 'bulkhead status' shows its nodes");
+  return chosen;
+}
+
+class GrpcConnection implements Connection {
+  readonly #head: HeadConnection;
+  readonly #sessions: Client<typeof Sessions>;
+  readonly #jobId: string;
+  readonly #raylet: RpcChannel;
+  readonly #handlers: TransportHandlers;
+  readonly #stream: BatchStream;
+  /** Whoever opened the job ends it; a driver that joined only leaves. */
+  readonly #ownsJob: boolean;
+  #expiresMs: number;
+  #refresh: NodeJS.Timeout | undefined;
+  #waiting: { promise: Promise<void>; resolve: () => void } | undefined;
+  #ended: (() => void) | undefined;
+  #gone = false;
+  #closing: Promise<void> | undefined;
+
+  constructor(head: HeadConnection, sessions: Client<typeof Sessions>, session: Session, raylet: RpcChannel, handlers: TransportHandlers, ownsJob: boolean) {
+    this.#head = head;
+    this.#sessions = sessions;
+    this.#jobId = session.jobId;
+    this.#raylet = raylet;
+    this.#handlers = handlers;
+    this.#ownsJob = ownsJob;
+    this.#expiresMs = Number(session.expiresMs);
+    const stream = client(Calls, raylet).attach({ metadata: { [SESSION_METADATA]: session.credential } });
+    this.#stream = stream;
+    stream.onData = (batch) => handlers.batch(batch);
+    stream.onDrain = () => this.#release();
+    stream.onEnd = (error) => this.#over(error);
+    this.#plan();
+  }
+
+  /** At half of the credential's life, so that the head may be away for minutes. The job stays open at the head by this. */
+  #plan(afterMs = Math.max(1_000, (this.#expiresMs - Date.now()) / 2)): void {
+    clearTimeout(this.#refresh);
+    if (this.#gone) return;
+    this.#refresh = setTimeout(() => {
+      this.#sessions.refresh({ jobId: this.#jobId }, { timeoutMs: CALL_TIMEOUT_MS }).then(
+        (session) => {
+          this.#expiresMs = Number(session.expiresMs);
+          this.#plan();
+        },
+        (thrown: unknown) => {
+          const error = toSafeError(thrown);
+          // The head knows the job no more, or this identity: nothing that waiting would mend.
+          if (error.code === 'DENIED' || error.code === 'UNAUTHENTICATED') this.#stream.end(error);
+          else this.#plan(RETRY_MS);
+        },
+      );
+    }, afterMs);
+    this.#refresh.unref();
+  }
+
+  send(batch: Uint8Array<ArrayBuffer>): void | Promise<void> {
+    if (this.#gone) return undefined;
+    if (this.#stream.write(batch)) return undefined;
+    if (this.#gone) return undefined;
+    let waiting = this.#waiting;
+    if (waiting === undefined) {
+      const { promise, resolve } = Promise.withResolvers<void>();
+      this.#waiting = waiting = { promise, resolve };
+    }
+    return waiting.promise;
+  }
+
+  #release(): void {
+    this.#waiting?.resolve();
+    this.#waiting = undefined;
+  }
+
+  #over(error: BulkheadError | undefined): void {
+    if (this.#gone) return;
+    this.#gone = true;
+    clearTimeout(this.#refresh);
+    this.#release();
+    this.#ended?.();
+    if (this.#closing !== undefined) return this.#handlers.closed();
+    this.#handlers.closed(error ?? new BulkheadError('UNAVAILABLE', 'the raylet ended the connection'));
+    this.#closing = this.#shut('failed', error?.code ?? 'the raylet ended the connection');
+  }
+
+  close(): Promise<void> {
+    return (this.#closing ??= this.#closeWell());
+  }
+
+  async #closeWell(): Promise<void> {
+    if (!this.#gone) {
+      // What was written is sent first; a raylet that does not end its side in time is left.
+      const ended = new Promise<void>((resolve) => {
+        this.#ended = resolve;
+      });
+      const timer = setTimeout(() => this.#stream.end(new BulkheadError('CANCELLED', 'closed')), CLOSE_TIMEOUT_MS);
+      this.#stream.end();
+      await ended;
+      clearTimeout(timer);
+    }
+    await this.#shut('succeeded', '');
+  }
+
+  async #shut(outcome: 'succeeded' | 'failed', message: string): Promise<void> {
+    this.#raylet.close();
+    if (this.#ownsJob) await this.#sessions.close({ jobId: this.#jobId, outcome, message }, { timeoutMs: CLOSE_TIMEOUT_MS }).catch(() => undefined);
+    await this.#head.close();
+  }
+}
