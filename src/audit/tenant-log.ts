@@ -46,16 +46,20 @@ export interface TenantLogOptions {
   readonly disk: AuditDisk;
 }
 
-/** A consistent cut: everything below `size` is on disk. */
-interface Cut {
+/** The tree between two batches. */
+interface TreeCut {
   readonly size: number;
-  readonly offset: number;
   readonly bundleOffset: number;
   readonly frontier: readonly Uint8Array[];
   readonly rootHash: Uint8Array;
-  readonly tally: TallyState;
   /** Bytes of `index` that go with it. */
   readonly index: number;
+}
+
+/** A consistent cut: everything below `size` is on disk. */
+interface Cut extends TreeCut {
+  readonly offset: number;
+  readonly tally: TallyState;
 }
 
 interface StateFile {
@@ -69,6 +73,8 @@ interface StateFile {
 
 const INDEX_ENTRY_BYTES = HASH_BYTES + 8;
 const FIRST_BATCH_BYTES = 4096;
+/** Appending hashes whenever so much waits, so that a large batch does not hold the event loop when it is committed. */
+const HASH_AHEAD_BYTES = 16 * 1024;
 /** A batch buffer larger than this is given back when the log falls idle: a node has thousands of logs. */
 const KEPT_BATCH_BYTES = 64 * 1024;
 const READ_BYTES = 256 * 1024;
@@ -101,10 +107,14 @@ export class TenantLog implements AuditLog {
   #offset: number;
   #open: Uint8Array = new Uint8Array(0);
   #openUsed = BATCH_HEADER_BYTES;
+  /** Where the batch in the making will begin in the file, and up to where it is hashed already. */
+  #openBase: number;
+  #openHashed = BATCH_HEADER_BYTES;
   #openTally = new Tally();
   #spare: Uint8Array = new Uint8Array(0);
   #flight: Uint8Array | undefined;
   #flightUsed = 0;
+  #flightHashed = 0;
   #flightEnd = 0;
   #flightTally = new Tally();
   #kicked = false;
@@ -131,6 +141,8 @@ export class TenantLog implements AuditLog {
   #checkpointSize: number;
   #cosigned = false;
   #cutWanted: ((cut: Cut | Error) => void)[] = [];
+  /** A cut at the end of the batch in flight, to be handed out when that is on disk. */
+  #cutTaken: { readonly tree: TreeCut; readonly give: ((cut: Cut | Error) => void)[] } | undefined;
   #checkpointing: Promise<unknown> = Promise.resolve();
 
   /** Opens or creates the log in `options.dir`; synchronous, once per tenant. Throws UNAVAILABLE, naming the log, when it was tampered with or is damaged. */
@@ -170,6 +182,7 @@ export class TenantLog implements AuditLog {
       fs.ftruncateSync(this.#indexFd, this.#indexFlushed * INDEX_ENTRY_BYTES);
       this.#recover(fileSize, checkpoint.treeSize, checkpoint.rootHash);
       this.#next = this.#durable = this.#frontier.size;
+      this.#openBase = this.#offset;
     } catch (error) {
       fs.closeSync(this.#entriesFd);
       fs.closeSync(this.#indexFd);
@@ -356,6 +369,7 @@ export class TenantLog implements AuditLog {
     this.#openUsed = at + ENTRY_PREFIX_BYTES + length;
     this.#openTally.add(record);
     this.#next = seq + 1;
+    if (this.#openUsed - this.#openHashed >= HASH_AHEAD_BYTES) this.#hashOpen();
     if (!this.#kicked && this.#flight === undefined) {
       this.#kicked = true;
       setImmediate(this.#kick);
@@ -386,11 +400,13 @@ export class TenantLog implements AuditLog {
     writeBatchHeader(batch, 0, { entries: this.#next - this.#durable, bytes: used - BATCH_HEADER_BYTES, checksum: this.#checksum(batch, BATCH_HEADER_BYTES, used) });
     this.#flight = batch;
     this.#flightUsed = used;
+    this.#flightHashed = this.#openHashed;
     this.#flightEnd = this.#next;
     [this.#flightTally, this.#openTally] = [this.#openTally, this.#flightTally];
     this.#open = this.#spare;
     this.#spare = new Uint8Array(0);
-    this.#openUsed = BATCH_HEADER_BYTES;
+    this.#openUsed = this.#openHashed = BATCH_HEADER_BYTES;
+    this.#openBase = this.#offset + used;
     this.#write(batch, 0, used);
   }
 
@@ -403,8 +419,18 @@ export class TenantLog implements AuditLog {
     });
   }
 
+  /** Hashes what is left of the batch in flight; then the tree stands between two batches, the moment to take a cut. */
   #hashFlight(): void {
-    if (this.#flight !== undefined) this.#hash(this.#flight, BATCH_HEADER_BYTES, this.#flightUsed, this.#offset);
+    if (this.#flight === undefined || this.#flightHashed === this.#flightUsed) return;
+    this.#hash(this.#flight, this.#flightHashed, this.#flightUsed, this.#offset);
+    this.#flightHashed = this.#flightUsed;
+    if (this.#cutWanted.length > 0) this.#cutTaken = { tree: this.#treeCut(), give: this.#cutWanted.splice(0) };
+  }
+
+  #hashOpen(): void {
+    this.#hashFlight();
+    this.#hash(this.#open, this.#openHashed, this.#openUsed, this.#openBase);
+    this.#openHashed = this.#openUsed;
   }
 
   /** Appends the entries in `bytes[from, to)` to the tree; `base` is the place in the file of `bytes[0]`. */
@@ -446,8 +472,11 @@ export class TenantLog implements AuditLog {
     this.#offset += this.#flightUsed;
     this.#tally.take(this.#flightTally);
     this.#flight = undefined;
-    if (this.#cutWanted.length > 0) this.#giveCut();
+    const taken = this.#cutTaken;
+    this.#cutTaken = undefined;
+    if (taken !== undefined) this.#giveCut(taken.tree, taken.give);
     const more = this.#openUsed > BATCH_HEADER_BYTES;
+    if (!more && this.#cutWanted.length > 0) this.#giveCut(this.#treeCut(), this.#cutWanted.splice(0));
     if (more || batch.length <= KEPT_BATCH_BYTES) this.#spare = batch;
     if (more) this.#submit();
     else if (this.#open.length > KEPT_BATCH_BYTES) this.#open = new Uint8Array(0);
@@ -464,7 +493,8 @@ export class TenantLog implements AuditLog {
     const code = (cause as NodeJS.ErrnoException).code;
     this.#failure = new BulkheadError('UNAVAILABLE', `the audit log cannot be written${code === 'ENOSPC' ? ': its disk is full; make room and restart the node' : '; see the node log, then restart the node'}`, { cause });
     this.#flight = undefined;
-    for (const give of this.#cutWanted.splice(0)) give(this.#failure);
+    for (const give of [...(this.#cutTaken?.give ?? []), ...this.#cutWanted.splice(0)]) give(this.#failure);
+    this.#cutTaken = undefined;
     for (const w of this.#waiters.splice(0)) w.reject(this.#failure);
     this.onDurable?.(this.#durable, this.#failure);
   }
@@ -491,22 +521,24 @@ export class TenantLog implements AuditLog {
     return this.#durable > this.#checkpointSize;
   }
 
-  #giveCut(): void {
-    const wanted = this.#cutWanted.splice(0);
+  #treeCut(): TreeCut {
     const frontier = this.#frontier;
-    invariant(frontier.size === this.#durable, 'between two batches the tree holds exactly the durable records');
-    const cut: Cut = {
-      size: frontier.size, offset: this.#offset, bundleOffset: this.#bundleOffset, frontier: frontier.hashes(), rootHash: frontier.root(), tally: this.#tally.state(), index: this.#indexTailBytes,
-    };
+    return { size: frontier.size, bundleOffset: this.#bundleOffset, frontier: frontier.hashes(), rootHash: frontier.root(), index: this.#indexTailBytes };
+  }
+
+  #giveCut(tree: TreeCut, wanted: readonly ((cut: Cut) => void)[]): void {
+    invariant(tree.size === this.#durable, 'a cut between two batches holds exactly the durable records');
+    const cut: Cut = { ...tree, offset: this.#offset, tally: this.#tally.state() };
     for (const give of wanted) give(cut);
   }
 
-  /** Everything durable now, between two batches. */
+  /** Everything on disk at the end of a batch: now when the log is idle, else with the next batch whose hashing ends. */
   #cut(): Promise<Cut> {
     if (this.#failure !== undefined) return Promise.reject(this.#failure);
     return new Promise((resolve, reject) => {
-      this.#cutWanted.push((cut) => (cut instanceof Error ? reject(cut) : resolve(cut)));
-      if (this.#flight === undefined) this.#giveCut();
+      const give = (cut: Cut | Error): void => (cut instanceof Error ? reject(cut) : resolve(cut));
+      if (this.#flight === undefined && this.#openUsed === BATCH_HEADER_BYTES) this.#giveCut(this.#treeCut(), [give]);
+      else this.#cutWanted.push(give);
     });
   }
 

@@ -94,6 +94,26 @@ describe('export', () => {
     expect(await verifyExport(dir)).toMatchObject({ ok: true, logs: [{ records: 200 }] });
   });
 
+  it('every checkpoint signed under load is one that the final export extends', async () => {
+    const store = await openStore({ checkpointIntervalMs: 3 });
+    const log = store.forTenant('acme');
+    const notes: Promise<string>[] = [];
+    for (let i = 0, burst = 1; i < 20_000; burst = (burst * 7) % 2003) {
+      for (let end = Math.min(20_000, i + burst); i < end; i++) {
+        log.append(decision(i));
+        if (i % 997 === 0) notes.push(store.checkpoint('acme'));
+      }
+      await new Promise((resolve) => setTimeout(resolve, 4));
+    }
+    await log.whenDurable(19_999);
+    const earlier = await Promise.all(notes);
+    const dir = out();
+    await exportTenant({ store, tenant: 'acme', format: 'jsonl', out: dir });
+    const verdict = await verifyExport(dir, { trustedKeys: [signer.publicKeyLine], earlierCheckpoints: earlier });
+    expect(verdict.logs[0]?.problems).toEqual([]);
+    expect(new Set(earlier).size).toBeGreaterThan(3);
+  });
+
   it('logs of several nodes stand side by side; empty ones too', async () => {
     const other = newSigner('cluster.example/node/n2');
     const one = await openStore();
