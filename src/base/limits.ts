@@ -89,3 +89,7 @@ export const MAX_JOIN_TOKENS = 1_000;
 export const MAX_AUDIT_TAIL_RECORDS = 10_000;
 /** A raylet that was away for this long still learns which jobs were stopped meanwhile. */
 export const STOPPED_JOBS_TOLD_FOR_MS = 24 * 3_600_000;
+/** One group commit of an audit log: bounds its memory and the work of one turn; records beyond it wait in their callers. */
+export const MAX_AUDIT_COMMIT_BYTES = 4 * 2 ** 20;
+/** Callers that wait at once for one audit log. */
+export const MAX_AUDIT_WAITERS = 100_000;
