@@ -2,6 +2,8 @@
 import { randomBytes } from 'node:crypto';
 import { checkPolicies, compilePolicies, diagnosticText, parsePolicyFile, rolesOf, snapshotText, type PolicyDocument, type PolicySnapshot } from '../authz/authz.ts';
 import { readLogMaterial } from '../audit/audit-export.ts';
+import { signCheckpoint, type CheckpointSigner } from '../audit/checkpoint-signer.ts';
+import { parseCheckpoint, parseNote, type Checkpoint } from '../audit/core/note.ts';
 import { stats, tail } from '../audit/audit-query.ts';
 import type { AuditStore } from '../audit/audit-store.ts';
 import { BulkheadError } from '../base/errors.ts';
@@ -11,7 +13,7 @@ import { publicKeyFromCsr, type AuthorityStorage, type CertificateAuthority, typ
 import type { IdentityRow } from './core/identities.ts';
 import type { CurrentFile } from './core/policy-versions.ts';
 import type { HeadState } from './head-state.ts';
-import type { AuditReader, CompiledPolicy, HeadPki, PolicyCompiler } from './ports.ts';
+import type { AuditReader, CheckpointReader, CompiledPolicy, HeadPki, PolicyCompiler } from './ports.ts';
 import { SESSION_AUDIENCE } from './services/sessions.ts';
 import type { Store } from './store.ts';
 
@@ -129,5 +131,24 @@ export function auditReader(store: AuditStore): AuditReader {
       for (const [name, { allow, deny }] of Object.entries(s.actions)) byAction[name] = allow + deny;
       return { records: s.records, bytes: s.bytes, allowed: s.allow, denied: s.deny, byAction, firstMs: s.firstMs ?? 0, lastMs: s.lastMs ?? 0, rootHash: s.rootHash };
     },
+  };
+}
+
+export function checkpointReader(signer: CheckpointSigner, clock: Pick<Clock, 'nowMs'>): CheckpointReader {
+  const read = (note: Uint8Array): Checkpoint => {
+    let text: string;
+    try {
+      text = new TextDecoder('utf-8', { fatal: true }).decode(note);
+    } catch (cause) {
+      throw new BulkheadError('INVALID_ARGUMENT', 'the checkpoint is not text', { cause });
+    }
+    return parseCheckpoint(parseNote(text).text);
+  };
+  return {
+    parse(note) {
+      const { origin, treeSize, rootHash } = read(note);
+      return { origin, treeSize, rootHash: Buffer.from(rootHash).toString('hex') };
+    },
+    sign: (note) => new TextEncoder().encode(signCheckpoint(read(note), signer, undefined, clock.nowMs())),
   };
 }

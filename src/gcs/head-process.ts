@@ -15,7 +15,7 @@ import { CertificateAuthority, EncryptedFileKeyManager, JwtAuthority, PeerVerifi
 import { Audit, file_bulkhead_v1_raylet } from '../rpc/generated/bulkhead/v1/raylet_pb.js';
 import { Cluster, file_bulkhead_v1_head, Identities, Jobs, NodeAttestation, NodeSync, Policies, Sessions, Tenants } from '../rpc/generated/bulkhead/v1/head_pb.js';
 import { createAttestationServer, createServer, type MethodRow, type RpcLog } from '../rpc/rpc.ts';
-import { auditReader, authorityStorage, headPki, policyCompiler, recordIssued, systemClock, systemRandom, type CompiledSnapshot } from './adapters.ts';
+import { auditReader, authorityStorage, checkpointReader, headPki, policyCompiler, recordIssued, systemClock, systemRandom, type CompiledSnapshot } from './adapters.ts';
 import { HeadClockwork } from './head-clockwork.ts';
 import { readHeadConfig, type HeadConfig } from './head-config.ts';
 import { HeadState } from './head-state.ts';
@@ -167,7 +167,7 @@ export async function startHead(config: HeadConfig, { log, onFatal }: StartOptio
 
   const addresses = { main: '', attestation: '' };
   const context: HeadContext = {
-    head, pki, policies, appendAudit: logs.appendDurably, statements: { verifierKey: signer.publicKeyLine, sign: (statement) => signer.sign(statement) }, audit: auditReader(logs),
+    head, pki, policies, appendAudit: logs.appendDurably, statements: { verifierKey: signer.publicKeyLine, sign: (statement) => signer.sign(statement) }, audit: auditReader(logs), checkpoints: checkpointReader(signer, systemClock),
     random: systemRandom, addresses, insecureDev: config.insecureDev, version: packageVersion(), startedMs,
   };
   // What a killed head left half done.

@@ -7,6 +7,7 @@ import type { AppendDurably } from '../base/audit-record.ts';
 import { BulkheadError } from '../base/errors.ts';
 import type { Clock } from '../base/time.ts';
 import { ActorNames } from './core/actor-names.ts';
+import { Checkpoints } from './core/checkpoints.ts';
 import { Identities } from './core/identities.ts';
 import { Issuance } from './core/issuance.ts';
 import { Jobs } from './core/jobs.ts';
@@ -39,8 +40,9 @@ export class HeadState {
   readonly revocations = new Revocations();
   readonly joinTokens = new JoinTokens();
   readonly issuance = new Issuance();
+  readonly checkpoints = new Checkpoints();
   readonly clock: Pick<Clock, 'nowMs'>;
-  readonly #tables: readonly Table<never>[] = [this.tenants, this.nodes, this.jobs, this.actorNames, this.identities, this.policies, this.revocations, this.joinTokens, this.issuance];
+  readonly #tables: readonly Table<never>[] = [this.tenants, this.nodes, this.jobs, this.actorNames, this.identities, this.policies, this.revocations, this.joinTokens, this.issuance, this.checkpoints];
   readonly #options: HeadStateOptions;
   readonly #listeners = new Set<(parts: ReadonlySet<Part>) => void>();
   #epochRevision = 0;

@@ -92,6 +92,14 @@ export interface StatementSigner {
   sign(statement: Uint8Array): Uint8Array;
 }
 
+/** Checkpoints of nodes' logs (C2SP signed notes). */
+export interface CheckpointReader {
+  /** What the note says; its signature is the node's own and not checked here, the stream's SVID says whose note it is. Throws INVALID_ARGUMENT. */
+  parse(note: Uint8Array): { readonly origin: string; readonly treeSize: number; readonly rootHash: string };
+  /** The same checkpoint signed by the head: it saw this one and none that contradicts it. */
+  sign(note: Uint8Array): Uint8Array;
+}
+
 /** Everything that a service may use. */
 export interface HeadContext {
   readonly head: HeadState;
@@ -100,6 +108,7 @@ export interface HeadContext {
   readonly appendAudit: AppendDurably;
   readonly statements: StatementSigner;
   readonly audit: AuditReader;
+  readonly checkpoints: CheckpointReader;
   readonly random: RandomSource;
   /** Known once the listeners are open. */
   readonly addresses: { readonly main: string; readonly attestation: string };

@@ -5,9 +5,9 @@
 import { Buffer } from 'node:buffer';
 import type { MessageInitShape } from '@bufbuild/protobuf';
 import { BulkheadError } from '../../base/errors.ts';
-import { OBJECT_ID_BYTES } from '../../base/ids.ts';
+import { OBJECT_ID_BYTES, quote } from '../../base/ids.ts';
 import { UNITS_PER_CPU, type ResourceVector } from '../../base/resources.ts';
-import type { HeadUpdateSchema, NodeReport, NodeSync, Resources } from '../../rpc/generated/bulkhead/v1/head_pb.js';
+import type { AuditCheckpoint, HeadUpdateSchema, NodeReport, NodeSync, Resources } from '../../rpc/generated/bulkhead/v1/head_pb.js';
 import type { CallContext, Implementation } from '../../rpc/service-types.ts';
 import type { MessageStream } from '../../rpc/streams.ts';
 import type { NodeReportFacts } from '../core/nodes.ts';
@@ -23,6 +23,8 @@ const GATHER_MS = 5;
 /** Loads of nodes change all the time; others need them only to choose where to spill. */
 const NODES_EVERY_MS = 100;
 const NAMES_PER_COMMIT = 100;
+/** A transaction must hold them all. */
+const MAX_CHECKPOINTS_PER_REPORT = 100;
 const MAX_CUSTOM_RESOURCES = 64;
 const MAX_CPU_UNITS = 1_000_000 * UNITS_PER_CPU;
 
@@ -146,7 +148,7 @@ class NodeStream {
 }
 
 export function nodeSyncService(context: HeadContext): Implementation<typeof NodeSync> {
-  const { head } = context;
+  const { head, pki, checkpoints } = context;
   const updates = new HeadUpdates(context);
   /** Open streams by node id: a node has one, and the newest counts. */
   const streams = new Map<string, NodeStream>();
@@ -162,6 +164,22 @@ export function nodeSyncService(context: HeadContext): Implementation<typeof Nod
     });
     // What the earlier process of this node held is gone.
     while (isNew && head.actorNames.ofNode(nodeId).length > 0) await head.commit((nowMs, out) => head.actorNames.step({ type: 'nodeGone', nodeId, limit: NAMES_PER_COMMIT }, nowMs, out));
+  };
+
+  const see = async (nodeId: string, reported: readonly AuditCheckpoint[], node: NodeStream): Promise<void> => {
+    if (reported.length > MAX_CHECKPOINTS_PER_REPORT) throw new BulkheadError('RESOURCE_EXHAUSTED', `${reported.length} checkpoints in a report exceed the limit of ${MAX_CHECKPOINTS_PER_REPORT}`);
+    const seen = reported.map(({ tenant, note }) => {
+      const { origin, treeSize, rootHash } = checkpoints.parse(note);
+      if (tenant !== '' && head.tenants.get(tenant) === undefined) throw new BulkheadError('INVALID_ARGUMENT', 'a checkpoint is of a tenant that does not exist');
+      if (origin !== `${pki.trustDomain}/node/${nodeId}/${tenant === '' ? 'cluster' : `tenant/${tenant}`}`) throw new BulkheadError('INVALID_ARGUMENT', `a checkpoint is of another log, ${quote(origin)}`);
+      return { nodeId, tenant, treeSize, rootHash, note };
+    });
+    if (new Set(seen.map((c) => c.tenant)).size !== seen.length) throw new BulkheadError('INVALID_ARGUMENT', 'a report has two checkpoints of one log');
+    const signed = await head.commit((nowMs, out) => {
+      for (const { note: _note, ...c } of seen) head.checkpoints.step({ type: 'seen', ...c }, nowMs, out);
+      return seen.filter((c) => head.checkpoints.agrees(c));
+    });
+    if (signed.length > 0) node.send({ cosigned: signed.map(({ tenant, note }) => ({ tenant, note: checkpoints.sign(note) })) });
   };
 
   const actorId = (bytes: Uint8Array, tenant: string): string => {
@@ -187,6 +205,7 @@ export function nodeSyncService(context: HeadContext): Implementation<typeof Nod
             streams.set(nodeId, node);
             node.flush();
           }
+          if (report.checkpoints.length > 0) await see(nodeId, report.checkpoints, node);
         }
         // It said goodbye: the others need not wait for its silence.
         if (streams.get(nodeId) === node) head.observe({ type: 'leave', id: nodeId });
