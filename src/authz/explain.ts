@@ -1,6 +1,7 @@
 /**
  * Why a decision came out as it did, and who could do a thing: for people (`policy explain`, `policy who-can`, failed policy tests). Reads the snapshot
- * rule by rule without the index, so that what it says is independent of the code that decides; it never decides anything itself.
+ * rule by rule without the index, so that what it says is independent of the code that decides; it never decides anything itself. It quotes policies, so it
+ * is for their authors and the administrator, never part of the answer to a caller who was denied.
  */
 import type { Action, Decision, DecisionRequest, Resource } from '../base/decision.ts';
 import type { TenantName } from '../base/ids.ts';

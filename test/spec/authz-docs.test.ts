@@ -1,5 +1,5 @@
 /** The pages for policy authors, kept true: every example checks and its tests pass; every action, attribute and role named there exists. */
-import { readFileSync } from 'node:fs';
+import { readdirSync, readFileSync } from 'node:fs';
 import { expect, test } from 'vitest';
 import { checkPolicies, checkText, defaultPolicy } from '../../src/authz/authz.ts';
 import { GRANTABLE_ACTIONS, TYPE_OF_ATTRIBUTE } from '../../src/authz/core/vocabulary.ts';
@@ -12,6 +12,12 @@ test.each(examples.map((content, i) => [i + 1, content] as const))('example %i o
   expect(checkText(check)).toBe('');
   expect(check.ok).toBe(true);
   expect(check.tests.filter((t) => t.file === `example-${i}.yaml`).length).toBeGreaterThanOrEqual(5);
+});
+
+test('the files in policies/examples check together, without a warning, and their tests pass', () => {
+  const files = readdirSync('policies/examples').map((name) => ({ name, content: readFileSync(`policies/examples/${name}`), tenant: name.replace('.yaml', '') }));
+  const check = checkPolicies({ files: [defaultPolicy(), ...files], identityRoles: [], version: 1, nowMs: Date.UTC(2026, 10, 24) });
+  expect([checkText(check), check.ok, files.length]).toEqual(['', true, 2]);
 });
 
 test('the table of attributes is the vocabulary', () => {

@@ -58,6 +58,15 @@ describe('policies/methods.yaml', () => {
     for (const r of file.channel) expect(r.callers).toEqual(['user', 'service', 'job']);
   });
 
+  test('a raylet’s core asks for no action that has no row among the calls of channels', () => {
+    const core = readdirSync('src/raylet/core').map((name) => readFileSync(`src/raylet/core/${name}`, 'utf8')).join('\n');
+    const asked = ACTIONS.filter((action) => core.includes(`'${action}'`));
+    const rows = file.channel.map((r) => r.action);
+    expect(asked.length).toBeGreaterThan(8);
+    expect(asked.filter((action) => !rows.includes(action))).toEqual([]);
+    expect(rows.filter((action) => !asked.includes(action) && action !== 'session.read')).toEqual([]);
+  });
+
   test('streams are recorded when they open, and only they', () => {
     for (const r of file.rows) expect([r.method, r.audit === 'stream']).toEqual([r.method, proto.get(r.method)?.streamed]);
   });

@@ -1,11 +1,13 @@
 /** What must hold of every policy, by name (after Cedar's theorems); each over generated worlds or by the smallest example that would break it. */
+import { readFileSync } from 'node:fs';
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
-import { compileOrExplain, compilePolicies, MAX_SCANNED_RULES } from '../../src/authz/core/compile.ts';
+import { compileOrExplain, compilePolicies, MAX_SCANNED_RULES, MAX_VALUES_PER_TENANT } from '../../src/authz/core/compile.ts';
 import type { PolicyDocument, RuleDocument } from '../../src/authz/core/policy-schema.ts';
 import { EMPTY_SNAPSHOT, snapshotText } from '../../src/authz/core/snapshot.ts';
 import { GRANTABLE_ACTIONS, GOVERNANCE_ACTIONS, KIND_OF_ACTION } from '../../src/authz/core/vocabulary.ts';
 import { createDecisionPoint, LiveDecisionPoint } from '../../src/authz/decision-point.ts';
+import { explain, explanationText, whoCan } from '../../src/authz/explain.ts';
 import { checkPolicies, checkText } from '../../src/authz/policy-tests.ts';
 import { defaultPolicy } from '../../src/authz/builtin-policies.ts';
 import { ACTIONS, resource, type Action, type DecisionRequest } from '../../src/base/decision.ts';
@@ -220,6 +222,29 @@ test('a file whose rules cannot be indexed is refused, and the same number of in
   const compiled = (permit: RuleDocument[]): ReturnType<typeof compileOrExplain> => compileOrExplain({ files: [tenantFile('acme', { roles: [{ name: 'r', assignable: false, permit, forbid: [], at: AT }] })], identityRoles: [], version: 1 });
   expect(compiled(rules('cpus')).diagnostics).toMatchObject([{ severity: 'error', message: expect.stringContaining(`more than ${MAX_SCANNED_RULES}`) }]);
   expect(compiled(rules('function')).snapshot?.rules).toHaveLength(MAX_SCANNED_RULES + 1);
+});
+
+test('conditions with more values than a node should index are refused', () => {
+  const permit = (size: number): RuleDocument[] => [{ actions: ['task.submit'], kinds: ['task'], when: [{ attribute: 'name', operator: 'in', value: Array.from({ length: size }, (_, i) => `n${i}`) }], scope: 'tenant', at: AT }];
+  const compiled = (size: number): ReturnType<typeof compileOrExplain> => compileOrExplain({ files: [tenantFile('acme', { roles: [{ name: 'r', assignable: false, permit: permit(size), forbid: [], at: AT }] })], identityRoles: [], version: 1 });
+  expect(compiled(MAX_VALUES_PER_TENANT).diagnostics).toEqual([]);
+  expect(compiled(MAX_VALUES_PER_TENANT + 1).diagnostics).toMatchObject([{ message: expect.stringContaining('exceed the limit of 20000') }]);
+});
+
+test('whoCan lists exactly those whose requests are permitted, and explain says why the others are not', () => {
+  const { snapshot } = checkPolicies({ files: [defaultPolicy(), ...['acme', 'globex'].map((t) => ({ name: `${t}.yaml`, content: readFileSync(`policies/examples/${t}.yaml`) }))], identityRoles: [{ tenant: 'acme', kind: 'user', name: 'tom', role: 'tenant-admin' }], version: 1, nowMs: 0 });
+  const names = (action: Action, attributes: object, nowMs = 0): string[] => whoCan(snapshot!, action, resource(kindOf(action), attributes), nowMs).map((w) => `${w.tenant}/${w.kind}/${w.name} ${w.rule}`);
+  expect(names('audit.read', { tenant: 'acme' })).toEqual(['acme/user/olga platform/auditor/permit/0', 'acme/user/tom platform/tenant-admin/permit/4']);
+  expect(names('audit.read', { tenant: '' })).toEqual(['/system/admin platform/platform-admin/permit/3']);
+  expect(names('object.get', { tenant: 'globex', label: 'published' })).toEqual(['acme/service/etl globex/grant/0', 'acme/user/* globex/grant/0', 'acme/user/olga globex/grant/0', 'acme/user/tom globex/grant/0', 'globex/service/* platform/developer/permit/1', 'globex/user/* platform/developer/permit/1']);
+  expect(names('object.get', { tenant: 'globex', label: 'published' }, Date.UTC(2027, 0, 1)).filter((n) => n.startsWith('acme'))).toEqual([]);
+  const why = (path: string, action: Action, attributes: object, nowMs = 0): string => explanationText(explain(snapshot!, { principal: principalFromSpiffeId(`spiffe://test/${path}`), action, resource: resource(kindOf(action), attributes), nowMs }));
+  expect(why('tenant/acme/user/ana', 'task.submit', { tenant: 'acme', cpus: 8 })).toBe('acme/analyst/permit/2 does not match: cpus is 8, not lte 4');
+  expect(why('tenant/acme/user/ana', 'actor.kill', { tenant: 'acme', detached: true })).toBe('denied by acme/analyst/forbid/0');
+  expect(why('tenant/acme/user/ana', 'object.get', { tenant: 'globex', label: 'published' }, Date.UTC(2027, 0, 1))).toBe('the resource belongs to another tenant and globex/grant/0 does not match: it ended at 2027-01-01T00:00:00.000Z');
+  expect(why('tenant/globex/user/bob', 'object.get', { tenant: 'acme' })).toBe('the resource belongs to another tenant and there is no grant of this action');
+  expect(why('node/n1', 'object.get', { tenant: 'acme' })).toBe('the tenant wall stands between them');
+  expect(why('tenant/initech/user/ivy', 'task.submit', { tenant: 'initech' })).toBe('no rule of its roles (platform/everyone) permits this action');
 });
 
 test('each action acts on one kind, which carries the attributes it needs', () => {

@@ -39,6 +39,9 @@ export const PLATFORM = 'platform';
  */
 export const MAX_SCANNED_RULES = 128;
 
+/** Values in all conditions of one author: what a node has to index when its principals call. */
+export const MAX_VALUES_PER_TENANT = 20_000;
+
 const ZERO: Position = { line: 1, column: 1 };
 
 /** All findings, or the snapshot when there is no error among them. */
@@ -163,10 +166,20 @@ function checkLimits(rules: readonly SnapshotRule[], grants: readonly SnapshotGr
   for (const [author, own] of authors) {
     const file = sources.find((s) => s.document.tenant === author)?.name ?? '';
     const count = own.rules.length + own.grants.length;
-    if (count > MAX_RULES_PER_TENANT) error(file, ZERO, `${count} rules and grants exceed the limit of ${MAX_RULES_PER_TENANT} of one tenant`);
+    let values = 0;
+    for (const r of [...own.rules, ...own.grants]) for (const c of r.conditions) values += Array.isArray(c.value) ? c.value.length : 1;
+    if (values > MAX_VALUES_PER_TENANT) error(file, ZERO, `${values} values in conditions exceed the limit of ${MAX_VALUES_PER_TENANT} of one tenant; label resources, and compare the label`);
+    else if (count > MAX_RULES_PER_TENANT) error(file, ZERO, `${count} rules and grants exceed the limit of ${MAX_RULES_PER_TENANT} of one tenant`);
     else for (const list of [own.rules, own.grants]) {
       const byAction = new Map<string, (SnapshotRule | SnapshotGrant)[]>();
-      for (const r of list) for (const a of r.actions) if (r.kinds.includes(KIND_OF_ACTION.get(a) as never)) byAction.set(a, [...(byAction.get(a) ?? []), r]);
+      for (const r of list) {
+        for (const a of r.actions) {
+          if (!r.kinds.includes(KIND_OF_ACTION.get(a) as never)) continue;
+          const some = byAction.get(a);
+          if (some === undefined) byAction.set(a, [r]);
+          else some.push(r);
+        }
+      }
       for (const [action, some] of byAction) {
         const scan = some.length <= MAX_SCANNED_RULES ? 0 : worstScan(some);
         if (scan > MAX_SCANNED_RULES) error(file, ZERO, `a '${action}' would be compared with ${scan} ${list === own.grants ? 'grants' : 'rules'}, more than ${MAX_SCANNED_RULES}: give them a condition 'eq' or 'in' on name, function, code, label or owner, by which they are found at once`);
