@@ -1,11 +1,16 @@
+/** The few lines between the worker host and the guest prelude inside each context. */
+import { LOCKDOWN_SOURCE } from './lockdown.ts';
+
 /**
- * The few lines between the worker host and the guest prelude inside each context.
+ * The script of a context: an expression whose value is a function that installs the prelude, closes the globals and returns what the
+ * host may call. `prelude` is an expression too, whose value is its `install`.
  *  - What `deliver` returns is emitted the same way as everything else: a returned value would reach the host after what microtasks
  *    emit, and frames must keep their order.
  *  - An emit returns at once, but after every 256 KiB one waits until the host has taken it: a flood fills no queue of the host's.
  * Must never: hand anything to the host but numbers and ArrayBuffers, or keep a name that tenant code can reach.
  */
-export const BRIDGE_SOURCE = `((install, send, sendAndWait, config) => {
+export function bridgeSource(prelude: string): string {
+  return `((install) => (send, sendAndWait, config) => {
   'use strict';
   const { apply, getOwnPropertyDescriptor } = Reflect;
   const byteLength = getOwnPropertyDescriptor(ArrayBuffer.prototype, 'byteLength').get;
@@ -19,6 +24,7 @@ export const BRIDGE_SOURCE = `((install, send, sendAndWait, config) => {
     }
   };
   const { deliver, attach, fireTimer, load } = install(emit, config);
+  ${LOCKDOWN_SOURCE}
   return {
     deliver: (batch) => {
       const frames = deliver(batch);
@@ -28,4 +34,5 @@ export const BRIDGE_SOURCE = `((install, send, sendAndWait, config) => {
     fireTimer: (id) => { fireTimer(id); },
     load: (codeNumber, factory) => { load(codeNumber, factory); },
   };
-})`;
+})(${prelude.trim().replace(/;$/, '')})`;
+}

@@ -4,6 +4,7 @@
  * It must never: touch a guest object (only bytes, strings and numbers cross), run guest code on its own thread, or take its first
  * slot before the run-time filter holds all of its threads.
  */
+import { randomBytes } from 'node:crypto';
 import { closeSync, fstatSync, openSync, read, readFileSync, readSync, writeFileSync, writeSync } from 'node:fs';
 import { Socket } from 'node:net';
 import type IsolatedVm from 'isolated-vm';
@@ -11,8 +12,7 @@ import { FrameReader, FrameWriter, HOST_OP } from '../../base/frame.ts';
 import { MAX_BATCH_BYTES, MAX_CODE_BYTES, MAX_ERROR_MESSAGE_CHARS, MAX_OBJECT_BYTES, MAX_STACK_CHARS } from '../../base/limits.ts';
 import { SESSION_PREFIX_BYTES } from '../../base/ids.ts';
 import { EnvelopeReader, EnvelopeWriter } from '../envelope.ts';
-import { BRIDGE_SOURCE } from './bridge.ts';
-import { LOCKDOWN_SOURCE } from './lockdown.ts';
+import { bridgeSource } from './bridge.ts';
 
 const EMIT = { FRAMES: 0, STAGED_FILE: 1, SET_TIMER: 2, CLEAR_TIMER: 3 } as const;
 /** Bytes that may wait for the raylet before a slot that adds more has failed: the guest floods, or the raylet has paused it for long. */
@@ -23,6 +23,9 @@ const MAX_TIMER_MS = 2 ** 31 - 1;
 const MAX_DELIVER_BYTES = 4 * 2 ** 20;
 const SYNC_READ_BYTES = 2 ** 20;
 const FILE_NAME = /^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$/;
+/** Size of the room that waits for the first slot: what a task gets that asks for nothing. */
+const SPARE_MEMORY_MIB = 64;
+const SPARE_DELAY_MS = 20;
 const STATS_EVERY_MS = 1_000;
 /** Read by the raylet (worker-process.ts). */
 const EXIT = { DONE: 0, PROTOCOL: 70, CATASTROPHE: 71, NO_FILTER: 72, OUT_OF_MEMORY: 73 } as const;
@@ -94,6 +97,34 @@ function messageOf(thrown: unknown): string {
   return thrown instanceof Error ? boundedText(thrown.message, MAX_ERROR_MESSAGE_CHARS) : 'the isolate failed';
 }
 
+interface ReadyRoom {
+  readonly context: IsolatedVm.Context;
+  readonly boot: IsolatedVm.Reference<(send: unknown, sendAndWait: unknown, config: string) => object>;
+}
+
+/** An isolate with the prelude compiled and nothing of a slot in it yet. One is kept ready, so that opening a slot need not wait for V8. */
+class Room {
+  readonly isolate: IsolatedVm.Isolate;
+  readonly memoryMiB: number;
+  readonly ready: Promise<ReadyRoom>;
+  onCatastrophe: (message: string) => void = () => die(EXIT.CATASTROPHE, 'V8 has lost control over an empty isolate');
+
+  constructor(host: Host, memoryMiB: number) {
+    this.memoryMiB = memoryMiB;
+    this.isolate = new host.ivm.Isolate({ memoryLimit: Math.max(8, memoryMiB), onCatastrophicError: (message) => this.onCatastrophe(message) });
+    this.ready = this.#prepare(host);
+    this.ready.catch(() => undefined);
+  }
+
+  async #prepare(host: Host): Promise<ReadyRoom> {
+    const context = await this.isolate.createContext();
+    const cachedData = host.preludeCache;
+    const script = await this.isolate.compileScript(host.prelude, { filename: 'bulkhead:prelude', ...(cachedData === undefined ? { produceCachedData: true } : { cachedData }) });
+    if (cachedData === undefined) host.preludeCache = (script as { cachedData?: IsolatedVm.ExternalCopy<ArrayBuffer> }).cachedData;
+    return { context, boot: (await script.run(context, { reference: true, release: true })) as ReadyRoom['boot'] };
+  }
+}
+
 class Slot {
   readonly #host: Host;
   readonly number: number;
@@ -116,11 +147,10 @@ class Slot {
     this.#host = host;
     this.number = number;
     this.#memoryMiB = memoryMiB;
-    this.#isolate = new host.ivm.Isolate({
-      memoryLimit: Math.max(8, memoryMiB),
-      onCatastrophicError: (message) => this.#catastrophe(message),
-    });
-    this.#boot(sessionPrefix).then(
+    const room = host.takeRoom(memoryMiB);
+    room.onCatastrophe = (message) => this.#catastrophe(message);
+    this.#isolate = room.isolate;
+    this.#boot(room, sessionPrefix).then(
       () => {
         this.#busy = false;
         this.#next();
@@ -137,25 +167,18 @@ class Slot {
     return die(outOfMemory ? EXIT.OUT_OF_MEMORY : EXIT.CATASTROPHE, 'V8 has lost control over an isolate');
   }
 
-  async #boot(sessionPrefix: string): Promise<void> {
-    const context = await this.#isolate.createContext();
-    this.#context = context;
-    const cachedData = this.#host.preludeCache;
-    const script = await this.#isolate.compileScript(this.#host.prelude, { filename: 'bulkhead:prelude', ...(cachedData === undefined ? { produceCachedData: true } : { cachedData }) });
-    const produced = (script as { cachedData?: IsolatedVm.ExternalCopy<ArrayBuffer> }).cachedData;
-    if (cachedData === undefined && produced !== undefined) this.#host.preludeCache = produced;
-    const install = (await script.run(context, { reference: true, release: true })) as IsolatedVm.Reference<unknown>;
-    const bridge = (await context.eval(BRIDGE_SOURCE, { reference: true, filename: 'bulkhead:bridge' })) as IsolatedVm.Reference<(install: unknown, send: unknown, sendAndWait: unknown, config: string) => object>;
+  async #boot(room: Room, sessionPrefix: string): Promise<void> {
+    const ready = await room.ready;
+    this.#context = ready.context;
     const emitted = (kind: unknown, n: unknown, bytes: unknown): void => this.#emitted(kind, n, bytes);
     const send = new this.#host.ivm.Callback(emitted, { ignored: true });
     const sendAndWait = new this.#host.ivm.Callback(emitted, { sync: true });
-    const config = JSON.stringify({ slot: this.number, sessionPrefix, memoryMiB: this.#memoryMiB });
-    const installed = (await bridge.apply(undefined, [install.derefInto({ release: true }), send, sendAndWait, config], { result: { reference: true } })) as IsolatedVm.Reference<Record<string, never>>;
-    const get = async (name: string): Promise<never> => (await installed.get(name, { reference: true })) as never;
-    [this.#deliver, this.#attach, this.#fireTimer, this.#load] = [await get('deliver'), await get('attach'), await get('fireTimer'), await get('load')];
-    bridge.release();
+    const config = JSON.stringify({ slot: this.number, sessionPrefix, memoryMiB: this.#memoryMiB, seed: randomBytes(32).toString('hex') });
+    const installed = (await ready.boot.apply(undefined, [send, sendAndWait, config], { result: { reference: true } })) as IsolatedVm.Reference<Record<string, never>>;
+    ready.boot.release();
+    const get = (name: string): Promise<never> => installed.get(name, { reference: true }) as Promise<never>;
+    [this.#deliver, this.#attach, this.#fireTimer, this.#load] = await Promise.all([get('deliver'), get('attach'), get('fireTimer'), get('load')]);
     installed.release();
-    await context.eval(LOCKDOWN_SOURCE, { filename: 'bulkhead:lockdown' });
   }
 
   push(work: Work): void {
@@ -342,6 +365,8 @@ class Host {
   readonly ivm: Ivm;
   readonly prelude: string;
   preludeCache: IsolatedVm.ExternalCopy<ArrayBuffer> | undefined;
+  #spare: Room | undefined;
+  #spareTimer: NodeJS.Timeout | undefined;
   readonly #slots = new Map<number, Slot>();
   readonly #reader = new FrameReader();
   readonly #frames = new FrameWriter(1_024);
@@ -349,7 +374,8 @@ class Host {
 
   constructor(socket: Socket, ivm: Ivm, prelude: string) {
     this.ivm = ivm;
-    this.prelude = prelude;
+    this.prelude = bridgeSource(prelude);
+    this.#spare = new Room(this, SPARE_MEMORY_MIB);
     this.#writer = new EnvelopeWriter(socket);
     const envelopes = new EnvelopeReader((slot, batch) => this.#envelope(slot, batch));
     socket.on('data', (chunk: Buffer) => {
@@ -366,6 +392,21 @@ class Host {
 
   get pendingBytes(): number {
     return this.#writer.pendingBytes;
+  }
+
+  takeRoom(memoryMiB: number): Room {
+    let room = this.#spare;
+    this.#spare = undefined;
+    if (room === undefined || room.memoryMiB !== memoryMiB) {
+      room?.isolate.dispose();
+      room = new Room(this, memoryMiB);
+    }
+    // The next slot will most likely be of the same size; a burst of openings does not pay for a spare each time.
+    clearTimeout(this.#spareTimer);
+    this.#spareTimer = setTimeout(() => {
+      this.#spare ??= new Room(this, memoryMiB);
+    }, SPARE_DELAY_MS);
+    return room;
   }
 
   send(slot: number, batch: Uint8Array): void {
@@ -458,6 +499,7 @@ async function main(): Promise<void> {
   await warmUp.createContext();
   warmUp.dispose();
   installFilter('/app/run-time.bpf');
+  randomBytes(32);
   new Host(socket, ivm, prelude);
 }
 
