@@ -14,10 +14,11 @@ import { join } from 'node:path';
 import type { AuditLog, AuditRecord } from '../base/audit-record.ts';
 import { BulkheadError, invariant } from '../base/errors.ts';
 import { quote } from '../base/ids.ts';
+import { MAX_AUDIT_COMMIT_BYTES, MAX_AUDIT_WAITERS } from '../base/limits.ts';
 import type { Clock } from '../base/time.ts';
 import { openCheckpoint, signCheckpoint, syncDirectory, writeDurably, type CheckpointSigner } from './checkpoint-signer.ts';
 import {
-  BATCH_HEADER_BYTES, completeBatch, ENTRY_PREFIX_BYTES, FILE_HEADER_BYTES, FILE_MAGIC, MAX_BATCH_BYTES, readBatchHeader, writeBatchHeader, type Checksum,
+  BATCH_HEADER_BYTES, completeBatch, ENTRY_PREFIX_BYTES, FILE_HEADER_BYTES, FILE_MAGIC, readBatchHeader, writeBatchHeader, type Checksum,
 } from './core/journal.ts';
 import { equalBytes, Frontier, HASH_BYTES, TILE_WIDTH } from './core/merkle.ts';
 import { fromBase64, toBase64 } from './core/note.ts';
@@ -78,8 +79,6 @@ const HASH_AHEAD_BYTES = 16 * 1024;
 /** A batch buffer larger than this is given back when the log falls idle: a node has thousands of logs. */
 const KEPT_BATCH_BYTES = 64 * 1024;
 const READ_BYTES = 256 * 1024;
-/** Callers of `appendDurably` and `follow` that wait at once. */
-const MAX_WAITERS = 100_000;
 
 interface Waiter {
   readonly seq: number;
@@ -124,8 +123,9 @@ export class TenantLog implements AuditLog {
   #closing = false;
   /** No more anything: the files are shut. */
   #closed = false;
-  #activeReads = 0;
-  #readsDone: (() => void) | undefined;
+  /** Calls on the two files that Node has not answered; closing waits for them. */
+  #activeCalls = 0;
+  #callsDone: (() => void) | undefined;
   #waiters: Waiter[] = [];
   /** 0x00 ‖ leaf, for leaves too long to be hashed in place. */
   #leaf = new Uint8Array(0);
@@ -243,9 +243,9 @@ export class TenantLog implements AuditLog {
     let window = new Uint8Array(0);
     let windowAt = 0;
     while (this.#offset < fileSize) {
-      const wanted = Math.min(fileSize - this.#offset, MAX_BATCH_BYTES + BATCH_HEADER_BYTES);
+      const wanted = Math.min(fileSize - this.#offset, MAX_AUDIT_COMMIT_BYTES + BATCH_HEADER_BYTES);
       if (windowAt + window.length < this.#offset + wanted) {
-        window = this.#readSync(this.#offset, Math.min(fileSize - this.#offset, 2 * (MAX_BATCH_BYTES + BATCH_HEADER_BYTES)));
+        window = this.#readSync(this.#offset, Math.min(fileSize - this.#offset, 2 * (MAX_AUDIT_COMMIT_BYTES + BATCH_HEADER_BYTES)));
         windowAt = this.#offset;
       }
       const at = this.#offset - windowAt;
@@ -338,7 +338,7 @@ export class TenantLog implements AuditLog {
   #cutTorn(fileSize: number, signedSize: number): void {
     if (this.#frontier.size < signedSize) this.#refuse(`the batch after record ${this.#frontier.size} is damaged, and a signed checkpoint covers ${signedSize} records`);
     const rest = fileSize - this.#offset;
-    const tail = this.#readSync(this.#offset, rest > MAX_BATCH_BYTES + BATCH_HEADER_BYTES ? 0 : rest);
+    const tail = this.#readSync(this.#offset, rest > MAX_AUDIT_COMMIT_BYTES + BATCH_HEADER_BYTES ? 0 : rest);
     let later = tail.length !== rest;
     for (let p = 1; p + BATCH_HEADER_BYTES < tail.length && !later; p++) later = tail[p] === 0 && completeBatch(tail, p, this.#checksum) !== undefined;
     if (later) this.#refuse(`the batch after record ${this.#frontier.size} is damaged, and whole ones follow it`);
@@ -379,8 +379,8 @@ export class TenantLog implements AuditLog {
 
   #grow(bound: number): void {
     const wanted = this.#openUsed + bound;
-    if (wanted > MAX_BATCH_BYTES + BATCH_HEADER_BYTES) throw new BulkheadError('RESOURCE_EXHAUSTED', 'the audit log cannot keep up: its disk is slower than the calls; try again');
-    const grown = new Uint8Array(Math.min(Math.max(this.#open.length * 2, FIRST_BATCH_BYTES, wanted), MAX_BATCH_BYTES + BATCH_HEADER_BYTES));
+    if (wanted > MAX_AUDIT_COMMIT_BYTES + BATCH_HEADER_BYTES) throw new BulkheadError('RESOURCE_EXHAUSTED', 'the audit log cannot keep up: its disk is slower than the calls; try again');
+    const grown = new Uint8Array(Math.min(Math.max(this.#open.length * 2, FIRST_BATCH_BYTES, wanted), MAX_AUDIT_COMMIT_BYTES + BATCH_HEADER_BYTES));
     grown.set(this.#open.subarray(0, this.#openUsed));
     this.#open = grown;
   }
@@ -411,12 +411,24 @@ export class TenantLog implements AuditLog {
   }
 
   #write(batch: Uint8Array, from: number, to: number): void {
+    this.#activeCalls++;
     this.#disk.write(this.#entriesFd, batch, from, to - from, this.#offset + from, (error, written) => {
+      this.#answered();
       if (error !== null) return this.#fail(error);
       if (written <= 0) return this.#fail(new Error('the disk took nothing'));
       if (from + written < to) return this.#write(batch, from + written, to);
-      this.#disk.fdatasync(this.#entriesFd, (failure) => (failure === null || failure === undefined ? this.#landed() : this.#fail(failure)));
+      this.#activeCalls++;
+      this.#disk.fdatasync(this.#entriesFd, (failure) => {
+        this.#answered();
+        if (failure === null || failure === undefined) this.#landed();
+        else this.#fail(failure);
+      });
     });
+  }
+
+  #answered(): void {
+    this.#activeCalls--;
+    if (this.#activeCalls === 0) this.#callsDone?.();
   }
 
   /** Hashes what is left of the batch in flight; then the tree stands between two batches, the moment to take a cut. */
@@ -467,7 +479,8 @@ export class TenantLog implements AuditLog {
   /** The batch in flight is on disk: the next one starts first, then callers hear of it. */
   #landed(): void {
     const batch = this.#flight;
-    if (batch === undefined) return;
+    // A log that failed meanwhile, its checkpoint not being writable, acknowledges nothing more.
+    if (batch === undefined || this.#failure !== undefined) return;
     this.#durable = this.#flightEnd;
     this.#offset += this.#flightUsed;
     this.#tally.take(this.#flightTally);
@@ -492,7 +505,6 @@ export class TenantLog implements AuditLog {
     if (this.#failure !== undefined) return;
     const code = (cause as NodeJS.ErrnoException).code;
     this.#failure = new BulkheadError('UNAVAILABLE', `the audit log cannot be written${code === 'ENOSPC' ? ': its disk is full; make room and restart the node' : '; see the node log, then restart the node'}`, { cause });
-    this.#flight = undefined;
     for (const give of [...(this.#cutTaken?.give ?? []), ...this.#cutWanted.splice(0)]) give(this.#failure);
     this.#cutTaken = undefined;
     for (const w of this.#waiters.splice(0)) w.reject(this.#failure);
@@ -510,7 +522,7 @@ export class TenantLog implements AuditLog {
   whenDurable(seq: number): Promise<void> {
     if (seq < this.#durable) return Promise.resolve();
     if (this.#failure !== undefined || this.#closed) return Promise.reject(this.#failure ?? new BulkheadError('UNAVAILABLE', 'the audit log is closed'));
-    if (this.#waiters.length >= MAX_WAITERS) return Promise.reject(new BulkheadError('RESOURCE_EXHAUSTED', 'too many callers wait for the audit log; try again'));
+    if (this.#waiters.length >= MAX_AUDIT_WAITERS) return Promise.reject(new BulkheadError('RESOURCE_EXHAUSTED', 'too many callers wait for the audit log; try again'));
     return new Promise((resolve, reject) => this.#waiters.push({ seq, resolve, reject }));
   }
 
@@ -556,8 +568,14 @@ export class TenantLog implements AuditLog {
     if (!this.grew && cosignedEnough) return this.#checkpoint;
     const cut = await this.#cut();
     const note = signCheckpoint({ origin: this.origin, treeSize: cut.size, rootHash: cut.rootHash }, signer, cosign ? cosigner : undefined, clock.nowMs());
-    await this.#flushIndex(cut.index);
-    await this.#writeState(note, cut);
+    try {
+      await this.#flushIndex(cut.index);
+      await this.#writeState(note, cut);
+    } catch (cause) {
+      // Records that nobody can sign over are not kept as they should be: this is a dead disk like any other.
+      this.#fail(cause as Error);
+      throw cause;
+    }
     this.#checkpoint = note;
     this.#checkpointSize = cut.size;
     this.#cosigned = cosign;
@@ -611,8 +629,8 @@ export class TenantLog implements AuditLog {
       await this.#checkpointing;
       this.#closed = true;
       for (const w of this.#waiters.splice(0)) w.reject(new BulkheadError('UNAVAILABLE', 'the audit log is closed'));
-      // A descriptor closed under a read could be another file by the time the read runs.
-      if (this.#activeReads > 0) await new Promise<void>((resolve) => (this.#readsDone = resolve));
+      // A descriptor closed under a call could be another file by the time the call runs.
+      if (this.#activeCalls > 0) await new Promise<void>((resolve) => (this.#callsDone = resolve));
       fs.closeSync(this.#entriesFd);
       fs.closeSync(this.#indexFd);
     }
@@ -656,11 +674,10 @@ export class TenantLog implements AuditLog {
   /** Fills `bytes` from `from` as far as the file goes; returns how many octets came. */
   #read(fd: number, bytes: Buffer, from: number, position: number): Promise<number> {
     if (this.#closed) return Promise.reject(new BulkheadError('UNAVAILABLE', 'the audit log is closed'));
-    this.#activeReads++;
+    this.#activeCalls++;
     return new Promise((resolve, reject) => {
       fs.read(fd, bytes, from, bytes.length - from, position, (error, got) => {
-        this.#activeReads--;
-        if (this.#activeReads === 0) this.#readsDone?.();
+        this.#answered();
         if (error === null) resolve(got);
         else reject(error);
       });

@@ -38,7 +38,6 @@ describe('export', () => {
     expect((await verifyExport(dir)).trusted).toBe(false);
     const text = fs.readFileSync(join(dir, summary.logs[0]?.directory ?? '', RECORDS_FILE[format]), 'utf8');
     expect(text.split('\n')).toHaveLength(summary.records + 1);
-    // oxlint-disable-next-line no-control-regex
     expect(text).not.toMatch(/[\u0000-\u0009\u000b-\u001f\u007f-\u009f\u00ad\u2028-\u202f\u2066-\u2069\ufeff]|\u{e0041}/u);
     expect(text.isWellFormed()).toBe(true);
     for (const [dirent, mode] of fs.readdirSync(dir, { recursive: true }).map((f) => [f, fs.statSync(join(dir, String(f))).mode & 0o077] as const)) expect([dirent, mode]).toEqual([dirent, 0]);

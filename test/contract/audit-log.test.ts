@@ -161,6 +161,32 @@ describe('a failing disk', () => {
     expect(again.forTenant('acme').append(decision(records.length))).toBe(records.length);
   });
 
+  it('short writes are continued', async () => {
+    const disk = new HeldDisk();
+    const store = await openStore({ disk: { write: (fd, bytes, offset, length, position, done) => NODE_DISK.write(fd, bytes, offset, Math.ceil(length / 3), position, done), fdatasync: disk.fdatasync } });
+    await fill(store, 'acme', 500);
+    expect((await all(tail(store, 'acme', { from: 0 }))).map((r) => r.record)).toEqual(Array.from({ length: 500 }, (_, i) => decision(i)));
+    await store.close();
+    expect((await openStore({ dir: store.options.dir })).forTenant('acme').durable).toBe(500);
+  });
+
+  it('a checkpoint that cannot be written closes the log too', async () => {
+    const problems: string[] = [];
+    const store = await openStore({ checkpointIntervalMs: 5, onProblem: (tenant) => problems.push(tenant) });
+    const log = store.forTenant('acme');
+    const heard: (string | undefined)[] = [];
+    log.onDurable = (_, failure) => heard.push((failure as BulkheadError | undefined)?.code);
+    fs.mkdirSync(join(store.options.dir, 'acme', '.state.new'));
+    log.append(decision(0));
+    while (problems.length === 0) await turn();
+    expect(problems).toEqual(['acme']);
+    expect(heard).toEqual([undefined, 'UNAVAILABLE']);
+    expect(codeOf(() => log.append(decision(1)))).toBe('UNAVAILABLE');
+    await fill(store, 'globex', 1);
+    await turn();
+    expect(problems).toEqual(['acme']);
+  });
+
   it('a really full file system ends the same way', async (context) => {
     const mount = join(newDirectory(), 'small');
     fs.mkdirSync(mount);

@@ -4,6 +4,7 @@
  * Little-endian on purpose: below 256 bytes the octet before a leaf is then 0x00, which is the leaf prefix of RFC 6962, and the
  * leaf is hashed where it stands. Must never: trust a length before it is checked against what is there.
  */
+import { MAX_AUDIT_COMMIT_BYTES } from '../../base/limits.ts';
 
 export const FILE_MAGIC = 'BHLOG01\n';
 /** Magic and a random salt that seeds every checksum: tenant text in a record cannot pose as a batch. */
@@ -11,9 +12,6 @@ export const FILE_HEADER_BYTES = 16;
 /** u16 0 · u32 entries · u32 bytes · u32 CRC-32 of the entries. */
 export const BATCH_HEADER_BYTES = 14;
 export const ENTRY_PREFIX_BYTES = 2;
-/** Largest batch: bounds the memory of a log and the work of one commit. More records than fit wait in their callers (RESOURCE_EXHAUSTED). */
-export const MAX_BATCH_BYTES = 4 * 2 ** 20;
-
 export interface BatchHeader {
   readonly entries: number;
   /** Of the entries that follow the header. */
@@ -34,7 +32,7 @@ export function readBatchHeader(bytes: Uint8Array, at: number): BatchHeader | un
   if (at + BATCH_HEADER_BYTES > bytes.length) return undefined;
   const view = new DataView(bytes.buffer, bytes.byteOffset + at, BATCH_HEADER_BYTES);
   const h = { entries: view.getUint32(2, true), bytes: view.getUint32(6, true), checksum: view.getUint32(10, true) };
-  if (view.getUint16(0, true) !== 0 || h.entries === 0 || h.bytes < h.entries * 4 || h.bytes > MAX_BATCH_BYTES) return undefined;
+  if (view.getUint16(0, true) !== 0 || h.entries === 0 || h.bytes < h.entries * 4 || h.bytes > MAX_AUDIT_COMMIT_BYTES) return undefined;
   return h;
 }
 

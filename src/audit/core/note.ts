@@ -140,7 +140,6 @@ export function parseNote(note: string): SignedNote {
     throw new BulkheadError('INVALID_ARGUMENT', `the signed note is not valid: ${why}`);
   };
   if (note.length > MAX_NOTE_CHARS) return refuse(`it is longer than ${MAX_NOTE_CHARS} characters`);
-  // oxlint-disable-next-line no-control-regex
   if (!note.isWellFormed() || /[\u0000-\u0009\u000b-\u001f]/.test(note)) return refuse('it holds control characters or broken text');
   const end = note.lastIndexOf('\n\n');
   if (end < 0 || !note.endsWith('\n')) return refuse('no blank line separates text and signatures');

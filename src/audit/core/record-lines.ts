@@ -26,7 +26,6 @@ export interface LeafPlace {
 
 /** C1 controls, soft hyphen, bidirectional and zero-width marks, line and paragraph separators, byte order mark, annotation marks, tag characters. */
 const HIDDEN = /[\u007f-\u00a0\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202f\u2060-\u206f\ufeff\ufff9-\uffff]|\udb40[\udc00-\udfff]/g;
-// oxlint-disable-next-line no-control-regex
 const UNPRINTABLE = /[\u0000-\u001f]|[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]/g;
 
 function escapeUnits(text: string): string {
