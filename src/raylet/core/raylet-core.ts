@@ -114,8 +114,19 @@ export class RayletCore {
       if (task !== undefined && task.channel === channel && task.actor === undefined) cancelTask(core, task, true);
     }
     releaseSession(core, channel.session);
+    if (channel.kind === CHANNEL_KIND.DRIVER) this.#leaveOthers(channel.job);
     this.#endJobIfIdle(channel.job);
     this.settle();
+  }
+
+  /**
+   * With its last driver here a job lets go of the other raylets. They hold channels back to this one for the same job; if each
+   * side waited for the other's to close, none would ever end.
+   */
+  #leaveOthers(job: Job): void {
+    for (const channel of job.channels) if (channel.kind === CHANNEL_KIND.DRIVER) return;
+    for (const actor of job.actors) if (actor.template.options.detached) return;
+    for (const upstream of [...this.state.upstreams.values()]) if (upstream.job === job) this.upstreamClosed(upstream, { code: 'CANCELLED', message: 'its job ended', stack: '' });
   }
 
   /** With its last driver a job ends here: leases and isolates of the job go; detached actors keep it. */

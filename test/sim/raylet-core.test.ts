@@ -1,0 +1,144 @@
+/** Whole clusters of raylet cores under random orders of events: every call is answered once, everything is given back. */
+import { describe, expect, it } from 'vitest';
+import { CALL_KIND, OP } from '../../src/base/frame.ts';
+import { DO, World, type SimClient, type SimNode } from './world.ts';
+
+function expectAtRest(world: World): void {
+  for (const node of world.nodes) {
+    const core = node.core.state;
+    expect(core.available, `node ${core.config.nodeNumber} has all its resources back`).toEqual(core.config.total);
+    for (const tenant of core.tenants.values()) expect([tenant.cpuUnitsInUse, tenant.memoryBytesInUse]).toEqual([0, 0]);
+    for (const channel of core.channels.values()) expect(channel.inFlight).toBe(0);
+    for (const c of core.classes) {
+      expect([c.queue.length, c.starting]).toEqual([0, 0]);
+      for (const lease of c.leases) expect([lease.active, lease.holding]).toEqual([0, false]);
+      for (const remote of c.remoteLeases.values()) expect(remote.inFlight).toBe(0);
+    }
+  }
+}
+
+/** Every run must follow from a permit that was recorded: no exec without a decision in the log. */
+function expectEveryRunWasAllowed(node: SimNode, submitted: number): void {
+  let permits = 0;
+  for (const log of node.logs.values()) for (const r of log.records) if (r.type === 'decision' && r.allow && (r.action === 'task.submit' || r.action === 'actor.call' || r.action === 'actor.create')) permits += r.count;
+  expect(permits).toBeGreaterThanOrEqual(submitted);
+}
+
+function closeAll(world: World): void {
+  for (const client of world.clients) {
+    client.node.core.closeChannel(client.channel);
+    world.drain(client.node);
+  }
+  world.run(200_000);
+  for (const node of world.nodes) {
+    const core = node.core.state;
+    for (const session of core.sessions.values()) expect([...session.objects.values()].filter((o) => o.status !== 0).map((o) => `${o.handles}/${o.pins}`), 'objects that nobody holds are gone').toEqual([]);
+    for (const tenant of core.tenants.values()) expect(tenant.objectBytes).toBe(0);
+  }
+}
+
+describe.each([1, 2, 3])('%i raylets', (nodes) => {
+  it.each([11, 12, 13, 14, 15, 16, 17, 18])('answer every call exactly once, whatever dies (seed %i)', (seed) => {
+    const world = new World({ nodes, cpus: 2, seed: seed * 7 + nodes });
+    const clients: SimClient[] = [];
+    const pending: { client: SimClient; refs: Uint8Array[] }[] = [];
+    for (let i = 0; i < nodes + 1; i++) {
+      const client = world.client(i % nodes, 1 + (i % 2));
+      client.define(1, CALL_KIND.TASK, { maxRetries: 2 });
+      client.define(2, CALL_KIND.TASK, { cpus: 0.5, returns: 2 });
+      client.define(3, CALL_KIND.TASK, { cpus: 2, timeoutMs: 40 });
+      client.define(4, CALL_KIND.ACTOR_CLASS, {}, 'Counter');
+      client.define(5, CALL_KIND.ACTOR_METHOD, {}, 'add');
+      clients.push(client);
+    }
+    const actors: { client: SimClient; id: Uint8Array }[] = [];
+    for (let round = 0; round < 60; round++) {
+      const client = clients[Math.floor(world.random() * clients.length)] as SimClient;
+      const refs: Uint8Array[] = [];
+      const earlier = pending.filter((p) => p.client === client).flatMap((p) => p.refs);
+      const dep = (): Uint8Array[] => (earlier.length > 0 && world.random() < 0.4 ? [earlier[Math.floor(world.random() * earlier.length)] as Uint8Array] : []);
+      for (let k = Math.floor(world.random() * 6); k >= 0; k--) {
+        const dice = world.random();
+        if (dice < 0.5) refs.push(client.call(OP.SUBMIT, 1, world.random() < 0.2 ? DO.LARGE : DO.RETURN, dep()));
+        else if (dice < 0.6) refs.push(client.call(OP.SUBMIT, 1, DO.THROW, dep()));
+        else if (dice < 0.68) refs.push(client.call(OP.SUBMIT, 1, DO.DIE, dep()));
+        else if (dice < 0.74) refs.push(client.call(OP.SUBMIT, 3, DO.HANG, dep()));
+        else if (dice < 0.84) refs.push(client.call(OP.SUBMIT, 2, DO.RETURN, dep(), undefined, 2));
+        else if (dice < 0.9) {
+          const id = client.call(OP.CREATE_ACTOR, 4, world.random() < 0.15 ? DO.THROW : DO.RETURN);
+          actors.push({ client, id });
+        } else {
+          const own = actors.filter((a) => a.client === client);
+          const actor = own[Math.floor(world.random() * own.length)];
+          if (actor !== undefined) refs.push(client.call(OP.CALL_ACTOR, 5, world.random() < 0.1 ? DO.DIE : DO.RETURN, dep(), actor.id));
+        }
+      }
+      if (refs.length > 0) {
+        client.get(refs);
+        pending.push({ client, refs });
+      }
+      if (refs.length > 1 && world.random() < 0.2) client.cancel(refs[0] as Uint8Array, world.random() < 0.5);
+      client.flush();
+      for (let s = Math.floor(world.random() * 30); s > 0; s--) world.step();
+      if (world.random() < 0.1) {
+        const node = world.nodes[Math.floor(world.random() * nodes)] as SimNode;
+        const worker = world.anyWorker(node);
+        if (worker !== undefined) world.killWorker(node, worker, false);
+      }
+    }
+    // Hanging calls have limits: time passes until everything has ended.
+    for (let i = 0; i < 400; i++) {
+      world.run(200_000);
+      if (clients.every((c) => [...c.calls.values()].every((call) => call.answers.every((a) => a !== undefined)))) break;
+      world.tick();
+    }
+    world.run(200_000);
+    for (const client of clients) for (const call of client.calls.values()) expect(call.answers.includes(undefined), 'every ref was answered').toBe(false);
+    expectAtRest(world);
+    for (const node of world.nodes) expectEveryRunWasAllowed(node, 0);
+    closeAll(world);
+  });
+});
+
+describe('a denied principal', () => {
+  it('gets DENIED for every call, and nothing runs', () => {
+    const world = new World({ nodes: 1, cpus: 1, seed: 5, decide: (r) => r.action !== 'task.submit' && r.action !== 'actor.create' });
+    const client = world.client(0, 1);
+    client.define(1, CALL_KIND.TASK, {});
+    client.define(4, CALL_KIND.ACTOR_CLASS, {}, 'Counter');
+    const refs = [client.call(OP.SUBMIT, 1, DO.RETURN), client.call(OP.CREATE_ACTOR, 4, DO.RETURN)];
+    client.get(refs);
+    client.flush();
+    world.run(1_000);
+    expect(client.failed).toEqual(['DENIED', 'DENIED']);
+    expect(world.nodes[0]?.core.state.workers.size).toBe(0);
+    expectAtRest(world);
+  });
+
+  it('cannot use another tenant’s object or actor by its id, and both tenants have the record', () => {
+    const world = new World({ nodes: 1, cpus: 1, seed: 6 });
+    const owner = world.client(0, 1);
+    owner.define(1, CALL_KIND.TASK, {});
+    owner.define(4, CALL_KIND.ACTOR_CLASS, {}, 'Counter');
+    const ref = owner.call(OP.SUBMIT, 1, DO.RETURN);
+    const actor = owner.call(OP.CREATE_ACTOR, 4, DO.RETURN);
+    owner.get([ref]);
+    owner.flush();
+    world.run(1_000);
+    const thief = world.client(0, 2);
+    thief.define(1, CALL_KIND.TASK, {});
+    thief.define(5, CALL_KIND.ACTOR_METHOD, {}, 'add');
+    thief.get([ref]);
+    thief.get([thief.call(OP.SUBMIT, 1, DO.RETURN, [ref])]);
+    thief.get([thief.call(OP.CALL_ACTOR, 5, DO.RETURN, [], actor)]);
+    thief.out.begin(OP.KILL).u32(0).u32(99).raw(actor).end();
+    thief.cancel(ref, true);
+    thief.release([ref]);
+    thief.flush();
+    world.run(1_000);
+    expect(thief.failed).toEqual(['DENIED', 'DENIED', 'DENIED']);
+    const node = world.nodes[0] as SimNode;
+    expect(node.core.state.sessions.get([...node.core.state.sessions.keys()][0] as string)?.objects.size).toBeGreaterThan(0);
+    for (const number of [1, 2]) expect(node.logs.get(number)?.records.some((r) => r.type === 'decision' && !r.allow && r.principal.includes('globex') && r.action === 'object.get'), `tenant ${number} sees the attempt`).toBe(true);
+  });
+});

@@ -1,0 +1,467 @@
+/**
+ * A cluster of real raylet cores in one thread: links, workers, audit disks and clients are queues that a seeded random source
+ * drains in any order (first in, first out per link). The same seed replays the same run.
+ */
+import type { AuditLog, AuditRecord } from '../../src/base/audit-record.ts';
+import type { DecisionRequest, PolicyDecisionPoint } from '../../src/base/decision.ts';
+import { CALL_KIND, FrameReader, FrameWriter, OP } from '../../src/base/frame.ts';
+import { parseTenantName, type JobId } from '../../src/base/ids.ts';
+import { principalFromSpiffeId } from '../../src/base/principal.ts';
+import { makeId } from '../../src/raylet/core/core.ts';
+import { RayletCore } from '../../src/raylet/core/raylet-core.ts';
+import { CHANNEL_KIND, type Channel, type Slot, type Upstream, type Worker } from '../../src/raylet/core/state.ts';
+
+/** mulberry32: small, fast and good enough to choose what happens next. */
+export function seeded(seed: number): () => number {
+  let a = seed >>> 0;
+  return () => {
+    a = (a + 0x6d2b79f5) >>> 0;
+    let t = a;
+    t = Math.imul(t ^ (t >>> 15), t | 1);
+    t ^= t + Math.imul(t ^ (t >>> 7), t | 61);
+    return ((t ^ (t >>> 14)) >>> 0) / 4_294_967_296;
+  };
+}
+
+/** What a simulated function does: the first octet of its argument payload. */
+export const DO = { RETURN: 0, THROW: 1, DIE: 2, HANG: 3, NEST: 4, LARGE: 5, LOG: 6 } as const;
+
+export class SimLog implements AuditLog {
+  readonly records: AuditRecord[] = [];
+  durable = 0;
+  onDurable: ((durable: number) => void) | undefined = undefined;
+
+  append(record: AuditRecord): number {
+    this.records.push(record);
+    return this.records.length - 1;
+  }
+
+  commit(): void {
+    this.durable = this.records.length;
+    this.onDurable?.(this.durable);
+  }
+}
+
+export class SimNode {
+  readonly core: RayletCore;
+  readonly logs = new Map<number, SimLog>();
+  readonly pools = new Map<Worker, Map<number, Slot>>();
+
+  constructor(core: RayletCore) {
+    this.core = core;
+  }
+}
+
+interface ClientCall {
+  readonly request: number;
+  readonly refs: readonly Uint8Array[];
+  readonly answers: (string | undefined)[];
+}
+
+/** A driver that keeps the books: what it submitted and what it was told. */
+export class SimClient {
+  readonly world: World;
+  readonly node: SimNode;
+  readonly channel: Channel;
+  readonly prefix: Uint8Array;
+  readonly calls = new Map<number, ClientCall>();
+  readonly ready = new Map<number, number[]>();
+  readonly answers: string[] = [];
+  /** Highest audit record any delivered batch needed, against what was durable then. */
+  nextSeq = 1;
+  nextRequest = 1;
+  readonly out = new FrameWriter();
+  readonly failed: string[] = [];
+
+  constructor(world: World, node: SimNode, channel: Channel) {
+    this.world = world;
+    this.node = node;
+    this.channel = channel;
+    this.prefix = channel.session.prefix;
+  }
+
+  define(template: number, kind: number, options: object, name = 'f'): void {
+    this.out.begin(OP.DEFINE).u32(template).u8(kind).raw(CODE_DIGEST).str(kind === CALL_KIND.ACTOR_METHOD ? '' : name).str(kind === CALL_KIND.ACTOR_METHOD ? name : '').text(JSON.stringify(options)).end();
+  }
+
+  call(op: number, template: number, what: number, deps: readonly Uint8Array[] = [], actor?: Uint8Array, returns = 1): Uint8Array {
+    const seq = this.nextSeq;
+    this.nextSeq += returns;
+    this.out.begin(op).u32(0).u32(seq).u32(template);
+    if (actor !== undefined) this.out.raw(actor);
+    this.out.u16(deps.length);
+    deps.forEach((id, i) => this.out.u16(i).raw(id));
+    this.out.u32(0).raw(Uint8Array.of(what, 7)).end();
+    return makeId(this.prefix, seq);
+  }
+
+  get(refs: readonly Uint8Array[]): ClientCall {
+    const call: ClientCall = { request: this.nextRequest++, refs, answers: refs.map(() => undefined) };
+    this.calls.set(call.request, call);
+    this.out.begin(OP.GET).u32(0).u32(call.request).refs(refs).end();
+    return call;
+  }
+
+  release(refs: readonly Uint8Array[]): void {
+    this.out.begin(OP.RELEASE).refs(refs).end();
+  }
+
+  cancel(ref: Uint8Array, force: boolean): void {
+    this.out.begin(OP.CANCEL).u32(0).u32(this.nextRequest++).raw(ref).u8(force ? 1 : 0).end();
+  }
+
+  flush(): void {
+    if (this.out.length > 0) {
+      const batch = this.out.take();
+      this.world.push(`client ${this.channel.number}`, () => {
+        if (!this.channel.closed) this.node.core.clientBatch(this.channel, batch, this.world.nowMs);
+        this.world.drain(this.node);
+      });
+    }
+  }
+
+  receive(batch: Uint8Array): void {
+    const r = new FrameReader().reset(batch);
+    const settle = (answer: string): void => {
+      const call = this.calls.get(r.u32());
+      const position = r.u32();
+      if (call === undefined) throw new Error('an answer to nothing');
+      if (call.answers[position] !== undefined) throw new Error(`answered twice: ${call.answers[position]} and ${answer}`);
+      call.answers[position] = answer;
+    };
+    while (r.next()) {
+      if (r.op === OP.VALUE || r.op === OP.VALUE_CHUNK) settle('value');
+      else if (r.op === OP.VALUE_FAILED) {
+        settle('failed');
+        this.failed.push(r.str());
+      }
+      r.skipRest();
+    }
+  }
+}
+
+const CODE = new Uint8Array([1, 2, 3]);
+/** The simulation's hash: constant, since only equality with what was announced counts. */
+const CODE_DIGEST = new Uint8Array(32).fill(9);
+
+export interface WorldOptions {
+  readonly nodes: number;
+  readonly cpus: number;
+  readonly seed: number;
+  readonly decide?: (request: DecisionRequest) => boolean;
+}
+
+export class World {
+  readonly random: () => number;
+  readonly nodes: SimNode[] = [];
+  nowMs = 1_000_000;
+  readonly #queues = new Map<string, (() => void)[]>();
+  readonly #held: { readonly log: SimLog; readonly needed: number; readonly go: () => void; readonly key: object }[] = [];
+  readonly hanging = new Set<{ node: SimNode; slot: Slot; exec: number }>();
+  readonly clients: SimClient[] = [];
+  steps = 0;
+
+  constructor(options: WorldOptions) {
+    this.random = seeded(options.seed);
+    const decisions: PolicyDecisionPoint = { version: 1, decide: (request) => ({ allow: request.resource.attributes.tenant === request.principal.tenant && (options.decide?.(request) ?? true), rule: 'sim', policyVersion: 1 }) };
+    for (let i = 1; i <= options.nodes; i++) {
+      const core = new RayletCore({
+        nodeId: `node-${i}`, nodeNumber: i, total: { cpuUnits: options.cpus * 10_000, memoryBytes: 2 ** 33, custom: undefined }, maxWorkers: 16, decisions, defaultIsolateBytes: 2 ** 26,
+        random: { bytes: (n) => Uint8Array.from({ length: n }, () => Math.floor(this.random() * 256)) }, sha256: () => CODE_DIGEST,
+      });
+      const node = new SimNode(core);
+      this.nodes.push(node);
+      for (const [number, name] of [[1, 'acme'], [2, 'globex']] as const) {
+        const log = new SimLog();
+        node.logs.set(number, log);
+        core.setTenant(parseTenantName(name), number, () => log, { cpuUnits: Number.POSITIVE_INFINITY, memoryBytes: Number.POSITIVE_INFINITY, objectBytes: Number.POSITIVE_INFINITY }, true);
+      }
+    }
+    for (const node of this.nodes) this.shareNodes(node);
+  }
+
+  shareNodes(node: SimNode): void {
+    for (const other of this.nodes) {
+      if (other === node) continue;
+      const { config, available } = other.core.state;
+      node.core.setNode(config.nodeId, config.nodeNumber, '', `spiffe://sim/node/${config.nodeId}`, config.total, available);
+    }
+  }
+
+  client(nodeIndex: number, tenantNumber: number): SimClient {
+    const node = this.nodes[nodeIndex] as SimNode;
+    const tenant = node.core.state.tenants.get(tenantNumber);
+    if (tenant === undefined) throw new Error('no such tenant');
+    const id = `job-${String(this.clients.length).padStart(24, '0')}` as JobId;
+    const user = principalFromSpiffeId(`spiffe://sim/tenant/${tenant.name}/user/ana`);
+    const job = node.core.ensureJob(id, tenant, user, principalFromSpiffeId(`spiffe://sim/tenant/${tenant.name}/job/${id}`, { kind: 'user', name: 'ana' }), 'credential', Number.POSITIVE_INFINITY, 0);
+    const client = new SimClient(this, node, node.core.openChannel(CHANNEL_KIND.DRIVER, job, user, 0, {}));
+    this.clients.push(client);
+    client.out.begin(OP.CODE).raw(CODE_DIGEST).u32(CODE.length).u32(0).raw(CODE).end();
+    this.drain(node);
+    return client;
+  }
+
+  push(link: string, event: () => void): void {
+    const queue = this.#queues.get(link);
+    if (queue === undefined) this.#queues.set(link, [event]);
+    else queue.push(event);
+  }
+
+  /** One thing happens, somewhere. False: nothing is left to happen. */
+  step(): boolean {
+    const links = [...this.#queues.keys()];
+    if (links.length === 0) {
+      if (this.#held.length === 0) return false;
+      for (const node of this.nodes) for (const log of node.logs.values()) this.#commit(log);
+      return true;
+    }
+    const link = links[Math.floor(this.random() * links.length)] as string;
+    const queue = this.#queues.get(link) as (() => void)[];
+    const event = queue.shift() as () => void;
+    if (queue.length === 0) this.#queues.delete(link);
+    this.nowMs += this.random() < 0.2 ? 1 : 0;
+    this.steps++;
+    event();
+    if (this.random() < 0.3) for (const node of this.nodes) for (const log of node.logs.values()) this.#commit(log);
+    if (this.steps % 50 === 0) this.tick();
+    return true;
+  }
+
+  tick(): void {
+    this.nowMs += 5;
+    for (const node of this.nodes) {
+      this.shareNodes(node);
+      node.core.tick(this.nowMs, () => 0);
+      this.drain(node);
+    }
+  }
+
+  run(maxSteps: number): void {
+    for (let i = 0; i < maxSteps; i++) if (!this.step()) return;
+    throw new Error(`the world did not come to rest in ${maxSteps} steps`);
+  }
+
+  #commit(log: SimLog): void {
+    log.commit();
+    for (let i = 0; i < this.#held.length; ) {
+      const held = this.#held[i]!;
+      if (held.log === log && held.needed < log.durable && this.#held.findIndex((h) => h.key === held.key) === i) {
+        this.#held.splice(i, 1);
+        held.go();
+      } else i++;
+    }
+  }
+
+  /** As the raylet's outbox: in order per receiver, not before the record is durable. */
+  #send(key: object, log: SimLog, needed: number, go: () => void): void {
+    if (needed < log.durable && !this.#held.some((h) => h.key === key)) go();
+    else this.#held.push({ key, log, needed, go });
+  }
+
+  /** Executes effects and lets frames out, as the raylet's driver does. */
+  drain(node: SimNode): void {
+    const core = node.core.state;
+    while (core.out.length > 0) {
+      const effects = core.out;
+      core.out = [];
+      for (const e of effects) {
+        switch (e.type) {
+          case 'start-worker':
+            node.pools.set(e.worker, new Map());
+            this.push(`worker ${core.config.nodeNumber}/${e.worker.key}`, () => {
+              if (e.worker.state === 'DEAD') return;
+              node.core.workerStarted(e.worker, this.nowMs);
+              this.drain(node);
+            });
+            break;
+          case 'kill-worker':
+            this.killWorker(node, e.worker, e.reason !== 'MISBEHAVED');
+            break;
+          case 'open-slot':
+            node.pools.get(e.slot.worker)?.set(e.slot.number, e.slot);
+            break;
+          case 'close-slot':
+            node.pools.get(e.slot.worker)?.delete(e.slot.number);
+            node.core.slotClosed(e.slot);
+            break;
+          case 'stream-file': {
+            const out = new FrameWriter();
+            out.begin(OP.VALUE_CHUNK).u32(e.request).u32(e.position).u64(e.size).u64(0).raw(new Uint8Array(e.size)).end();
+            const batch = out.take();
+            this.#send(e.channel, this.#logOf(node, e.channel), e.needed, () => this.#deliver(node, e.channel, batch));
+            break;
+          }
+          case 'open-upstream':
+            this.#openUpstream(node, e.upstream, e.depth);
+            break;
+          case 'close-upstream':
+            this.#peers.get(e.upstream)?.close();
+            break;
+          case 'stream-code':
+            e.upstream.codeOut.begin(OP.CODE).raw(CODE_DIGEST).u32(CODE.length).u32(0).raw(CODE).end();
+            this.#peers.get(e.upstream)?.send(e.upstream.codeOut.take());
+            break;
+          case 'register-name':
+            this.push('head', () => {
+              node.core.nameRegistered(e.actor, undefined);
+              this.drain(node);
+            });
+            break;
+          case 'lookup-name':
+            this.push('head', () => {
+              node.core.nameFound(e.channel, e.request, undefined, e.auditSeq);
+              this.drain(node);
+            });
+            break;
+          default:
+            break;
+        }
+      }
+    }
+    while (core.dirtyChannels.length > 0) {
+      const channel = core.dirtyChannels.pop() as Channel;
+      channel.dirty = false;
+      const needed = channel.needed;
+      channel.needed = -1;
+      if (channel.out.length === 0) continue;
+      const batch = channel.out.take();
+      this.#send(channel, this.#logOf(node, channel), needed, () => this.#deliver(node, channel, batch));
+    }
+    while (core.dirtyUpstreams.length > 0) {
+      const upstream = core.dirtyUpstreams.pop() as Upstream;
+      upstream.dirty = false;
+      const needed = upstream.needed;
+      upstream.needed = -1;
+      if (upstream.out.length === 0) continue;
+      const batch = upstream.out.take();
+      this.#send(upstream, node.logs.get(upstream.job.tenant.number) as SimLog, needed, () => this.#peers.get(upstream)?.send(batch));
+    }
+  }
+
+  #logOf(node: SimNode, channel: Channel): SimLog {
+    return node.logs.get(channel.job.tenant.number) as SimLog;
+  }
+
+  #deliver(node: SimNode, channel: Channel, batch: Uint8Array): void {
+    if (channel.kind === CHANNEL_KIND.DRIVER) this.clients.find((c) => c.channel === channel)?.receive(batch);
+    else if (channel.kind === CHANNEL_KIND.PEER) this.#peerOf.get(channel)?.(batch);
+    else {
+      const slot = channel.slot as Slot;
+      this.push(`slot ${node.core.state.config.nodeNumber}/${slot.worker.key}/${slot.number}`, () => this.#guest(node, slot, batch));
+    }
+  }
+
+  // --- other raylets ------------------------------------------------------------------------------------------------------
+
+  readonly #peers = new Map<Upstream, { send(batch: Uint8Array): void; close(): void }>();
+  readonly #peerOf = new Map<Channel, (batch: Uint8Array) => void>();
+
+  #openUpstream(node: SimNode, upstream: Upstream, depth: number): void {
+    const other = this.nodes[upstream.nodeNumber - 1] as SimNode;
+    const there = `peer ${node.core.state.config.nodeNumber}→${upstream.nodeNumber}`;
+    const back = `peer ${upstream.nodeNumber}→${node.core.state.config.nodeNumber} for ${node.core.state.config.nodeNumber}`;
+    let channel: Channel | undefined;
+    this.#peers.set(upstream, {
+      send: (batch) => this.push(there, () => {
+        if (channel === undefined || channel.closed) return;
+        other.core.clientBatch(channel, batch, this.nowMs);
+        this.drain(other);
+      }),
+      close: () => this.push(there, () => {
+        if (channel === undefined || channel.closed) return;
+        other.core.closeChannel(channel);
+        this.drain(other);
+      }),
+    });
+    this.push(there, () => {
+      const { job } = upstream;
+      const tenant = other.core.state.tenants.get(job.tenant.number);
+      if (tenant === undefined) return;
+      const theirs = other.core.ensureJob(job.id, tenant, job.submitter, job.principal, job.credential, Number.POSITIVE_INFINITY, 0);
+      channel = other.core.openChannel(CHANNEL_KIND.PEER, theirs, upstream.asJob ? theirs.principal : theirs.submitter, depth, {});
+      this.#peerOf.set(channel, (batch) => this.push(back, () => {
+        if (upstream.closed) return;
+        node.core.upstreamBatch(upstream, batch, this.nowMs);
+        this.drain(node);
+      }));
+      this.drain(other);
+    });
+  }
+
+  // --- workers ----------------------------------------------------------------------------------------------------------------
+
+  killWorker(node: SimNode, worker: Worker, ours: boolean): void {
+    if (!node.pools.delete(worker)) return;
+    for (const h of [...this.hanging]) if (h.slot.worker === worker) this.hanging.delete(h);
+    this.push(`exit ${node.core.state.config.nodeNumber}/${worker.key}`, () => {
+      node.core.workerExited(worker, { code: 'WORKER_DIED', message: 'killed', stack: '' }, ours, this.nowMs);
+      this.drain(node);
+    });
+  }
+
+  anyWorker(node: SimNode): Worker | undefined {
+    const workers = [...node.pools.keys()].filter((w) => w.state === 'ALIVE');
+    return workers[Math.floor(this.random() * workers.length)];
+  }
+
+  #guest(node: SimNode, slot: Slot, batch: Uint8Array): void {
+    if (node.pools.get(slot.worker)?.get(slot.number) !== slot) return;
+    const r = new FrameReader().reset(batch);
+    while (r.next()) {
+      if (r.op === OP.CANCEL_EXEC) {
+        const exec = r.u32();
+        for (const h of this.hanging) {
+          if (h.slot !== slot || h.exec !== exec) continue;
+          this.hanging.delete(h);
+          this.#answer(node, slot, (out) => out.begin(OP.FAILURE).u32(exec).str('CANCELLED').text('').text('').end());
+        }
+        continue;
+      }
+      if (r.op !== OP.EXEC) {
+        r.skipRest();
+        continue;
+      }
+      const exec = r.u32();
+      const kind = r.u8();
+      r.u32();
+      r.u32();
+      const d = r.u16();
+      for (let i = 0; i < d; i++) {
+        r.u16();
+        if (r.u8() === 0) r.bytes(2 ** 22);
+        else r.u32();
+      }
+      const what = r.rest()[0] as number;
+      if (what === DO.DIE) return this.killWorker(node, slot.worker, false);
+      if (what === DO.HANG) {
+        this.hanging.add({ node, slot, exec });
+        continue;
+      }
+      const task = slot.execs.get(exec);
+      const returns = kind === 1 ? 0 : (task?.template.options.returns ?? 1);
+      this.#answer(node, slot, (out) => {
+        if (what === DO.THROW) out.begin(OP.FAILURE).u32(exec).str('TASK_FAILED').text('boom').text('').end();
+        else {
+          out.begin(OP.RESULT).u32(exec).u8(returns);
+          for (let i = 0; i < returns; i++) {
+            if (what === DO.LARGE) out.u8(1).u32(0).u32(i).u64(200_000);
+            else out.u8(0).u32(0).bytes(Uint8Array.of(what));
+          }
+          out.end();
+        }
+      });
+    }
+  }
+
+  #answer(node: SimNode, slot: Slot, write: (out: FrameWriter) => void): void {
+    const out = new FrameWriter(256);
+    write(out);
+    const batch = out.take();
+    this.push(`from ${node.core.state.config.nodeNumber}/${slot.worker.key}/${slot.number}`, () => {
+      if (node.pools.get(slot.worker)?.get(slot.number) !== slot) return;
+      node.core.guestBatch(slot, batch, this.nowMs);
+      this.drain(node);
+    });
+  }
+}
