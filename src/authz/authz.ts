@@ -1,7 +1,7 @@
 /** The face of src/authz: from policy files to decisions. Everything else in this folder is its own business. */
 export { checkPolicies, checkText, type CheckInput, type PolicyCheck, type TestOutcome } from './policy-tests.ts';
 export { parsePolicyFile, type ParsedPolicyFile } from './policy-file.ts';
-export { compilePolicies, type CompileInput, type IdentityRole } from './core/compile.ts';
+export { bindableRoles, compilePolicies, type CompileInput, type IdentityRole } from './core/compile.ts';
 export { diagnosticText, type Diagnostic, type PolicyDocument } from './core/policy-schema.ts';
 export { EMPTY_SNAPSHOT, parseSnapshot, snapshotText, type PolicySnapshot } from './core/snapshot.ts';
 export { createDecisionPoint, LiveDecisionPoint } from './decision-point.ts';

@@ -11,7 +11,7 @@ import { predicateOf, wellFormed } from './core/conditions.ts';
 import { buildIndex, type EqualityIndex } from './core/rule-index.ts';
 import { EMPTY_SNAPSHOT, type PolicySnapshot, type SnapshotGrant, type SnapshotRule } from './core/snapshot.ts';
 import { GrantTable, wallSide, type WallSide } from './core/tenant-wall.ts';
-import { INDEX_OF_ACTION, KIND_OF_ACTION } from './core/vocabulary.ts';
+import { ACTION_FACTS } from './core/vocabulary.ts';
 
 /** Tenants and names come from verified identities, so they are bounded; this bounds the memory for them all the same. */
 const MAX_TENANTS_CACHED = 10_000;
@@ -129,9 +129,8 @@ class SnapshotDecisionPoint implements PolicyDecisionPoint {
   }
 
   #decide({ principal, action, resource, nowMs }: DecisionRequest): Decision {
-    const actionIndex = INDEX_OF_ACTION.get(action);
-    const kind = KIND_OF_ACTION.get(action);
-    if (actionIndex === undefined || kind === undefined || resource.kind !== kind || !wellFormed(resource.attributes) || !Number.isFinite(nowMs)) return this.#error;
+    const facts = ACTION_FACTS.get(action);
+    if (facts === undefined || resource.kind !== facts.kind || !wellFormed(resource.attributes) || !Number.isFinite(nowMs)) return this.#error;
     const roles = this.#roleSetOf(principal);
     if (roles === undefined) return this.#defaultDeny;
     const side = wallSide(principal, action, resource.attributes.tenant);
@@ -142,7 +141,7 @@ class SnapshotDecisionPoint implements PolicyDecisionPoint {
       granted = grant === undefined ? undefined : this.#grantDecisions.get(grant);
       if (granted === undefined) return this.#wall;
     }
-    const index = roles.cell(SIDE[side], actionIndex, action, kind);
+    const index = roles.cell(SIDE[side], facts.index, action, facts.kind);
     let last = index.unkeyed === undefined ? undefined : index.unkeyed.determining(resource);
     const { keyed } = index;
     for (let i = 0; i < keyed.length; i++) {

@@ -2,12 +2,13 @@
 import { readFileSync } from 'node:fs';
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
-import { compileOrExplain, compilePolicies, MAX_SCANNED_RULES, MAX_VALUES_PER_TENANT } from '../../src/authz/core/compile.ts';
+import { bindableRoles, compileOrExplain, compilePolicies, MAX_SCANNED_RULES, MAX_VALUES_PER_TENANT } from '../../src/authz/core/compile.ts';
 import type { PolicyDocument, RuleDocument } from '../../src/authz/core/policy-schema.ts';
 import { EMPTY_SNAPSHOT, snapshotText } from '../../src/authz/core/snapshot.ts';
 import { GRANTABLE_ACTIONS, GOVERNANCE_ACTIONS, KIND_OF_ACTION } from '../../src/authz/core/vocabulary.ts';
 import { createDecisionPoint, LiveDecisionPoint } from '../../src/authz/decision-point.ts';
 import { explain, explanationText, whoCan } from '../../src/authz/explain.ts';
+import { parsePolicyFile } from '../../src/authz/policy-file.ts';
 import { checkPolicies, checkText } from '../../src/authz/policy-tests.ts';
 import { defaultPolicy } from '../../src/authz/builtin-policies.ts';
 import { ACTIONS, resource, type Action, type DecisionRequest } from '../../src/base/decision.ts';
@@ -229,6 +230,13 @@ test('conditions with more values than a node should index are refused', () => {
   const compiled = (size: number): ReturnType<typeof compileOrExplain> => compileOrExplain({ files: [tenantFile('acme', { roles: [{ name: 'r', assignable: false, permit: permit(size), forbid: [], at: AT }] })], identityRoles: [], version: 1 });
   expect(compiled(MAX_VALUES_PER_TENANT).diagnostics).toEqual([]);
   expect(compiled(MAX_VALUES_PER_TENANT + 1).diagnostics).toMatchObject([{ message: expect.stringContaining('exceed the limit of 20000') }]);
+});
+
+test('bindableRoles are the tenant’s own and the platform’s assignable ones, and nobody else’s', () => {
+  const documents = [['defaults.yaml', defaultPolicy().content], ...['acme', 'globex'].map((t) => [t, readFileSync(`policies/examples/${t}.yaml`, 'utf8')])].map(([name, text]) => parsePolicyFile(name as string, text as string).document!);
+  expect(bindableRoles(documents, 'acme')).toEqual(['analyst', 'auditor', 'developer', 'tenant-admin', 'viewer']);
+  expect(bindableRoles(documents, 'globex')).toEqual(['auditor', 'developer', 'tenant-admin', 'viewer']);
+  expect(bindableRoles(documents, '')).toContain('platform-admin');
 });
 
 test('whoCan lists exactly those whose requests are permitted, and explain says why the others are not', () => {

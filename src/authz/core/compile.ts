@@ -35,7 +35,7 @@ export const PLATFORM = 'platform';
 
 /**
  * Rules of one author that a single request may have to be compared with, after the index. It keeps a tenant's file from slowing
- * the decisions of a node that others share: 128 comparisons take about 3 µs.
+ * the decisions of a node that others share: 128 comparisons take less than 5 µs.
  */
 export const MAX_SCANNED_RULES = 128;
 
@@ -119,6 +119,12 @@ export function compilePolicies(input: CompileInput): PolicySnapshot {
   const { snapshot, diagnostics } = compileOrExplain(input);
   if (snapshot === undefined) throw new BulkheadError('INVALID_ARGUMENT', diagnostics.map(diagnosticText).join('\n'));
   return snapshot;
+}
+
+/** Roles that principals of this tenant can be bound to and issued with: its own and the platform's assignable ones, sorted. For `''`: the platform's. */
+export function bindableRoles(documents: readonly PolicyDocument[], tenant: string): string[] {
+  const roles = documents.flatMap((d) => d.roles.filter((r) => d.tenant === tenant || (d.tenant === '' && r.assignable)).map((r) => r.name));
+  return [...new Set(roles)].sort(compareText);
 }
 
 /** Unique for author and role, also where a tenant is called 'platform'. */

@@ -52,8 +52,8 @@ function kindOf(action: Action): ResourceKind {
 
 /** Each action acts on exactly one kind: `object.get` on an object. A request that pairs them otherwise meets no rule. */
 export const KIND_OF_ACTION: ReadonlyMap<string, ResourceKind> = new Map(ACTIONS.map((action) => [action, kindOf(action)]));
-/** Position of an action in ACTIONS. */
-export const INDEX_OF_ACTION: ReadonlyMap<string, number> = new Map(ACTIONS.map((action, i) => [action, i]));
+/** Kind and position in ACTIONS, in one look-up for the decision point. */
+export const ACTION_FACTS: ReadonlyMap<string, { readonly kind: ResourceKind; readonly index: number }> = new Map(ACTIONS.map((action, index) => [action, { kind: kindOf(action), index }]));
 
 export const OPERATORS = ['eq', 'ne', 'in', 'nin', 'lt', 'lte', 'gt', 'gte'] as const;
 export type Operator = (typeof OPERATORS)[number];
