@@ -5,12 +5,15 @@ import { existsSync } from 'node:fs';
 import { chmod, readdir, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { afterEach, beforeEach, expect, it } from 'vitest';
+import { afterEach, beforeEach, expect, it, vi } from 'vitest';
 import type { MessageStream } from '../../src/rpc/rpc.ts';
 import { Audit } from '../../src/rpc/generated/bulkhead/v1/raylet_pb.js';
 import { Cluster, Identities, Jobs, NodeSync, Policies, Sessions, Tenants, type HeadUpdate } from '../../src/rpc/generated/bulkhead/v1/head_pb.js';
 import { parseHeadConfig } from '../../src/gcs/head-config.ts';
 import { adminOf, Caller, freshKey, issued, joined, startHeadProcess, temporaryDirectory, type HeadProcess } from './start-head.ts';
+
+// A loaded machine is slow, not wrong.
+vi.setConfig({ testTimeout: 60_000, hookTimeout: 60_000 });
 
 let dir: Awaited<ReturnType<typeof temporaryDirectory>>;
 let data: string;

@@ -2,7 +2,7 @@
 import { createPublicKey, verify } from 'node:crypto';
 import { readFile, stat } from 'node:fs/promises';
 import { join } from 'node:path';
-import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest';
 import type { MessageStream } from '../../src/rpc/rpc.ts';
 import { verifySession, TrustBundle } from '../../src/pki/pki.ts';
 import { parseTrustDomain } from '../../src/base/ids.ts';
@@ -10,6 +10,9 @@ import { parseSnapshot } from '../../src/authz/authz.ts';
 import { Audit } from '../../src/rpc/generated/bulkhead/v1/raylet_pb.js';
 import { Cluster, Identities, Jobs, NodeSync, Policies, Sessions, Tenants, type HeadUpdate, type NodeReport } from '../../src/rpc/generated/bulkhead/v1/head_pb.js';
 import { adminOf, freshKey, issued, joined, startHeadProcess, temporaryDirectory, type Caller, type HeadProcess } from './start-head.ts';
+
+// A loaded machine is slow, not wrong.
+vi.setConfig({ testTimeout: 60_000, hookTimeout: 60_000 });
 
 const POLICY = (cpus: number): Uint8Array => Buffer.from(`version: 1
 tenant: acme

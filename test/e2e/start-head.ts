@@ -30,10 +30,13 @@ export interface HeadProcess {
 export async function startHeadProcess(dataDir: string, more: object = {}): Promise<HeadProcess> {
   const startedMs = performance.now();
   const child = spawn(NODE, [MAIN], { stdio: ['pipe', 'pipe', 'pipe'] });
+  // A test that is cut off leaves no head behind.
+  const killed = (): void => void child.kill('SIGKILL');
+  process.once('exit', killed);
   let stderr = '';
   child.stderr.on('data', (chunk: Buffer) => (stderr += chunk.toString('utf8')));
   child.stdin.end(JSON.stringify({ dataDir, ...more }));
-  const exited = once(child, 'exit').then(() => undefined);
+  const exited = once(child, 'exit').then(() => void process.off('exit', killed));
   const line = await Promise.race([once(createInterface({ input: child.stdout }), 'line').then(([text]) => text as string), exited]);
   if (line === undefined) throw new Error(`the head ended before it was ready (exit ${child.exitCode}): ${stderr}`);
   const ready = JSON.parse(line) as { ready: true; address: string; attestationAddress: string; trustDomain: string };
@@ -53,11 +56,14 @@ export async function temporaryDirectory(): Promise<{ path: string; [Symbol.asyn
   return { path, [Symbol.asyncDispose]: () => rm(path, { recursive: true, force: true }) };
 }
 
+/** What a caller shows; need not fit together, so that attacks can be made of parts. */
+export type CallerSvid = Pick<SvidMaterial, 'spiffeId' | 'trustDomain' | 'serial' | 'notAfterMs' | 'privateKeyPem' | 'certificateChainPem' | 'trustBundlePem'>;
+
 export class Caller implements Disposable {
-  readonly svid: SvidMaterial;
+  readonly svid: CallerSvid;
   readonly channel: RpcChannel;
 
-  constructor(svid: SvidMaterial, address: string, server: string = 'system/head') {
+  constructor(svid: CallerSvid, address: string, server: string = 'system/head') {
     this.svid = svid;
     const bundle = TrustBundle.fromPem(svid.trustDomain, svid.trustBundlePem);
     this.channel = createChannel({

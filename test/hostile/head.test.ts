@@ -6,13 +6,15 @@ import { connect as connectTcp } from 'node:net';
 import { join } from 'node:path';
 import { connect as connectTls } from 'node:tls';
 import { create, toBinary, type DescField, type DescMethod } from '@bufbuild/protobuf';
-import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest';
 import type { BulkheadError } from '../../src/base/errors.ts';
-import { svidMaterial } from '../../src/pki/pki.ts';
 import type { MessageStream } from '../../src/rpc/rpc.ts';
 import { Audit, file_bulkhead_v1_raylet } from '../../src/rpc/generated/bulkhead/v1/raylet_pb.js';
 import { Cluster, file_bulkhead_v1_head, Identities, Jobs, NodeAttestation, NodeSync, Policies, Sessions, Tenants, type HeadUpdate } from '../../src/rpc/generated/bulkhead/v1/head_pb.js';
 import { adminOf, Caller, freshKey, issued, joined, startHeadProcess, temporaryDirectory, type HeadProcess } from '../e2e/start-head.ts';
+
+// A loaded machine is slow, not wrong.
+vi.setConfig({ testTimeout: 60_000, hookTimeout: 60_000 });
 
 let dir: Awaited<ReturnType<typeof temporaryDirectory>>;
 let head: HeadProcess;
@@ -84,8 +86,8 @@ describe('sockets', () => {
     const foreign = await startHeadProcess(join(other.path, 'data'), { trustDomain: 'test.example' });
     try {
       using stranger = await adminOf(join(other.path, 'data'));
-      const { trustDomain, privateKeyPem, certificateChainPem } = stranger.svid;
-      using crossed = new Caller(svidMaterial({ trustDomain, keyPem: privateKeyPem, certificateChainPem, trustBundlePem: admin.svid.trustBundlePem }), head.address);
+      const { spiffeId, trustDomain, serial, notAfterMs, privateKeyPem, certificateChainPem } = stranger.svid;
+      using crossed = new Caller({ spiffeId, trustDomain, serial, notAfterMs, privateKeyPem, certificateChainPem, trustBundlePem: admin.svid.trustBundlePem }, head.address);
       expect(await codeOf(crossed.to(Identities).whoAmI({}))).toMatch(/UNAUTHENTICATED|UNAVAILABLE/);
       using wrongServer = new Caller(admin.svid, foreign.address);
       expect(await codeOf(wrongServer.to(Identities).whoAmI({}))).toMatch(/UNAUTHENTICATED|UNAVAILABLE/);
