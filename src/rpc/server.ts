@@ -372,8 +372,10 @@ class ServerCall {
       // Headers at once: the caller learns that it is admitted, and grpc-js stops buffering for a transparent retry.
       this.#call.sendMetadata(new grpc.Metadata());
       if (isBatchMethod(descriptor)) {
-        handler(context, stream as never);
+        const result = handler(context, stream as never);
         stream.begin();
+        // The type says void, which an async function satisfies; its failure is the stream's.
+        if (result instanceof Promise) await result;
       } else {
         const typed = new TypedStream(stream, descriptor.input, descriptor.output);
         const result = handler(context, typed as never);

@@ -53,6 +53,8 @@ export class TlsListener {
   readonly #watch: PeerWatch | undefined;
   readonly #connections = new Map<string, OpenConnection>();
   readonly #perPeer = new Map<string, number>();
+  /** Handshakes under way, by address. */
+  readonly #handshakes = new Map<string, number>();
   /** Below TLS, so that closing also ends handshakes under way. */
   readonly #sockets = new Set<Socket>();
   readonly #stopIdentity: () => void;
@@ -78,6 +80,18 @@ export class TlsListener {
   #handshake(raw: Socket): void {
     const { peers, limits, onRefused } = this.#options;
     const address = raw.remoteAddress ?? 'unknown';
+    const underWay = this.#handshakes.get(address) ?? 0;
+    // So that one host without an identity cannot take every place while its handshakes stand still.
+    if (underWay >= limits.connections / 4) {
+      onRefused(address, 'too many TLS handshakes are under way');
+      return void raw.destroy();
+    }
+    this.#handshakes.set(address, underWay + 1);
+    const left = (): void => {
+      const now = (this.#handshakes.get(address) ?? 1) - 1;
+      if (now > 0) this.#handshakes.set(address, now);
+      else this.#handshakes.delete(address);
+    };
     this.#sockets.add(raw);
     raw.once('close', () => this.#sockets.delete(raw));
     raw.on('error', () => raw.destroy());
@@ -87,6 +101,7 @@ export class TlsListener {
     const refuse = (why: string): void => {
       if (over) return;
       over = true;
+      left();
       clearTimeout(timer);
       onRefused(address, why);
       socket.destroy();
@@ -102,6 +117,7 @@ export class TlsListener {
     socket.once('secure', () => {
       if (over) return;
       over = true;
+      left();
       clearTimeout(timer);
       // What a `tls.Server` does to its sockets here; HTTP/2 waits for it.
       Reflect.set(socket, 'secureConnecting', false);

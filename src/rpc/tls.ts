@@ -2,6 +2,7 @@
  * What both sides of a TLS connection share: TLS 1.3 only, the chain as the handshake showed it, and the watch that ends a
  * connection with its peer's SVID or at once when that is revoked. Must never: let a connection outlive its identity.
  */
+import { constants } from 'node:crypto';
 import type { PeerCertificate, DetailedPeerCertificate, SecureContextOptions, TLSSocket } from 'node:tls';
 import { BulkheadError, toSafeError } from '../base/errors.ts';
 import type { Clock } from '../base/time.ts';
@@ -22,15 +23,18 @@ const CIPHERS = 'TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY
 const MAX_CHAIN_CERTIFICATES = 8;
 const MAX_TIMER_MS = 2 ** 31 - 1;
 
-export const TLS_VERSION = { minVersion: 'TLSv1.3', maxVersion: 'TLSv1.3' } as const;
+/** No session tickets: a resumed session shows no chain, and each connection is to prove its identity anew. */
+const SECURE_OPTIONS = constants.SSL_OP_NO_TICKET;
+
+const TLS_VERSION = { minVersion: 'TLSv1.3', maxVersion: 'TLSv1.3' } as const;
 
 export function contextOptions(identity: ReturnType<OwnIdentity['current']>): SecureContextOptions {
-  return { key: identity.privateKeyPem, cert: identity.certificateChainPem, ca: identity.trustBundlePem, ciphers: CIPHERS, ...TLS_VERSION };
+  return { key: identity.privateKeyPem, cert: identity.certificateChainPem, ca: identity.trustBundlePem, ciphers: CIPHERS, secureOptions: SECURE_OPTIONS, ...TLS_VERSION };
 }
 
 /** Only the bundle: for a peer that has no SVID yet, or a server that asks for none. */
 export function trustOnlyContext(trustBundlePem: string): SecureContextOptions {
-  return { ca: trustBundlePem, ciphers: CIPHERS, ...TLS_VERSION };
+  return { ca: trustBundlePem, ciphers: CIPHERS, secureOptions: SECURE_OPTIONS, ...TLS_VERSION };
 }
 
 /** Leaf first, DER. Node completes the chain with the root from our own bundle; that one is dropped again. */

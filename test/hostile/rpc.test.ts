@@ -6,7 +6,7 @@ import * as net from 'node:net';
 import * as tls from 'node:tls';
 import { gzipSync } from 'node:zlib';
 import * as x509 from '@peculiar/x509';
-import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { afterAll, beforeAll, beforeEach, describe, expect, it } from 'vitest';
 import { PeerVerifier, Revocations, TrustBundle } from '../../src/pki/pki.ts';
 import { Jobs } from '../../src/rpc/generated/bulkhead/v1/head_pb.js';
 import { Calls } from '../../src/rpc/generated/bulkhead/v1/raylet_pb.js';
@@ -187,6 +187,25 @@ describe('a peer without a valid SVID gets no octet of HTTP/2', () => {
     }
   });
 
+  it('nor by resuming a session: every connection shows its whole chain', async () => {
+    const connectWith = async (resumed: Buffer | undefined): Promise<{ reused: boolean; session: Buffer | undefined }> => {
+      const socket = tls.connect({ port, host: '127.0.0.1', ALPNProtocols: ['h2'], checkServerIdentity: () => undefined, ...pems(ana.current()), ...(resumed === undefined ? {} : { session: resumed }) });
+      socket.on('error', () => undefined);
+      let ticket: Buffer | undefined;
+      socket.on('session', (given: Buffer) => (ticket = given));
+      await once(socket, 'secureConnect');
+      const reused = socket.isSessionReused();
+      const on = http2.connect('https://bulkhead', { createConnection: () => socket });
+      on.on('error', () => undefined);
+      expect((await request(on, '/bulkhead.v1.Jobs/List', grpcMessage(Buffer.alloc(0)))).grpcStatus).toBe(0);
+      on.destroy();
+      return { reused, session: ticket };
+    };
+    const first = await connectWith(undefined);
+    expect(first.reused).toBe(false);
+    if (first.session !== undefined) expect((await connectWith(first.session)).reused).toBe(false);
+  });
+
   it('and a refused peer is on record, at most a few a second', async () => {
     const before = refusals().length;
     expect(before).toBeGreaterThan(3);
@@ -239,6 +258,7 @@ async function request(on: http2.ClientHttp2Session, path: string, body: Buffer 
 
 describe('an identified peer that breaks the protocol', () => {
   const LIST = '/bulkhead.v1.Jobs/List';
+  beforeEach(() => until(() => server.connectionCount === 0, 'the connections of the test before are gone'));
   const alive = async (): Promise<void> => {
     const channel = createChannel({ identity: ana, peers: fixture.peers, address: `127.0.0.1:${port}`, expectedSpiffeId: serverIdentity.spiffeId });
     await client(Jobs, channel).list({ tenant: 'acme' }, { timeoutMs: 5_000 });
@@ -298,7 +318,6 @@ describe('an identified peer that breaks the protocol', () => {
   });
 
   it('cannot hold more streams or connections than allowed', async () => {
-    await until(() => server.connectionCount === 0, 'no connection is open');
     const eve = await fixture.issue(user('acme', 'eve'));
     const sessions = await Promise.all(Array.from({ length: 4 }, () => session(eve)));
     expect(sessions[0]?.remoteSettings.maxConcurrentStreams).toBe(8);

@@ -1,0 +1,142 @@
+/** The hand-made Batch codec and framing against protobuf-es and grpc-js: on the wire they must not differ. */
+import { create, fromBinary, toBinary } from '@bufbuild/protobuf';
+import * as grpc from '@grpc/grpc-js';
+import fc from 'fast-check';
+import { describe, expect, it } from 'vitest';
+import { BulkheadError } from '../../src/base/errors.ts';
+import { MessageReader } from '../../src/rpc/batch-client.ts';
+import { decodeBatch, EncodedBatch } from '../../src/rpc/batch-codec.ts';
+import { BatchSchema, Calls } from '../../src/rpc/generated/bulkhead/v1/raylet_pb.js';
+import { client, createChannel, createServer } from '../../src/rpc/rpc.ts';
+import { TokenBucket } from '../../src/rpc/token-bucket.ts';
+import { CALLS_ROW, node, openFixture, user } from './rpc-fixture.ts';
+
+const bytes = (from: Uint8Array): number[] => [...from];
+
+function encode(frames: Uint8Array): Buffer {
+  const batch = new EncodedBatch(frames);
+  const into = Buffer.alloc(batch.length + 3, 0xee);
+  expect(batch.copy(into, 3)).toBe(batch.length);
+  expect(into.subarray(0, 3)).toEqual(Buffer.alloc(3, 0xee));
+  return into.subarray(3);
+}
+
+describe('the batch codec', () => {
+  it('writes and reads what protobuf-es does', () => {
+    fc.assert(fc.property(fc.uint8Array({ maxLength: 40_000 }), (frames) => {
+      const encoded = encode(frames);
+      expect(encoded.equals(toBinary(BatchSchema, create(BatchSchema, { frames })))).toBe(true);
+      expect(Buffer.from(decodeBatch(encoded)).equals(frames)).toBe(true);
+    }), { numRuns: 100 });
+    for (const size of [127, 128, 16_383, 16_384, 2_097_151, 2_097_152]) expect(fromBinary(BatchSchema, encode(new Uint8Array(size))).frames).toHaveLength(size);
+  });
+
+  it('agrees with protobuf-es on arbitrary octets: both refuse, or both read the same', () => {
+    const near = fc.tuple(fc.constantFrom(0x0a, 0x08, 0x12, 0x0b, 0x00), fc.uint8Array({ maxLength: 24 })).map(([tag, rest]) => Uint8Array.of(tag, ...rest));
+    fc.assert(fc.property(fc.oneof(near, fc.uint8Array({ maxLength: 32 })), (octets) => {
+      let expected: number[] | undefined;
+      try {
+        expected = bytes(fromBinary(BatchSchema, octets).frames);
+      } catch {
+        expected = undefined;
+      }
+      let got: number[] | undefined;
+      try {
+        got = bytes(decodeBatch(octets));
+      } catch (error) {
+        expect(error).toBeInstanceOf(BulkheadError);
+        expect((error as BulkheadError).code).toBe('INVALID_ARGUMENT');
+      }
+      expect(got).toEqual(expected);
+    }), { numRuns: 2_000 });
+  });
+
+  it('skips a field of a later version and takes the last of several', () => {
+    expect(bytes(decodeBatch(Uint8Array.of(0x10, 0x01, 0x0a, 0x01, 0x07)))).toEqual([7]);
+    expect(bytes(decodeBatch(Uint8Array.of(0x0a, 0x01, 0x05, 0x0a, 0x02, 0x08, 0x09)))).toEqual([8, 9]);
+  });
+});
+
+describe('the message reader', () => {
+  it('finds the same messages however the octets are cut', () => {
+    fc.assert(fc.property(fc.array(fc.uint8Array({ maxLength: 40 }), { maxLength: 12 }), fc.array(fc.integer({ min: 1, max: 60 }), { minLength: 1, maxLength: 30 }), (messages, cuts) => {
+      const whole = Buffer.concat(messages.map((m) => Buffer.concat([Buffer.from([0, 0, 0, 0, m.length]), m])));
+      const reader = new MessageReader(40);
+      const got: number[][] = [];
+      for (let at = 0, i = 0; at < whole.length; i++) {
+        const n = cuts[i % cuts.length] ?? 1;
+        reader.push(whole.subarray(at, at + n), (m) => got.push(bytes(m)));
+        at += n;
+      }
+      expect(got).toEqual(messages.map(bytes));
+      expect(reader.idle).toBe(true);
+    }), { numRuns: 300 });
+  });
+
+  it('refuses what is compressed or too long, before it allocates', () => {
+    expect(() => new MessageReader(10).push(Buffer.from([1, 0, 0, 0, 1, 7]), () => undefined)).toThrow(/compressed/);
+    expect(() => new MessageReader(10).push(Buffer.from([0, 0xff, 0xff, 0xff, 0xff]), () => undefined)).toThrow(/limit/);
+  });
+});
+
+describe('on the wire it is ordinary gRPC', () => {
+  it('a client of grpc-js and protobuf-es speaks with our server', async () => {
+    const fixture = await openFixture();
+    const identity = await fixture.issue(node('n1'));
+    const ana = (await fixture.issue(user('acme', 'ana'))).current();
+    const server = createServer(fixture.security(identity, [CALLS_ROW]), { knowsTenant: () => true });
+    server.add(Calls, {
+      attach: (_call, stream) => {
+        stream.onData = (batch) => void stream.write(Uint8Array.of(...batch, 9));
+        stream.onEnd = () => stream.end();
+      },
+    });
+    const { port } = await server.listen('127.0.0.1:0');
+    const credentials = grpc.credentials.createSsl(Buffer.from(ana.trustBundlePem), Buffer.from(ana.privateKeyPem), Buffer.from(ana.certificateChainPem), { checkServerIdentity: () => undefined });
+    const foreign = new grpc.Client(`127.0.0.1:${port}`, credentials);
+    const stream = foreign.makeBidiStreamRequest('/bulkhead.v1.Calls/Attach', (frames: Uint8Array) => Buffer.from(toBinary(BatchSchema, create(BatchSchema, { frames }))), (message: Buffer) => fromBinary(BatchSchema, message).frames, new grpc.Metadata());
+    stream.write(Uint8Array.of(1, 2));
+    stream.write(new Uint8Array(0));
+    stream.end();
+    const got: number[][] = [];
+    for await (const frames of stream) got.push(bytes(frames as Uint8Array));
+    expect(got).toEqual([[1, 2, 9], [9]]);
+    foreign.close();
+    await server.close();
+  });
+
+  it('our client speaks with a server of grpc-js and protobuf-es', async () => {
+    const fixture = await openFixture();
+    const identity = await fixture.issue(node('n1'));
+    const current = identity.current();
+    const foreign = new grpc.Server();
+    foreign.register('/bulkhead.v1.Calls/Attach', (call: grpc.ServerDuplexStream<Uint8Array, Uint8Array>) => {
+      call.on('data', (frames: Uint8Array) => (frames.length === 3 ? call.emit('error', Object.assign(new Error('three'), { code: grpc.status.RESOURCE_EXHAUSTED, details: 'three is too many: ü' })) : call.write(frames)));
+      call.on('end', () => call.end());
+    }, (frames: Uint8Array) => Buffer.from(toBinary(BatchSchema, create(BatchSchema, { frames }))), (message: Buffer) => fromBinary(BatchSchema, message).frames, 'bidi');
+    const credentials = grpc.ServerCredentials.createSsl(Buffer.from(current.trustBundlePem), [{ private_key: Buffer.from(current.privateKeyPem), cert_chain: Buffer.from(current.certificateChainPem) }], true);
+    const port = await new Promise<number>((resolve, reject) => foreign.bindAsync('127.0.0.1:0', credentials, (error, bound) => (error === null ? resolve(bound) : reject(error))));
+    const channel = createChannel({ identity: await fixture.issue(user('acme', 'ana')), peers: fixture.peers, address: `127.0.0.1:${port}`, expectedSpiffeId: identity.spiffeId });
+    const run = async (batches: number[][]): Promise<[number[][], BulkheadError | undefined]> => {
+      const stream = client(Calls, channel).attach();
+      const got: number[][] = [];
+      stream.onData = (batch) => void got.push(bytes(batch));
+      for (const batch of batches) stream.write(Uint8Array.from(batch));
+      stream.end();
+      return [got, await new Promise<BulkheadError | undefined>((resolve) => (stream.onEnd = resolve))];
+    };
+    expect(await run([[1], [], [2, 2]])).toEqual([[[1], [], [2, 2]], undefined]);
+    const [, error] = await run([[1, 2, 3]]);
+    expect([error?.code, error?.message]).toEqual(['RESOURCE_EXHAUSTED', 'three is too many: ü']);
+    channel.close();
+    foreign.forceShutdown();
+  });
+});
+
+describe('the token bucket', () => {
+  it('gives its burst, then its rate', () => {
+    const bucket = new TokenBucket(10, 3);
+    expect([0, 0, 0, 0].map((at) => bucket.take(at))).toEqual([true, true, true, false]);
+    expect([50, 100, 150, 200, 10_000, 10_000, 10_000, 10_000].map((at) => bucket.take(at))).toEqual([false, true, false, true, true, true, true, false]);
+  });
+});
