@@ -53,11 +53,15 @@ async function* records(log: TenantLog, from: number, to: number): AsyncGenerato
   let seq = block;
   for await (const bundle of log.bundles(block / TILE_WIDTH, to)) {
     const decoded: NumberedRecord[] = [];
-    splitBundle(bundle, Math.min(TILE_WIDTH, to - seq), (start, end) => {
-      const record = decoder.decode(bundle, start, end, seq);
-      if (seq >= from) decoded.push({ seq, record });
-      seq++;
-    });
+    try {
+      splitBundle(bundle, Math.min(TILE_WIDTH, to - seq), (start, end) => {
+        const record = decoder.decode(bundle, start, end, seq);
+        if (seq >= from) decoded.push({ seq, record });
+        seq++;
+      });
+    } catch (cause) {
+      throw new BulkheadError('UNAVAILABLE', `record ${seq} of the audit log ${log.origin} cannot be read: its files were damaged or changed`, { cause });
+    }
     yield* decoded;
   }
 }

@@ -18,7 +18,7 @@ import { MAX_AUDIT_COMMIT_BYTES, MAX_AUDIT_WAITERS } from '../base/limits.ts';
 import type { Clock } from '../base/time.ts';
 import { openCheckpoint, signCheckpoint, syncDirectory, writeDurably, type CheckpointSigner } from './checkpoint-signer.ts';
 import {
-  BATCH_HEADER_BYTES, completeBatch, ENTRY_PREFIX_BYTES, FILE_HEADER_BYTES, FILE_MAGIC, readBatchHeader, writeBatchHeader, type Checksum,
+  BATCH_HEADER_BYTES, completeBatch, ENTRY_PREFIX_BYTES, FILE_HEADER_BYTES, FILE_MAGIC, writeBatchHeader, type Checksum,
 } from './core/journal.ts';
 import { equalBytes, Frontier, HASH_BYTES, TILE_WIDTH } from './core/merkle.ts';
 import { fromBase64, toBase64 } from './core/note.ts';
@@ -249,14 +249,14 @@ export class TenantLog implements AuditLog {
         windowAt = this.#offset;
       }
       const at = this.#offset - windowAt;
-      const length = completeBatch(window, at, this.#checksum);
-      if (length === undefined) {
+      const batch = completeBatch(window, at, this.#checksum);
+      if (batch === undefined) {
         this.#cutTorn(fileSize, signedSize);
         break;
       }
       const before = this.#frontier.size;
-      this.#takeRecovered(window, at, length, decoder);
-      this.#offset += length;
+      this.#takeRecovered(window, at, batch.length, batch.entries, decoder);
+      this.#offset += batch.length;
       // Checkpoints are cut between batches, so a batch across one is not the log's own.
       if (before < signedSize && this.#frontier.size > signedSize) this.#refuse(`no batch ends at the ${signedSize} records that its signed checkpoint covers`);
       if (this.#frontier.size === signedSize && !equalBytes(this.#frontier.root(), signedRoot)) this.#refuse(`its first ${signedSize} records do not hash to the root of its signed checkpoint`);
@@ -316,8 +316,7 @@ export class TenantLog implements AuditLog {
     return Number(bytes.readBigUInt64LE());
   }
 
-  #takeRecovered(window: Uint8Array, at: number, length: number, decoder: RecordDecoder): void {
-    const expected = readBatchHeader(window, at)?.entries;
+  #takeRecovered(window: Uint8Array, at: number, length: number, entries: number, decoder: RecordDecoder): void {
     const end = at + length;
     const before = this.#frontier.size;
     let seq = before;
@@ -331,7 +330,7 @@ export class TenantLog implements AuditLog {
       p = start + n;
     }
     this.#hash(window, at + BATCH_HEADER_BYTES, end, this.#offset - at);
-    if (this.#frontier.size - before !== expected) this.#refuse(`a batch after record ${before} holds another number of records than it says`);
+    if (this.#frontier.size - before !== entries) this.#refuse(`a batch after record ${before} holds another number of records than it says`);
   }
 
   /** A broken batch may only be the last thing in the file: one write is under way at a time. */
@@ -397,7 +396,7 @@ export class TenantLog implements AuditLog {
   #submit(): void {
     const batch = this.#open;
     const used = this.#openUsed;
-    writeBatchHeader(batch, 0, { entries: this.#next - this.#durable, bytes: used - BATCH_HEADER_BYTES, checksum: this.#checksum(batch, BATCH_HEADER_BYTES, used) });
+    writeBatchHeader(batch, 0, { entries: this.#next - this.#durable, bytes: used - BATCH_HEADER_BYTES, checksum: this.#checksum(batch, BATCH_HEADER_BYTES, used) }, this.#checksum);
     this.#flight = batch;
     this.#flightUsed = used;
     this.#flightHashed = this.#openHashed;
