@@ -11,11 +11,13 @@ export class ObjectRef<T = unknown> {
   /** Type only. */
   declare readonly [valueOfRef]: T;
   readonly #id: Uint8Array;
+  /** Never read: it lives as long as the ref does, and its end is what the client notices. */
+  readonly #lifetime: object | undefined;
 
   /** @param id 24 octets that nobody else changes. */
-  constructor(id: Uint8Array) {
+  constructor(id: Uint8Array, lifetime?: object) {
     this.#id = id;
-    Object.freeze(this);
+    this.#lifetime = lifetime;
   }
 
   /** The id as text, `obj-…`: for logs, the command line, and `cluster.ref(id)`. Having it grants nothing. */

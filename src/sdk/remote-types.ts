@@ -6,7 +6,7 @@ import type { ObjectRef } from './object-ref.ts';
 export type RefOr<T> = T | ObjectRef<T>;
 type RefOrAll<A extends readonly unknown[]> = { [K in keyof A]: RefOr<A[K]> };
 
-// biome-ignore lint: the only `any`s are in the constraints of inference, where `unknown` would refuse every function.
+// The only `any`s are in the constraints of inference, where `unknown` would refuse every function.
 export type AnyFunction = (...args: any[]) => unknown;
 export type AnyClass = abstract new (...args: any[]) => object;
 

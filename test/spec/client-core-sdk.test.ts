@@ -46,7 +46,8 @@ describe('tasks', () => {
     const refs = Array.from({ length: 500 }, (_, i) => add(i, 1));
     const values = await cluster.get(refs);
     expect(values).toEqual(Array.from({ length: 500 }, (_, i) => i + 1));
-    expect(raylet.batches - before).toBe(1);
+    // A second batch may carry releases of what was collected meanwhile.
+    expect(raylet.batches - before).toBeLessThanOrEqual(2);
   });
 
   it('runs inline functions, and nested tasks', async () => {

@@ -6,7 +6,7 @@ import { fileURLToPath } from 'node:url';
 import { buildSync } from 'esbuild';
 
 const CAPTURED = [
-  'Object', 'Array', 'String', 'Number', 'Boolean', 'Symbol', 'BigInt', 'Math', 'JSON', 'Reflect', 'Proxy', 'Promise', 'Map', 'Set', 'WeakMap', 'Date', 'RegExp', 'ArrayBuffer', 'DataView', 'Uint8Array',
+  'Object', 'Function', 'Array', 'String', 'Number', 'Boolean', 'Symbol', 'BigInt', 'Math', 'JSON', 'Reflect', 'Proxy', 'Promise', 'Map', 'Set', 'WeakMap', 'Date', 'RegExp', 'ArrayBuffer', 'DataView', 'Uint8Array',
   'Int32Array', 'Uint32Array', 'Float32Array', 'Float64Array', 'BigUint64Array', 'Error', 'TypeError', 'RangeError', 'SyntaxError', 'ReferenceError', 'EvalError', 'URIError', 'AggregateError',
   'FinalizationRegistry', 'parseInt', 'parseFloat',
 ];

@@ -10,8 +10,7 @@
  */
 import { BulkheadError } from '../../../base/errors.ts';
 import { CALL_KIND, FrameReader, FrameWriter, OP, type CallKind } from '../../../base/frame.ts';
-import { MAX_ERROR_MESSAGE_CHARS, MAX_FRAME_BYTES, MAX_INLINE_BYTES, MAX_LOG_BYTES, MAX_OBJECT_BYTES } from '../../../base/limits.ts';
-import { MAX_STACK_CHARS } from '../../../base/limits.ts';
+import { MAX_ERROR_MESSAGE_CHARS, MAX_FRAME_BYTES, MAX_INLINE_BYTES, MAX_LOG_BYTES, MAX_OBJECT_BYTES, MAX_STACK_CHARS } from '../../../base/limits.ts';
 import { decodeValue, encodeValue, type EncodedValue } from '../../../base/value.ts';
 import { ClientCore } from '../../../sdk/client-core.ts';
 import { describeThrown } from './inspect.ts';
@@ -41,7 +40,7 @@ interface Exec {
   readonly number: number;
   readonly template: TemplateInfo | undefined;
   readonly attempt: number;
-  /** Answered or cancelled: what it still does changes nothing. */
+  /** Answered or cancelled: what it still does changes no answer. Calls it still makes keep its number, so that the raylet can refuse them. */
   over: boolean;
   logBytes: number;
 }
@@ -125,10 +124,7 @@ export class Executor {
 
   /** One flush for what a run of microtasks writes: it goes to the end of the queue again while more is being written. */
   #flushLater(seen: number): void {
-    if (seen === 0) {
-      if (this.#flushing) return;
-      this.#flushing = true;
-    }
+    if (seen === 0 && this.#flushing) return;
     const before = this.#writer.length;
     this.#microtask(() => {
       if (this.#writer.length > before || seen === 0) this.#flushLater(seen + 1);
@@ -137,6 +133,8 @@ export class Executor {
         this.#flush();
       }
     });
+    // Only now: when tenant code called from the end of its stack, the line above threw, and a later flush must not be ruled out.
+    this.#flushing = true;
   }
 
   #stage(bytes: Uint8Array<ArrayBuffer>): number {
@@ -192,8 +190,17 @@ export class Executor {
       failure = describeThrown(thrown, MAX_ERROR_MESSAGE_CHARS, MAX_STACK_CHARS);
     }
     this.#codes.set(code, { exports, failure });
-    if (exports === undefined) return;
-    for (const name of Object.keys(exports)) {
+    if (exports !== undefined) this.#learnExports(code, exports);
+  }
+
+  #learnExports(code: number, exports: object): void {
+    let names: string[] = [];
+    try {
+      names = Object.keys(exports);
+    } catch {
+      // A proxy that refuses to be looked at has no exports that nested calls could name.
+    }
+    for (const name of names) {
       try {
         const value = (exports as Record<string, unknown>)[name];
         if (typeof value === 'function' && !this.#exported.has(value)) this.#exported.set(value, { code, name });
@@ -214,7 +221,7 @@ export class Executor {
     reader.finish();
     const context = Object.freeze((json === '' ? {} : JSON.parse(json)) as Record<string, unknown>);
     const { code: digest } = context;
-    if (typeof digest === 'string') this.#digests.set(code, digest.replace(/^sha256:/, ''));
+    if (typeof digest === 'string') this.#digests.set(code, digest.startsWith('sha256:') ? digest.slice(7) : digest);
     this.#templates.set(number, { kind, code, exportName, method, returns, context });
   }
 
@@ -288,6 +295,7 @@ export class Executor {
       this.#fail(exec, thrown);
     } finally {
       this.#current = this.#outside;
+      this.#running.delete(exec.number);
     }
   }
 
@@ -337,25 +345,17 @@ export class Executor {
 
   #end(exec: Exec): void {
     exec.over = true;
-    this.#running.delete(exec.number);
     this.#touched();
   }
 
   #fail(exec: Exec, thrown: unknown): void {
     if (exec.over) return;
-    let code = 'TASK_FAILED';
-    let described: { message: string; stack: string };
-    if (thrown instanceof ModuleFailure) described = { message: `the module failed to load: ${thrown.reason}`, stack: thrown.remoteStack };
-    else {
-      described = describeThrown(thrown, MAX_ERROR_MESSAGE_CHARS, MAX_STACK_CHARS);
-      if (thrown instanceof BulkheadError) {
-        described.message = described.message.replace(/^BulkheadError: /, '');
-        // What the prelude itself refuses keeps its code; an error of a nested call that the function let through is the function's failure.
-        if (thrown.code === 'INVALID_ARGUMENT' || thrown.code === 'ACTOR_DIED' || thrown.code === 'RESOURCE_EXHAUSTED' || thrown.code === 'CANCELLED') ({ code } = thrown);
-      }
-    }
-    if (exec.over) return;
-    this.#failure(exec, code, described.message, described.stack);
+    const failure = ModuleFailure.of(thrown);
+    const described = failure ?? describeThrown(thrown, MAX_ERROR_MESSAGE_CHARS, MAX_STACK_CHARS);
+    const code = failure === undefined ? refusalCode(thrown) : undefined;
+    const message = code !== undefined && described.message.startsWith('BulkheadError: ') ? described.message.slice('BulkheadError: '.length) : described.message;
+    // Describing it may have run tenant code, which may have cancelled what this call waits for.
+    if (!exec.over) this.#failure(exec, code ?? 'TASK_FAILED', message, described.stack);
   }
 
   #failure(exec: Exec, code: string, message: string, stack: string): void {
@@ -372,7 +372,7 @@ export class Executor {
   #cancel(reader: FrameReader): void {
     const exec = this.#running.get(reader.u32());
     reader.finish();
-    if (exec === undefined) return;
+    if (exec === undefined || exec.over) return;
     this.#failure(exec, 'CANCELLED', 'the call was cancelled', '');
     for (const [id, timer] of this.#timers) if (timer.exec === exec) this.clearTimer(id);
     this.core.failParent(exec.number, new BulkheadError('CANCELLED', 'the call was cancelled'));
@@ -383,7 +383,7 @@ export class Executor {
   #who(): Exec {
     if (this.#current !== this.#outside) return this.#current;
     if (this.#running.size === 1) for (const only of this.#running.values()) return only;
-    return this.#resumed.over ? this.#outside : this.#resumed;
+    return this.#resumed;
   }
 
   #settle(number: number, run: () => void): void {
@@ -416,7 +416,7 @@ export class Executor {
 
   #runAs(exec: Exec, run: () => void): void {
     const before = this.#current;
-    this.#current = this.#resumed = exec.over ? this.#outside : exec;
+    this.#current = this.#resumed = exec;
     try {
       run();
     } catch (thrown) {
@@ -486,12 +486,27 @@ export class Executor {
   }
 }
 
-class ModuleFailure {
-  readonly reason: string;
-  readonly remoteStack: string;
+/** Codes of what the prelude itself refuses. An error of a nested call that the function let through is the function's failure. */
+const REFUSALS: ReadonlySet<string> = new Set(['INVALID_ARGUMENT', 'ACTOR_DIED', 'RESOURCE_EXHAUSTED', 'CANCELLED']);
 
-  constructor(reason: string, remoteStack: string) {
-    this.reason = reason;
-    this.remoteStack = remoteStack;
+/** The thrown value may be a proxy whose traps throw: looking at it is done in here only. */
+function refusalCode(thrown: unknown): string | undefined {
+  try {
+    return thrown instanceof BulkheadError && REFUSALS.has(thrown.code) ? thrown.code : undefined;
+  } catch {
+    return undefined;
+  }
+}
+
+/** A module that threw when it was loaded, as thrown by every call of it. */
+class ModuleFailure {
+  readonly #described: { readonly message: string; readonly stack: string };
+
+  constructor(message: string, stack: string) {
+    this.#described = { message: `the module failed to load: ${message}`, stack };
+  }
+
+  static of(thrown: unknown): { readonly message: string; readonly stack: string } | undefined {
+    return typeof thrown === 'object' && thrown !== null && #described in thrown ? thrown.#described : undefined;
   }
 }

@@ -6,7 +6,7 @@ import { BulkheadError } from '../../../base/errors.ts';
 import { SESSION_PREFIX_BYTES } from '../../../base/ids.ts';
 import { decodeValue, encodeValue } from '../../../base/value.ts';
 import { getValues, remoteClass, remoteFunction, waitFor } from '../../../sdk/calls.ts';
-import type { ObjectRef } from '../../../sdk/object-ref.ts';
+import { ObjectRef } from '../../../sdk/object-ref.ts';
 import { RUNTIME_GLOBAL } from '../../../sdk/runtime.ts';
 import type { ActorOptions, TaskOptions } from '../../../sdk/options.ts';
 import type { GetOptions, WaitOptions } from '../../../sdk/remote-types.ts';
@@ -108,19 +108,30 @@ export function installInto(options: InstallOptions, emit: Emit, configText: str
   const notExported = (what: string): never => {
     throw new BulkheadError('INVALID_ARGUMENT', `${what} inside a task takes what its own module exports: add 'export', so that other isolates can find it`);
   };
+  /** A failed call that nobody awaits is nobody's error; V8 would report it to the host as one of the isolate. */
+  const quiet = <T>(promise: Promise<T>): Promise<T> => {
+    void Reflect.apply(then, promise, [undefined, () => undefined]);
+    return promise;
+  };
   const runtime = {
     task: (fn: unknown, taskOptions?: TaskOptions) => remoteFunction(core, executor.exportOf(fn) ?? notExported('task(fn)'), taskOptions),
-    actor: (of: unknown, actorOptions?: ActorOptions) => (typeof of === 'string' ? core.lookupActor(of) : remoteClass(core, executor.exportOf(of) ?? notExported('actor(Class)'), actorOptions)),
-    put: (value: unknown) => core.put(value),
-    get: (refs: ObjectRef | readonly ObjectRef[], getOptions?: GetOptions) => getValues(core, refs, getOptions),
-    wait: (refs: readonly ObjectRef[], waitOptions?: WaitOptions) => waitFor(core, refs, waitOptions),
-    cancel: (ref: ObjectRef, cancelOptions?: { force?: boolean }) => core.cancel(ref, cancelOptions?.force === true),
-    kill: (handle: object) => core.kill(handle),
+    actor: (of: unknown, actorOptions?: ActorOptions) => (typeof of === 'string' ? quiet(core.lookupActor(of)) : remoteClass(core, executor.exportOf(of) ?? notExported('actor(Class)'), actorOptions)),
+    put: (value: unknown) => quiet(core.put(value)),
+    get: (refs: ObjectRef | readonly ObjectRef[], getOptions?: GetOptions) => quiet(getValues(core, refs, getOptions)),
+    wait: (refs: readonly ObjectRef[], waitOptions?: WaitOptions) => quiet(waitFor(core, refs, waitOptions)),
+    cancel: (ref: ObjectRef, cancelOptions?: { force?: boolean }) => quiet(core.cancel(ref, cancelOptions?.force === true)),
+    kill: (handle: object) => quiet(core.kill(handle)),
     context: () => executor.context(),
     BulkheadError,
   };
   Object.defineProperty(global, RUNTIME_GLOBAL, { value: Object.freeze(runtime), writable: false, configurable: false, enumerable: false });
-  if (options.isolated) harden(global);
+  if (options.isolated) {
+    harden(global);
+    for (const shared of [BulkheadError, ObjectRef]) {
+      Object.freeze(shared);
+      Object.freeze(shared.prototype);
+    }
+  }
 
   return Object.freeze({
     deliver: (batch: ArrayBuffer) => executor.deliver(batch),
