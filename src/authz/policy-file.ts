@@ -21,6 +21,8 @@ import {
 /** Nesting that no policy needs; beyond it the file is refused before the YAML parser recurses. */
 const MAX_DEPTH = 32;
 const MAX_INDENT = 256;
+/** Lines of one file: before the YAML parser spends a second on what has more rules than a tenant may have. */
+const MAX_LINES = 25_000;
 /** Values in one list, keys in one map. */
 const MAX_ENTRIES = 10_000;
 /** Each test costs the head a decision or more, and a tenant writes them. */
@@ -145,7 +147,9 @@ class PolicyReader {
   /** What must be refused before a recursive parser sees it, and characters that show a reader something else than is there. */
   #scan(text: string): void {
     let depth = 0;
-    text.split('\n').forEach((line, i) => {
+    const lines = text.split('\n');
+    if (lines.length > MAX_LINES) this.#refuse({ line: MAX_LINES + 1, column: 1 }, `${lines.length} lines exceed the limit of ${MAX_LINES}; split the file`);
+    lines.forEach((line, i) => {
       const at = (column: number): Position => ({ line: i + 1, column });
       // eslint-disable-next-line no-control-regex -- control characters are what is looked for
       const odd = /[\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f-\u009f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff]/.exec(line.replace(/\r$/, ''));

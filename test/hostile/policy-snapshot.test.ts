@@ -1,6 +1,8 @@
 /** Snapshots from somebody else than the compiler: every field of every part, missing, added, of a wrong type, or out of its list. */
-import { describe, expect, test } from 'vitest';
+import { describe, expect, test, vi } from 'vitest';
 import { checkPolicies, defaultPolicy, parseSnapshot, snapshotText } from '../../src/authz/authz.ts';
+
+vi.setConfig({ testTimeout: 30_000 });
 
 const ACME = `version: 1
 tenant: acme

@@ -1,7 +1,7 @@
 /** What must hold of every policy, by name (after Cedar's theorems); each over generated worlds or by the smallest example that would break it. */
 import { readFileSync } from 'node:fs';
 import fc from 'fast-check';
-import { describe, expect, test } from 'vitest';
+import { describe, expect, test, vi } from 'vitest';
 import { bindableRoles, compileOrExplain, compilePolicies, MAX_SCANNED_RULES, MAX_VALUES_PER_TENANT } from '../../src/authz/core/compile.ts';
 import type { PolicyDocument, RuleDocument } from '../../src/authz/core/policy-schema.ts';
 import { EMPTY_SNAPSHOT, snapshotText } from '../../src/authz/core/snapshot.ts';
@@ -14,6 +14,8 @@ import { defaultPolicy } from '../../src/authz/builtin-policies.ts';
 import { ACTIONS, resource, type Action, type DecisionRequest } from '../../src/base/decision.ts';
 import { principalFromSpiffeId } from '../../src/base/principal.ts';
 import { AT, kindOf, request, world, type World } from './authz-worlds.ts';
+
+vi.setConfig({ testTimeout: 60_000 });
 
 const RUNS = { numRuns: 200 } as const;
 const requests = fc.array(request, { minLength: 10, maxLength: 10 });
