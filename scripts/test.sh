@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# The test command: type checks, then every test, real jails included. Arguments go to vitest (`npm test -- test/spec/value.test.ts`).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export PATH="$PWD/node_modules/.bin:$PATH"
+node scripts/system-packages.ts --tests
+if [ $# -eq 0 ]; then
+  echo 'Type checks'
+  tsc -p tsconfig.json
+  tsc -p tsconfig.core.json
+  echo 'Lint'
+  oxlint --type-aware src
+fi
+exec vitest run "$@"

@@ -1,0 +1,15 @@
+import { defineConfig } from 'vitest/config';
+
+export default defineConfig({
+  test: {
+    include: ['test/**/*.test.ts'],
+    // Real clusters, jails and servers: generous for slow machines, since no test asserts a duration.
+    testTimeout: 60_000,
+    hookTimeout: 120_000,
+    pool: 'forks',
+    // Each file may start processes of its own; two at a time keep a two-core machine responsive.
+    maxWorkers: 2,
+    execArgv: ['--no-node-snapshot'],
+    reporters: ['default'],
+  },
+});
