@@ -9,6 +9,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { BulkheadError, toSafeError } from '../base/errors.ts';
 import { parseWorkerId } from '../base/ids.ts';
+import { MAX_ACTORS_PER_WORKER } from '../base/limits.ts';
 import type { Clock } from '../base/time.ts';
 import { CrashLoopBreaker, type CrashLoopLimits } from './core/crash-loop.ts';
 import { startJail, type Bind, type ResourceLimits } from './jail/bubblewrap.ts';
@@ -20,8 +21,8 @@ import { WorkerProcess } from './worker-process.ts';
 /** What node and the worker host need before any tenant's memory. */
 export const WORKER_BASE_MEMORY_BYTES = 160 * 2 ** 20;
 const START_TIMEOUT_MS = 20_000;
-/** Threads of node, V8 and isolated-vm, with room; a jail cannot make processes at all. */
-const MAX_PIDS = 128;
+/** Threads of node and V8, and one for each isolate that is busy at the same time; a jail cannot make processes at all. */
+const MAX_PIDS = MAX_ACTORS_PER_WORKER + 64;
 const RESOURCE_LIMITS: ResourceLimits = { openFiles: 256, fileBytes: 2 * 2 ** 30 };
 /**
  * Users of the host that workers of a root raylet run as: a range that distributions and container runtimes leave alone. Each worker
@@ -75,6 +76,7 @@ export class WorkerPool {
   readonly #warm: WorkerProcess[] = [];
   readonly #workers = new Set<WorkerProcess>();
   readonly #starting = new Set<Promise<WorkerProcess>>();
+  #warmStarting = 0;
   readonly #uids = new Set<number>();
   #failedWarmStarts = 0;
   #closed = false;
@@ -140,6 +142,10 @@ export class WorkerPool {
     let worker = this.#warm.shift();
     while (worker?.exited === true) worker = this.#warm.shift();
     const given = worker ?? (await this.#start());
+    if (this.#closed) {
+      given.kill('KILLED', 'the pool closes');
+      throw new BulkheadError('UNAVAILABLE', 'the worker pool is closed');
+    }
     this.#refill();
     try {
       given.assign(request.tenant, this.#limits(request.memoryBytes, request.cpus));
@@ -156,18 +162,17 @@ export class WorkerPool {
   }
 
   #refill(): void {
-    while (!this.#closed && this.#warm.length + this.#starting.size < this.#options.warm && this.#failedWarmStarts < FAILED_WARM_STARTS) {
-      const start = this.#start();
-      this.#starting.add(start);
-      start.then(
+    while (!this.#closed && this.#warm.length + this.#warmStarting < this.#options.warm && this.#failedWarmStarts < FAILED_WARM_STARTS) {
+      this.#warmStarting++;
+      this.#start().then(
         (worker) => {
-          this.#starting.delete(start);
+          this.#warmStarting--;
           this.#failedWarmStarts = 0;
           if (this.#closed) worker.kill('KILLED', 'the pool closes');
           else this.#warm.push(worker);
         },
         (thrown: unknown) => {
-          this.#starting.delete(start);
+          this.#warmStarting--;
           this.#failedWarmStarts++;
           this.#log.warn({ err: toSafeError(thrown) }, 'a warm worker did not start');
           this.#refill();
@@ -183,7 +188,18 @@ export class WorkerPool {
     }
   }
 
+  /** Starts a process and keeps count of it, so that `close` waits for what is under way. */
   async #start(): Promise<WorkerProcess> {
+    const start = this.#startProcess();
+    this.#starting.add(start);
+    try {
+      return await start;
+    } finally {
+      this.#starting.delete(start);
+    }
+  }
+
+  async #startProcess(): Promise<WorkerProcess> {
     const id = parseWorkerId(`worker-${randomBytes(8).toString('hex')}`);
     const directory = join(this.#options.runDir, 'workers', id);
     const hostUid = process.getuid?.() === 0 ? this.#freshUid() : undefined;

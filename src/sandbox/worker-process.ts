@@ -5,7 +5,7 @@
  * Must never: be given to a second tenant; look into a batch of a slot; leave a process, group or directory behind.
  */
 import type { ChildProcess } from 'node:child_process';
-import { linkSync, lstatSync, renameSync, rmSync } from 'node:fs';
+import { chmodSync, chownSync, existsSync, linkSync, lstatSync, renameSync, rmSync } from 'node:fs';
 import { constants } from 'node:os';
 import { basename, join } from 'node:path';
 import type { Socket } from 'node:net';
@@ -23,6 +23,10 @@ const MAX_PENDING_BYTES = 256 * 2 ** 20;
 /** What a worker printed itself (not the tenant's log) is kept for the operator, up to this. */
 const MAX_OUTPUT_BYTES = 4_096;
 const FILE_NAME = /^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$/;
+/** Sealed bytes that may be gone already and still raise a worker's limit, at least. */
+const ADOPTED_SLACK_BYTES = 64 * 2 ** 20;
+/** What a worker host may say of a failed slot; any other code would be a claim about somebody else. */
+const SLOT_FAILURES: ReadonlySet<ErrorCode> = new Set(['OUT_OF_MEMORY', 'RESOURCE_EXHAUSTED', 'INTERNAL']);
 const EXIT_GRACE_MS = 250;
 const MONITOR_GRACE_MS = 2_000;
 const REMOVE_RETRY_MS = 5;
@@ -80,7 +84,11 @@ export class WorkerProcess {
   readonly #host = new FrameWriter(256);
   readonly #onGone: (worker: WorkerProcess) => void;
   #limits: CgroupLimits = { memoryBytes: 0, cpus: 0, pids: 0 };
+  /** Sealed objects that this process wrote, by their place in the store. */
+  readonly #adopted = new Map<string, number>();
   #adoptedBytes = 0;
+  #adoptedAtSweep = ADOPTED_SLACK_BYTES;
+  #adoptedFilesAtSweep = 8;
   #output = '';
   #killed: WorkerExit | undefined;
   #exitCode: number | undefined;
@@ -274,24 +282,29 @@ export class WorkerProcess {
       const stat = lstatSync(path);
       if (!stat.isFile() || stat.nlink !== 1 || stat.size !== size || size > MAX_OBJECT_BYTES) throw new BulkheadError('INVALID_ARGUMENT', 'a staged file is not what was announced');
       renameSync(path, destination);
+      // The file was the worker's to chmod; from here on it is sealed, and ours.
+      if (process.getuid?.() === 0) chownSync(destination, 0, 0);
+      chmodSync(destination, 0o444);
     } catch (thrown) {
       throw thrown instanceof BulkheadError ? thrown : new BulkheadError('INVALID_ARGUMENT', 'a staged file is not there', { cause: thrown });
     }
-    this.#adopt(size);
+    this.#adopted.set(destination, size);
+    this.#adoptedBytes += size;
+    this.#sweepAdopted();
+    this.#applyLimits();
   }
 
-  /** A sealed object that this worker wrote was freed. */
-  objectFreed(size: number): void {
-    this.#adopt(-size);
-  }
-
-  #adopt(bytes: number): void {
-    this.#adoptedBytes = Math.max(0, this.#adoptedBytes + bytes);
-    try {
-      if (!this.#gone) this.#applyLimits();
-    } catch {
-      // Lowering below what is used is refused by the kernel; the old limit stays, and the next change corrects it.
+  /** Forgets sealed objects that are gone: without it, a tenant could raise its own limit by staging and freeing. */
+  #sweepAdopted(): void {
+    if (this.#adopted.size < 16 && this.#adoptedBytes < 2 * this.#adoptedAtSweep) return;
+    if (this.#adopted.size < 2 * this.#adoptedFilesAtSweep && this.#adoptedBytes < 2 * this.#adoptedAtSweep) return;
+    for (const [path, size] of this.#adopted) {
+      if (existsSync(path)) continue;
+      this.#adopted.delete(path);
+      this.#adoptedBytes -= size;
     }
+    this.#adoptedAtSweep = Math.max(ADOPTED_SLACK_BYTES, this.#adoptedBytes);
+    this.#adoptedFilesAtSweep = Math.max(8, this.#adopted.size);
   }
 
   // --- from the worker ----------------------------------------------------------------------------------------------
@@ -324,7 +337,7 @@ export class WorkerProcess {
         const code = reader.str();
         const message = reader.text(4 * MAX_ERROR_MESSAGE_CHARS);
         reader.finish();
-        this.onSlotFailed(slot, isErrorCode(code) ? code : 'INTERNAL', message);
+        this.onSlotFailed(slot, isErrorCode(code) && SLOT_FAILURES.has(code) ? code : 'INTERNAL', message);
         return;
       }
       case HOST_OP.CODE_FAILED: {

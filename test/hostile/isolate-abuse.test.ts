@@ -2,13 +2,17 @@
  * Guest code that does its worst, inside a real jail: each case ends as a typed error of its slot or its worker; slots beside it answer
  * where the process lives, and another tenant's worker never notices.
  */
-import { existsSync, readdirSync, writeFileSync } from 'node:fs';
+import { execFileSync } from 'node:child_process';
+import { existsSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest';
 import type { WorkerPool } from '../../src/sandbox/worker-pool.ts';
 import type { WorkerProcess } from '../../src/sandbox/worker-process.ts';
 import { ALLOWED_GLOBALS } from '../../src/sandbox/isolate/lockdown.ts';
 import { openProbes, startTestPool, type SlotProbe } from './sandbox-fixture.ts';
+
+// Real processes on a machine that may be busy.
+vi.setConfig({ testTimeout: 60_000 });
 
 const GUEST = 'const R = globalThis.__bulkhead_runtime;';
 let pool: WorkerPool;
@@ -68,6 +72,13 @@ describe('code that never returns', () => {
     await worker.gone;
     expect(existsSync(`/proc/${worker.pid}`)).toBe(false);
   });
+});
+
+test('hung slots, more than there are processors, do not starve the next one', async () => {
+  const { worker, probes } = await attacker(9, 16);
+  for (const probe of probes.slice(0, 8)) probe.send('for (;;);');
+  expect(await probes[8]?.run('40 + 2')).toBe('ok:42');
+  worker.kill('KILLED');
 });
 
 /** Ways to take more memory than there is. isolated-vm stops some; the rest ends the process by its group's limit or by V8's own hand. */
@@ -257,6 +268,24 @@ describe('what a slot is for', () => {
     expect(await beside.run('"still"')).toBe('ok:still');
     worker.openSlot(1, { memoryMiB: 16, sessionPrefix: new Uint8Array(20) });
     expect(await probe.run(`${GUEST} R.codes.size + ' ' + JSON.parse(R.config).slot`)).toBe('ok:0 1');
+    worker.kill('KILLED');
+  });
+
+  test('a slot may use what it was given, and staged objects do not count against it once sealed', async () => {
+    const { worker, probes: [probe] } = await attacker(1, 256) as { worker: WorkerProcess; probes: [SlotProbe] };
+    expect(await probe.run('const a = []; for (let i = 0; i < 140; i++) a.push(new Array(131072).fill(i + 0.5)); a.length')).toBe('ok:140');
+    const runDir = (pool as WorkerPool & { testRunDir: string }).testRunDir;
+    // Far more in sum than the group's limit: each is sealed, moved away, and some are freed.
+    for (let n = 0; n < 16; n++) {
+      expect(await probe.run(`${GUEST} R.emit(1, ${n}, new ArrayBuffer(32 * 2 ** 20)); 'staged'`)).toBe('ok:staged');
+      const destination = join(runDir, `sealed-${n}`);
+      worker.takeStaged(1, n, 32 * 2 ** 20, destination);
+      expect(statSync(destination).mode & 0o7777).toBe(0o444);
+      if (n >= 6) rmSync(join(runDir, `sealed-${n - 4}`));
+    }
+    // Freed ones lower the limit again, so that staging is no way to more memory.
+    const held = Number(readFileSync(execFileSync('find', ['/sys/fs/cgroup', '-path', `*${worker.id}/memory.limit_in_bytes`, '-o', '-path', `*${worker.id}/memory.max`], { encoding: 'utf8' }).trim(), 'latin1'));
+    expect(held).toBeLessThan(worker.limits.memoryBytes + 13 * 32 * 2 ** 20);
     worker.kill('KILLED');
   });
 

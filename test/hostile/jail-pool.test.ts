@@ -3,12 +3,15 @@ import { execFileSync, spawn } from 'node:child_process';
 import { chmodSync, chownSync, existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
-import { afterEach, expect, test } from 'vitest';
+import { afterEach, expect, test, vi } from 'vitest';
 import { findNode, unsearchableParent } from '../../src/sandbox/jail/image.ts';
 import { LAYERS } from '../../src/sandbox/jail/layers.ts';
 import { probeLayers, WorkerPool } from '../../src/sandbox/worker-pool.ts';
 import type { WorkerExit } from '../../src/sandbox/worker-process.ts';
 import { openProbes, startTestPool, TEST_PRELUDE, type SlotProbe } from './sandbox-fixture.ts';
+
+// Real processes on a machine that may be busy.
+vi.setConfig({ testTimeout: 60_000 });
 
 const clock = { nowMs: Date.now, monotonicMs: () => performance.now() };
 const cleanups: (() => Promise<void> | void)[] = [];

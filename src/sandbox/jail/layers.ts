@@ -91,7 +91,13 @@ export function readLayers(pid: number, expected: LayerExpectation): Layer[] {
   const capabilities = ['CapInh', 'CapPrm', 'CapEff', 'CapBnd', 'CapAmb'].map((name) => field(status, name));
   put('no-capabilities', capabilities.every((set) => /^0+$/.test(set)), `effective ${field(status, 'CapEff') || '?'}, bounding ${field(status, 'CapBnd') || '?'}`);
   put('no-new-privileges', field(status, 'NoNewPrivs') === '1', `no_new_privs ${field(status, 'NoNewPrivs') || '?'}`);
-  const filters = Number(field(status, 'Seccomp_filters') || '0');
+  // A filter holds a thread, not a process: the weakest thread counts.
+  let filters = Number(field(status, 'Seccomp_filters') || '0');
+  try {
+    for (const thread of readdirSync(`/proc/${pid}/task`)) filters = Math.min(filters, Number(field(readFileSync(`/proc/${pid}/task/${thread}/status`, 'latin1'), 'Seccomp_filters') || '0'));
+  } catch {
+    // A thread that ended in the meantime; one that starts inherits what its maker has.
+  }
   // Seccomp_filters came with Linux 5.9; before it only the mode can be seen.
   const filtersHold = field(status, 'Seccomp_filters') === '' ? expected.seccompFilters <= 1 : filters >= expected.seccompFilters;
   put('seccomp', field(status, 'Seccomp') === '2' && filtersHold, `mode ${field(status, 'Seccomp') || '?'}, ${filters} filters`);
