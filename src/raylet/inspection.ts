@@ -11,7 +11,7 @@ import type { CallContext, Implementation } from '../rpc/rpc.ts';
 import { LAYER_REMEDIES, type Layer } from '../sandbox/jail/layers.ts';
 import { taskName } from './core/dispatch.ts';
 import { pendingReason } from './core/scheduler.ts';
-import { OBJECT_STATUS, TASK_STATE, type Actor, type ObjectEntry, type Task, type TenantState, type Worker } from './core/state.ts';
+import { TASK_STATE, type Actor, type ObjectEntry, type Task, type TenantState, type Worker } from './core/state.ts';
 import type { Raylet } from './raylet.ts';
 
 type Entity = MessageInitShape<typeof EntitySchema>;

@@ -130,7 +130,6 @@ class PeerStream {
   readonly #channels = new Map<number, Channel>();
   readonly #early = new Map<number, { readonly batches: Uint8Array[]; bytes: number }>();
   readonly #expiry = new Map<number, NodeJS.Timeout>();
-  #blocked = false;
 
   constructor(options: PeerLinkOptions, stream: BatchStream) {
     this.#options = options;
@@ -148,7 +147,6 @@ class PeerStream {
       void this.#open(number, asJob, depth, credential);
     });
     stream.onDrain = () => {
-      this.#blocked = false;
       for (const channel of this.#channels.values()) options.raylet.drained(channel);
     };
     stream.onEnd = () => {
@@ -178,7 +176,7 @@ class PeerStream {
       if (tenant === undefined || tenant.name !== verified.principal.tenant || !tenant.active) throw new BulkheadError('UNAUTHENTICATED', 'the credential is of a tenant that is not known here');
       const job = raylet.ensureJob(verified.jobId, tenant, verified.principal, verified.jobPrincipal, credential, verified.expiresMs, verified.issuedMs);
       const channel = raylet.openChannel(CHANNEL_KIND.PEER, job, asJob ? verified.jobPrincipal : verified.principal, depth, {
-        write: (batch) => (this.#blocked = !this.#stream.write(wrap(number, batch))) === false,
+        write: (batch) => this.#stream.write(wrap(number, batch)),
         // One stream carries many channels, so a single one cannot be paused; calls beyond the limit are refused.
         pause: () => undefined, resume: () => undefined,
         close: (error) => this.#refuse(number, error),
