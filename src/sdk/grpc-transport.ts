@@ -33,40 +33,36 @@ export function grpcTransport(target: GrpcTarget): Transport {
 
 async function openSession(target: GrpcTarget, handlers: TransportHandlers): Promise<Connection> {
   const head = await openHead(target);
-  let opened: { sessions: Client<typeof Sessions>; jobId: string } | undefined;
-  let raylet: RpcChannel | undefined;
   try {
     const sessions = client(Sessions, head.channel);
     const session = await sessions.open({ jobName: target.jobName ?? basename(process.argv[1] ?? 'driver'), jobId: target.job ?? '' }, { timeoutMs: CALL_TIMEOUT_MS });
-    opened = { sessions, jobId: session.jobId };
-    const chosen = chooseRaylet(session.raylets, session.jobId);
-    raylet = createChannel({ identity: head.identity, peers: head.peers, address: chosen.address, expectedSpiffeId: chosen.spiffeId });
-    return new GrpcConnection(head, sessions, session, raylet, handlers, target.job === undefined);
+    return new GrpcConnection(head, sessions, session, handlers, target.job === undefined);
   } catch (thrown) {
-    raylet?.close();
-    if (opened !== undefined && target.job === undefined) await opened.sessions.close({ jobId: opened.jobId, outcome: 'failed', message: 'no raylet could be reached' }, { timeoutMs: CLOSE_TIMEOUT_MS }).catch(() => undefined);
     await head.close();
     throw toSafeError(thrown);
   }
 }
 
-/** Jobs spread over raylets by their random id; drivers of one job meet on the same raylet, where its objects are. */
-function chooseRaylet(raylets: readonly RayletAddress[], jobId: string): RayletAddress {
+/** Jobs spread over raylets by their random id; drivers of one job meet on the same raylet, where its objects are. The others follow as substitutes. */
+function inOrderFor(jobId: string, raylets: readonly RayletAddress[]): RayletAddress[] {
   const sorted = [...raylets].sort((a, b) => a.nodeNumber - b.nodeNumber);
-  const chosen = sorted[createHash('sha256').update(jobId).digest().readUInt32LE(0) % Math.max(1, sorted.length)];
-  if (chosen === undefined) throw new BulkheadError('UNAVAILABLE', "the cluster has no raylet alive; 'bulkhead status' shows its nodes");
-  return chosen;
+  const first = createHash('sha256').update(jobId).digest().readUInt32LE(0) % Math.max(1, sorted.length);
+  return [...sorted.slice(first), ...sorted.slice(0, first)];
 }
 
 class GrpcConnection implements Connection {
   readonly #head: HeadConnection;
   readonly #sessions: Client<typeof Sessions>;
   readonly #jobId: string;
-  readonly #raylet: RpcChannel;
+  readonly #credential: string;
+  readonly #candidates: RayletAddress[];
   readonly #handlers: TransportHandlers;
-  readonly #stream: BatchStream;
   /** Whoever opened the job ends it; a driver that joined only leaves. */
   readonly #ownsJob: boolean;
+  #raylet: RpcChannel | undefined;
+  #stream: BatchStream | undefined;
+  /** A raylet has answered; from then on there is no other. */
+  #settled = false;
   #expiresMs: number;
   #refresh: NodeJS.Timeout | undefined;
   #waiting: { promise: Promise<void>; resolve: () => void } | undefined;
@@ -74,20 +70,40 @@ class GrpcConnection implements Connection {
   #gone = false;
   #closing: Promise<void> | undefined;
 
-  constructor(head: HeadConnection, sessions: Client<typeof Sessions>, session: Session, raylet: RpcChannel, handlers: TransportHandlers, ownsJob: boolean) {
+  constructor(head: HeadConnection, sessions: Client<typeof Sessions>, session: Session, handlers: TransportHandlers, ownsJob: boolean) {
     this.#head = head;
     this.#sessions = sessions;
     this.#jobId = session.jobId;
-    this.#raylet = raylet;
+    this.#credential = session.credential;
+    this.#candidates = inOrderFor(session.jobId, session.raylets);
     this.#handlers = handlers;
     this.#ownsJob = ownsJob;
     this.#expiresMs = Number(session.expiresMs);
-    const stream = client(Calls, raylet).attach({ metadata: { [SESSION_METADATA]: session.credential } });
-    this.#stream = stream;
-    stream.onData = (batch) => handlers.batch(batch);
-    stream.onDrain = () => this.#release();
-    stream.onEnd = (error) => this.#over(error);
     this.#plan();
+    this.#attach(new BulkheadError('UNAVAILABLE', "the cluster has no raylet alive; 'bulkhead status' shows its nodes"));
+  }
+
+  /** Opens the stream to the next raylet; `failure` is what happened to the one before. */
+  #attach(failure: BulkheadError): void {
+    const chosen = this.#candidates.shift();
+    // Later: the caller of `open` has no connection in hand yet.
+    if (chosen === undefined) return void setImmediate(() => this.#over(failure));
+    const raylet = createChannel({ identity: this.#head.identity, peers: this.#head.peers, address: chosen.address, expectedSpiffeId: chosen.spiffeId });
+    const stream = client(Calls, raylet).attach({ metadata: { [SESSION_METADATA]: this.#credential } });
+    this.#raylet = raylet;
+    this.#stream = stream;
+    stream.onData = (batch) => {
+      this.#settled = true;
+      this.#handlers.batch(batch);
+    };
+    stream.onDrain = () => this.#release();
+    stream.onEnd = (error) => {
+      // A node that died a moment ago is still in the head's list. Nothing was sent to it: the SDK waits for the first frame.
+      if (error?.code === 'UNAVAILABLE' && !this.#settled && this.#closing === undefined) {
+        raylet.close();
+        this.#attach(error);
+      } else this.#over(error);
+    };
   }
 
   /** At half of the credential's life, so that the head may be away for minutes. The job stays open at the head by this. */
@@ -103,7 +119,7 @@ class GrpcConnection implements Connection {
         (thrown: unknown) => {
           const error = toSafeError(thrown);
           // The head knows the job no more, or this identity: nothing that waiting would mend.
-          if (error.code === 'DENIED' || error.code === 'UNAUTHENTICATED') this.#stream.end(error);
+          if (error.code === 'DENIED' || error.code === 'UNAUTHENTICATED') this.#stream?.end(error);
           else this.#plan(RETRY_MS);
         },
       );
@@ -112,9 +128,9 @@ class GrpcConnection implements Connection {
   }
 
   send(batch: Uint8Array<ArrayBuffer>): void | Promise<void> {
-    if (this.#gone) return undefined;
-    if (this.#stream.write(batch)) return undefined;
-    if (this.#gone) return undefined;
+    if (this.#gone || this.#stream === undefined) return undefined;
+    this.#settled = true;
+    if (this.#stream.write(batch) || this.#gone) return undefined;
     let waiting = this.#waiting;
     if (waiting === undefined) {
       const { promise, resolve } = Promise.withResolvers<void>();
@@ -149,8 +165,8 @@ class GrpcConnection implements Connection {
       const ended = new Promise<void>((resolve) => {
         this.#ended = resolve;
       });
-      const timer = setTimeout(() => this.#stream.end(new BulkheadError('CANCELLED', 'closed')), CLOSE_TIMEOUT_MS);
-      this.#stream.end();
+      const timer = setTimeout(() => this.#stream?.end(new BulkheadError('CANCELLED', 'closed')), CLOSE_TIMEOUT_MS);
+      this.#stream?.end();
       await ended;
       clearTimeout(timer);
     }
@@ -158,7 +174,7 @@ class GrpcConnection implements Connection {
   }
 
   async #shut(outcome: 'succeeded' | 'failed', message: string): Promise<void> {
-    this.#raylet.close();
+    this.#raylet?.close();
     if (this.#ownsJob) await this.#sessions.close({ jobId: this.#jobId, outcome, message }, { timeoutMs: CLOSE_TIMEOUT_MS }).catch(() => undefined);
     await this.#head.close();
   }

@@ -475,6 +475,23 @@ describe('identities', () => {
     expect(decisions(setup.fixture)).toHaveLength(1);
   });
 
+  it('let a channel reconnect to a server that was started again', async () => {
+    const setup = await setUp((s) => s.add(Jobs, noJobs));
+    const jobs = client(Jobs, setup.channel(setup.ana));
+    await jobs.list({ tenant: 'acme' });
+    await setup.server.close();
+    expect((await refusal(jobs.list({ tenant: 'acme' }, { timeoutMs: 2_000 }))).code).toBe('UNAVAILABLE');
+    const again = createServer(setup.fixture.security(setup.serverIdentity, JOB_ROWS), OPTIONS);
+    again.add(Jobs, { ...noJobs, list: async () => ({ jobs: [{ jobId: 'job-2' }] }) });
+    await again.listen(setup.address);
+    closers.push(() => again.close());
+    let answer: string | undefined;
+    await until(() => {
+      void jobs.list({ tenant: 'acme' }, { timeoutMs: 1_000 }).then((list) => (answer = list.jobs[0]?.jobId), () => undefined);
+      return answer === 'job-2';
+    }, 'the channel has reconnected');
+  });
+
   it('are let go by closed servers and channels', async () => {
     const setup = await setUp((s) => s.add(Jobs, noJobs));
     const channel = setup.channel(setup.ana);
