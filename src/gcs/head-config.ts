@@ -12,6 +12,8 @@ const ConfigSchema = z.strictObject({
   dataDir: z.string().min(1).max(4_096),
   listen: address.default('127.0.0.1:0'),
   attestationListen: address.default('127.0.0.1:0'),
+  /** Host name or address by which clients and nodes reach this machine, where it is not the one to listen on. */
+  advertiseHost: z.string().regex(/^(?:[A-Za-z0-9._-]{1,253}|\[[0-9a-fA-F:]{2,45}\])$/, 'expected a host name or address').optional(),
   /** Chosen at the first start and kept; later it may be left out, and must not differ. */
   trustDomain: z.string().optional(),
   insecureDev: z.boolean().default(false),
@@ -21,6 +23,7 @@ export interface HeadConfig {
   readonly dataDir: string;
   readonly listen: string;
   readonly attestationListen: string;
+  readonly advertiseHost: string | undefined;
   readonly trustDomain: TrustDomain | undefined;
   readonly insecureDev: boolean;
 }
@@ -38,9 +41,9 @@ export function parseHeadConfig(text: string): HeadConfig {
   }
   const parsed = ConfigSchema.safeParse(json);
   if (!parsed.success) return refuse(parsed.error.issues.map((i) => `${i.path.join('.') || 'it'}: ${i.message}`).join('; '));
-  const { dataDir, trustDomain, ...rest } = parsed.data;
+  const { dataDir, trustDomain, advertiseHost, ...rest } = parsed.data;
   if (!isAbsolute(dataDir) || dataDir.includes('\0')) return refuse('dataDir is not an absolute path');
-  return { ...rest, dataDir, trustDomain: trustDomain === undefined ? undefined : parseTrustDomain(trustDomain) };
+  return { ...rest, dataDir, advertiseHost, trustDomain: trustDomain === undefined ? undefined : parseTrustDomain(trustDomain) };
 }
 
 /** Arguments of the process: nothing, or `--config-fd N`. */

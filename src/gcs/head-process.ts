@@ -8,6 +8,7 @@ import { pino } from 'pino';
 import { AuditStore } from '../audit/audit-store.ts';
 import { loadOrCreateCosigner, loadOrCreateSigner } from '../audit/checkpoint-signer.ts';
 import { builtinMethods, defaultPolicy, LiveDecisionPoint, methodTable } from '../authz/authz.ts';
+import type { AppendDurably } from '../base/audit-record.ts';
 import { BulkheadError, toSafeError } from '../base/errors.ts';
 import { parseTrustDomain, spiffeId, type TrustDomain } from '../base/ids.ts';
 import { SVID_TTL_MS } from '../base/limits.ts';
@@ -86,9 +87,15 @@ async function listenOn(server: { listen(address: string): Promise<{ address: st
   return `${wanted.slice(0, wanted.lastIndexOf(':'))}:${bound.port}`;
 }
 
-/** A listener on every interface is reached on this machine by loopback. */
-function reachable(address: string): string {
-  return address.replace(/^(?:0\.0\.0\.0|\[::\]):/, '127.0.0.1:');
+/** What clients are told: the advertised host; a listener on every interface is reached on this machine by loopback. */
+function reachable(address: string, advertiseHost: string | undefined): string {
+  const port = address.slice(address.lastIndexOf(':'));
+  return advertiseHost === undefined ? address.replace(/^(?:0\.0\.0\.0|\[::\]):/, '127.0.0.1:') : `${advertiseHost}${port}`;
+}
+
+/** Every record of a cluster with weakened isolation says so. */
+function stamped(append: AppendDurably): AppendDurably {
+  return (tenant, record) => append(tenant, { ...record, detail: record.detail === '' ? 'insecure-dev' : `insecure-dev ${record.detail}` });
 }
 
 function openDataDirectory(path: string): void {
@@ -116,9 +123,10 @@ export async function startHead(config: HeadConfig, { log, onFatal }: StartOptio
     dir: join(dataDir, 'audit'), origin, signer, cosigner: loadOrCreateCosigner(auditKeysDir, `${origin}/witness`), clock: systemClock,
     onProblem: (tenant, error) => log.warn({ error, tenant }, 'a checkpoint could not be written'),
   }));
+  const appendAudit = config.insecureDev ? stamped(logs.appendDurably) : logs.appendDurably;
   let fatal = false;
   const head = await HeadState.load({
-    store, clock: systemClock, appendAudit: logs.appendDurably,
+    store, clock: systemClock, appendAudit,
     onFatal: (cause) => {
       fatal = true;
       onFatal(cause);
@@ -167,7 +175,7 @@ export async function startHead(config: HeadConfig, { log, onFatal }: StartOptio
 
   const addresses = { main: '', attestation: '' };
   const context: HeadContext = {
-    head, pki, policies, appendAudit: logs.appendDurably, statements: { verifierKey: signer.publicKeyLine, sign: (statement) => signer.sign(statement) }, audit: auditReader(logs), checkpoints: checkpointReader(signer, systemClock),
+    head, pki, policies, appendAudit, statements: { verifierKey: signer.publicKeyLine, sign: (statement) => signer.sign(statement) }, audit: auditReader(logs), checkpoints: checkpointReader(signer, systemClock),
     random: systemRandom, addresses, insecureDev: config.insecureDev, version: packageVersion(), startedMs,
   };
   // What a killed head left half done.
@@ -176,7 +184,7 @@ export async function startHead(config: HeadConfig, { log, onFatal }: StartOptio
     else await finishDeletion(context, tenant.name, identity.spiffeId);
   }
 
-  const security = { identity, peers, decisions, audit: logs.appendDurably, methods: methodRows() };
+  const security = { identity, peers, decisions, audit: appendAudit, methods: methodRows() };
   const server = createServer(security, { knowsTenant: (tenant) => head.tenants.get(tenant) !== undefined, clock: systemClock, log });
   parts.defer(() => server.close());
   server.add(Identities, identitiesService(context));
@@ -191,9 +199,9 @@ export async function startHead(config: HeadConfig, { log, onFatal }: StartOptio
   parts.defer(() => attestation.close());
   attestation.add(NodeAttestation, nodeAttestationService(context));
 
-  addresses.main = reachable(await listenOn(server, config.listen, chosen?.listen));
-  addresses.attestation = reachable(await listenOn(attestation, config.attestationListen, chosen?.attestationListen));
-  const now: Chosen = { trustDomain, listen: addresses.main, attestationListen: addresses.attestation };
+  const now: Chosen = { trustDomain, listen: await listenOn(server, config.listen, chosen?.listen), attestationListen: await listenOn(attestation, config.attestationListen, chosen?.attestationListen) };
+  addresses.main = reachable(now.listen, config.advertiseHost);
+  addresses.attestation = reachable(now.attestationListen, config.advertiseHost);
   await store.put(CHOSEN_KEY, new TextEncoder().encode(JSON.stringify(now)));
   await writeProfile(join(dataDir, 'admin'), { address: addresses.main, gateway: undefined, svid: await ownSvid(ADMIN_COMPONENT, PROFILE_TTL_MS) });
 

@@ -184,6 +184,19 @@ it('ends with exit 2 and a reason when its configuration or arguments are wrong'
   }
 });
 
+it('stamps every record of a cluster whose isolation is weakened, and tells the address it is given', async () => {
+  const head = await start({ insecureDev: true, advertiseHost: 'localhost' });
+  expect(head.address).toMatch(/^localhost:\d+$/);
+  using admin = await adminOf(data);
+  expect((await admin.to(Cluster).status({})).insecureDev).toBe(true);
+  const lines: string[] = [];
+  for await (const { record } of admin.to(Audit).tail({ tenant: '', last: 1_000 })) lines.push(record);
+  expect(lines.length).toBeGreaterThan(5);
+  for (const line of lines) expect((JSON.parse(line) as { detail: string }).detail).toMatch(/^insecure-dev/);
+  await head.kill('SIGKILL');
+  expect((await start({ insecureDev: true, advertiseHost: 'localhost' })).address).toBe(head.address);
+});
+
 it('refuses a second head on its directory, another trust domain, and a directory that others can read', async () => {
   const head = await start({ trustDomain: 'one.example' });
   await expect(start()).rejects.toThrow(/exit 1.*in use by another process/s);

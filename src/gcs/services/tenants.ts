@@ -68,7 +68,8 @@ export function tenantsService(context: HeadContext): Implementation<typeof Tena
       if (row === undefined) throw unknown('tenant');
       const statement = JSON.stringify({
         type: 'bulkhead.tenant-deletion.v1', trustDomain: pki.trustDomain, tenant: name, tenantNumber: row.number, deletedMs: row.deletedMs,
-        destroyed: ['keys', 'jobs', 'actors', 'objects', 'identities', 'policies'], verifierKey: statements.verifierKey,
+        // What is done when this is signed; nodes drop actors and objects as they hear of it, and what lay encrypted on a disk is unreadable with the keys gone.
+        destroyed: ['keys', 'identities', 'policies', 'actor-names'], stopped: ['jobs'], verifierKey: statements.verifierKey,
       });
       return { tenant: name, deletedMs: BigInt(row.deletedMs), statement, signature: statements.sign(new TextEncoder().encode(statement)), verifierKey: statements.verifierKey };
     },
