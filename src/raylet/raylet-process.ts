@@ -25,6 +25,7 @@ import { inspectionService } from './inspection.ts';
 import { PeerClients, peersService, type PeerLinkOptions, type VerifiedCredential } from './peer-links.ts';
 import { readRayletConfig, type RayletConfig } from './raylet-config.ts';
 import { Raylet, type RayletLog } from './raylet.ts';
+import { stampedAppend, stampedLogs } from './stamped-audit.ts';
 
 const SESSION_AUDIENCE = 'raylet';
 const JOIN_TIMEOUT_MS = 10_000;
@@ -131,6 +132,8 @@ export async function startRaylet(config: RayletConfig, log: RayletLog): Promise
     dir: join(config.dataDir, 'audit'), origin, signer: loadOrCreateSigner(auditKeys, origin), cosigner: loadOrCreateCosigner(auditKeys, `${origin}/witness`), clock: systemClock,
     onProblem: (tenant, error) => log.warn({ err: error, tenant }, 'a checkpoint could not be written'),
   }));
+  const weakened = config.insecureDev.length > 0;
+  const appendDurably = weakened ? stampedAppend(audit.appendDurably) : audit.appendDurably;
   const pool = await starting;
 
   const verify = async (credential: string): Promise<VerifiedCredential> => {
@@ -147,10 +150,10 @@ export async function startRaylet(config: RayletConfig, log: RayletLog): Promise
   let address = '';
   const link = new HeadLink({
     channel: headChannel, raylet: () => raylet as Raylet, identity, decisions, revocations, nodeNumber, instance: randomBytes(8).toString('hex'), address: () => config.advertise ?? address,
-    total: config.total, insecureDev: config.insecureDev.length > 0, log,
+    total: config.total, insecureDev: weakened, log,
   });
   const running: Raylet = (raylet = new Raylet({
-    nodeId, nodeNumber, total: config.total, maxWorkers: config.maxWorkers, runDir: config.runDir, dataDir: config.dataDir, decisions, audit, pool, names: link, clock: systemClock,
+    nodeId, nodeNumber, total: config.total, maxWorkers: config.maxWorkers, runDir: config.runDir, dataDir: config.dataDir, decisions, audit: weakened ? stampedLogs(audit) : audit, pool, names: link, clock: systemClock,
     random: systemRandom, log, verifyCredential: verify, defaultIsolateBytes: DEFAULT_ISOLATE_BYTES,
   }));
   parts.use(running);
@@ -169,11 +172,11 @@ export async function startRaylet(config: RayletConfig, log: RayletLog): Promise
     for (const tenant of running.core.state.tenants.values()) if (tenant.name === name) return true;
     return false;
   };
-  const server = createServer({ identity, peers, decisions, audit: audit.appendDurably, methods: methodRows() }, { knowsTenant: tenantExists, clock: systemClock, log: rpcLog(log) });
+  const server = createServer({ identity, peers, decisions, audit: appendDurably, methods: methodRows() }, { knowsTenant: tenantExists, clock: systemClock, log: rpcLog(log) });
   parts.defer(() => server.close());
   server.add(Calls, callsService(running, verify));
   server.add(Peers, peersService(peerOptions));
-  server.add(Inspection, inspectionService({ raylet: running, nodeId, insecureDev: config.insecureDev.length > 0, layers: () => probeLayers({ clock: systemClock }) }));
+  server.add(Inspection, inspectionService({ raylet: running, nodeId, insecureDev: weakened, layers: () => probeLayers({ clock: systemClock }) }));
   server.add(Audit, auditService(audit, nodeId, tenantExists));
   const bound = await server.listen(config.listen);
   address = `${config.listen.slice(0, config.listen.lastIndexOf(':'))}:${bound.port}`;
