@@ -23,16 +23,26 @@ function leaf<Options>(parent: Command, usage: string, description: string, { lo
   if (!local) command.option('--profile <dir>', 'identity to use (default: BULKHEAD_PROFILE, then ~/.bulkhead/default)');
   build(command);
   command.action(async (...given: unknown[]) => {
-    const args = given.slice(0, -2).flat() as string[];
+    // Optional and repeated arguments come as undefined and lists.
+    const args = given.slice(0, -2).flat().filter((arg) => arg !== undefined) as string[];
     const options = given.at(-2) as Options & Common;
     const terminal = new Terminal(options.json === true);
-    try {
-      await action(terminal, args, options);
-    } catch (thrown) {
-      terminal.fail(thrown);
-      throw new ExitCode(exitCodeOf(thrown));
-    }
+    await guarded(terminal, () => action(terminal, args, options));
   });
+}
+
+/** Tells what went wrong, once, and turns it into an exit code. */
+async function guarded(terminal: Terminal, work: () => Promise<void>): Promise<void> {
+  try {
+    await work();
+  } catch (thrown) {
+    terminal.fail(thrown);
+    throw new ExitCode(exitCodeOf(thrown));
+  }
+}
+
+function group(parent: Command, name: string, description: string): Command {
+  return parent.command(name).description(description);
 }
 
 // --- values of options, refused where they are typed ------------------------------------------------------------------
@@ -70,8 +80,6 @@ function collect(text: string, before: readonly string[] = []): string[] {
 function dataDirectory(given: string | undefined): string {
   return given === undefined ? resolve(homedir(), '.bulkhead', 'cluster') : resolve(given);
 }
-
-export { number, hostPort, assignment, time, collect };
 
 function version(): string {
   return (JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8')) as { version: string }).version;
@@ -113,9 +121,121 @@ function clusterCommands(program: Command): void {
   leaf(program, 'status', 'nodes, resources, tenants, versions', {}, () => undefined, async (terminal, _args, o) => (await import('./commands/status.ts')).status(terminal, o.profile));
 }
 
+function doctorCommand(program: Command): void {
+  leaf<{ local?: boolean }>(program, 'doctor', 'which isolation layers are really on, read back from the kernel', {}, (c) => c.option('--local', 'this machine only, even when a cluster runs'), async (terminal, _args, o) =>
+    (await import('./commands/doctor.ts')).doctor(terminal, { local: o.local === true, profile: o.profile }));
+}
+
+function tenantCommands(program: Command): void {
+  const tenant = group(program, 'tenant', 'tenants and their quotas');
+  const commands = (): Promise<typeof import('./commands/tenant.ts')> => import('./commands/tenant.ts');
+  leaf<{ quota?: Record<string, string> }>(tenant, 'create <name>', 'make a tenant', {}, (c) => c.option('--quota <k=v,...>', 'for example cpus=2,memory=2GiB,objects=1GiB,tasks=10000,actors=100,workers=8', assignment), async (terminal, [name = ''], o) =>
+    (await commands()).createTenant(terminal, name, o.quota ?? {}, o.profile));
+  leaf(tenant, 'list', 'all tenants, or your own', {}, () => undefined, async (terminal, _args, o) => (await commands()).listTenants(terminal, o.profile));
+  leaf(tenant, 'show <name>', 'one tenant', {}, () => undefined, async (terminal, [name = ''], o) => (await commands()).showTenant(terminal, name, o.profile));
+  leaf<{ yes?: boolean }>(tenant, 'delete <name>', "destroy a tenant's keys and print a signed deletion certificate", {}, (c) => c.option('--yes', 'do not ask (a terminal is asked otherwise)'), async (terminal, [name = ''], o) =>
+    (await commands()).deleteTenant(terminal, name, o.yes === true, o.profile));
+}
+
+function identityCommands(program: Command): void {
+  const identity = group(program, 'identity', 'identities of users and services');
+  leaf<{ tenant?: string; role?: string[]; out: string; force?: boolean }>(identity, 'issue <kind> <name>', "make a profile for a user or service (kind: 'user' or 'service')", {},
+    (c) => c.option('--tenant <name>', 'tenant of the identity (default: your own)').option('--role <role>', 'developer, viewer, auditor, tenant-admin, or a role of the tenant; may be given again', collect)
+      .requiredOption('--out <dir>', 'new directory for the profile: svid.pem, key.pem, bundle.pem, profile.json').option('--force', 'replace the profile that is there'),
+    async (terminal, [kind = '', name = ''], o) => {
+      if (kind !== 'user' && kind !== 'service') throw new UsageError(`the kind is 'user' or 'service', not '${kind.slice(0, 40)}'; for example: bulkhead identity issue user ana --tenant acme --role developer --out DIR`);
+      await (await import('./commands/identity.ts')).issueIdentity(terminal, { kind, name, tenant: o.tenant, roles: o.role ?? [], out: resolve(o.out), force: o.force === true }, o.profile);
+    });
+  leaf<{ token?: boolean }>(program, 'whoami', 'SPIFFE ID, tenant, roles and expiry in force', {}, (c) => c.option('--token', 'print a short-lived bearer JWT for HTTP clients'), async (terminal, _args, o) =>
+    (await import('./commands/identity.ts')).whoAmI(terminal, o.token === true, o.profile));
+}
+
+function policyCommands(program: Command): void {
+  const policy = group(program, 'policy', 'policy files: who may do what');
+  const commands = (): Promise<typeof import('./commands/policy.ts')> => import('./commands/policy.ts');
+  const local = { local: true };
+  const on = (c: Command): Command => c.option('--on <k=v,...>', 'attributes of the resource, for example cpus=2,label=published', assignment).option('--tenant <name>', 'whose resource (default: the only tenant among the files)');
+  leaf(policy, 'check <files...>', 'check files, and run the tests in them; needs no cluster', local, () => undefined, async (terminal, files) => (await commands()).checkFiles(terminal, files, false));
+  leaf(policy, 'test <files...>', 'run the tests in the files, one line each; needs no cluster', local, () => undefined, async (terminal, files) => (await commands()).checkFiles(terminal, files, true));
+  leaf<{ on?: Record<string, string>; tenant?: string; role?: string[] }>(policy, 'explain <who> <action> [files...]', 'why a decision comes out as it does; needs no cluster', local,
+    (c) => on(c).option('--role <role>', 'a role that the identity was issued with; may be given again', collect).addHelpText('after', '\nWHO: user/ana, service/etl, tenant/acme/user/ana, system/admin, node/ID. ACTION: task.submit, object.get, …'),
+    async (terminal, [who = '', action = '', ...files], o) => (await commands()).explainDecision(terminal, who, action, files, { tenant: o.tenant, on: o.on ?? {}, roles: o.role ?? [] }));
+  leaf<{ on?: Record<string, string>; tenant?: string }>(policy, 'who-can <action> [files...]', 'everyone whom the files permit an action; needs no cluster', local, (c) => on(c),
+    async (terminal, [action = '', ...files], o) => (await commands()).whoCanDo(terminal, action, files, { tenant: o.tenant, on: o.on ?? {} }));
+  leaf(policy, 'apply <files...>', 'put files in force on every node; a file that does not check changes nothing', {}, () => undefined, async (terminal, files, o) => (await commands()).applyFiles(terminal, files, o.profile));
+  leaf<{ tenant?: string }>(policy, 'history', 'versions that were applied', {}, (c) => c.option('--tenant <name>', "default: your own; the administrator's: the platform"), async (terminal, _args, o) => (await commands()).policyHistory(terminal, o.tenant, o.profile));
+  leaf<{ tenant?: string }>(policy, 'rollback <version>', 'put an earlier version in force again', {}, (c) => c.option('--tenant <name>', "default: your own; the administrator's: the platform"), async (terminal, [version = ''], o) => {
+    if (!/^[1-9]\d{0,8}$/.test(version)) throw new UsageError("the version is a number of 'bulkhead policy history'");
+    await (await commands()).rollbackPolicy(terminal, Number(version), o.tenant, o.profile);
+  });
+}
+
+function workCommands(program: Command): void {
+  const run = program.command('run <file> [args...]').description('run a driver program as a job: its streams, its exit code').passThroughOptions()
+    .option('--profile <dir>', 'identity to use (default: BULKHEAD_PROFILE, then ~/.bulkhead/default)').option('--name <name>', "the job's name (default: the file's)")
+    .addHelpText('after', '\nWhat follows FILE belongs to the program.');
+  run.action(async (file: string, args: string[], o: { profile?: string; name?: string }) => {
+    await guarded(new Terminal(false), async () => (await import('./commands/run.ts')).runDriver(file, args, { profile: o.profile, name: o.name }));
+  });
+  const job = group(program, 'job', 'jobs');
+  const jobs = (): Promise<typeof import('./commands/job.ts')> => import('./commands/job.ts');
+  const logs = (): Promise<typeof import('./commands/logs.ts')> => import('./commands/logs.ts');
+  leaf<{ tenant?: string }>(job, 'list', 'jobs, newest first', {}, (c) => c.option('--tenant <name>', 'default: your own'), async (terminal, _args, o) => (await jobs()).listJobs(terminal, o.tenant, o.profile));
+  leaf(job, 'status <id>', 'one job', {}, () => undefined, async (terminal, [id = ''], o) => (await jobs()).showJob(terminal, id, o.profile));
+  leaf(job, 'stop <id>', 'end a job: its tasks, actors and sessions', {}, () => undefined, async (terminal, [id = ''], o) => (await jobs()).stopJob(terminal, id, o.profile));
+  leaf<{ tenant?: string; follow?: boolean }>(job, 'logs <id>', 'what its tasks and actors printed', {}, (c) => c.option('--tenant <name>', 'default: your own').option('-f, --follow', 'go on until the job ends'), async (terminal, [id = ''], o) =>
+    (await logs()).logs(terminal, 'job', id, { tenant: o.tenant, follow: o.follow === true }, o.profile));
+  leaf<{ tenant?: string; follow?: boolean }>(program, 'logs <kind> <id>', 'what a job, task or actor printed', {}, (c) => c.option('--tenant <name>', 'default: your own').option('-f, --follow', 'go on until ^C, or until the job ends'), async (terminal, [kind = '', id = ''], o) =>
+    (await logs()).logs(terminal, kind, id, { tenant: o.tenant, follow: o.follow === true }, o.profile));
+  const entities = (): Promise<typeof import('./commands/entities.ts')> => import('./commands/entities.ts');
+  const kinds = '\nKIND: nodes, workers, jobs, tasks, actors, objects.';
+  leaf<{ tenant?: string; job?: string; limit?: number }>(program, 'list <kind>', 'what runs and what is stored, as far as you may see it', {},
+    (c) => c.option('--tenant <name>', 'default: your own').option('--job <id>', 'of one job').option('--limit <n>', 'at most this many (default: 1000)', number('entries', 1, 10_000, true)).addHelpText('after', kinds),
+    async (terminal, [kind = ''], o) => (await entities()).list(terminal, kind, { tenant: o.tenant, job: o.job, limit: o.limit }, o.profile));
+  leaf<{ tenant?: string }>(program, 'get <kind> <id>', 'one of them', {}, (c) => c.option('--tenant <name>', 'default: your own').addHelpText('after', kinds), async (terminal, [kind = '', id = ''], o) => (await entities()).get(terminal, kind, id, o.tenant, o.profile));
+  leaf<{ tenant?: string }>(program, 'summary <kind>', 'how many of them, by name and state', {}, (c) => c.option('--tenant <name>', 'default: your own').addHelpText('after', kinds), async (terminal, [kind = ''], o) => (await entities()).summary(terminal, kind, o.tenant, o.profile));
+}
+
+function auditCommands(program: Command): void {
+  const audit = group(program, 'audit', 'the record of every decision');
+  const commands = (): Promise<typeof import('./commands/audit.ts')> => import('./commands/audit.ts');
+  const tenant = "default: your own; the administrator's: the cluster's own log";
+  leaf<{ tenant?: string; last: number; follow?: boolean; deny?: boolean }>(audit, 'tail', 'the latest records of all nodes, by time', {},
+    (c) => c.option('--tenant <name>', tenant).addOption(new Option('-n, --last <n>', 'how many').argParser(number('records', 1, 10_000, true)).default(50)).option('-f, --follow', 'go on until ^C').option('--deny', 'denials only'),
+    async (terminal, _args, o) => (await commands()).auditTail(terminal, { tenant: o.tenant, last: o.last, follow: o.follow === true, deny: o.deny === true }, o.profile));
+  leaf<{ tenant?: string; from?: number; to?: number; format: string; out: string; partial?: boolean }>(audit, 'export', 'records, proofs and checkpoints as files that anyone can verify', {},
+    (c) => c.option('--tenant <name>', tenant).option('--from <time>', 'first time, ISO 8601', time).option('--to <time>', 'time after the last, ISO 8601', time)
+      .addOption(new Option('--format <format>', 'of the readable records').choices(['jsonl', 'ocsf', 'cef']).default('jsonl')).requiredOption('-o, --out <dir>', 'new or empty directory').option('--partial', 'go on although a node is away'),
+    async (terminal, _args, o) => (await commands()).auditExport(terminal, { tenant: o.tenant, fromMs: o.from, toMs: o.to, format: o.format, out: resolve(o.out), partial: o.partial === true }, o.profile));
+  leaf<{ key?: string[]; earlier?: string[]; tenant?: string }>(audit, 'verify <dir>', 'check an export; needs no cluster; exit 1 names the first bad record', { local: true },
+    (c) => c.option('--key <file>', 'verifier keys that you have from elsewhere', collect).option('--earlier <file>', 'a checkpoint kept from an earlier export, which this one must extend', collect).option('--tenant <name>', 'the tenant that it must be of'),
+    async (terminal, [dir = ''], o) => (await commands()).auditVerify(terminal, resolve(dir), { keys: o.key ?? [], earlier: o.earlier ?? [], tenant: o.tenant }));
+  leaf<{ tenant?: string }>(audit, 'stats', 'how many decisions, on which nodes', {}, (c) => c.option('--tenant <name>', tenant), async (terminal, _args, o) => (await commands()).auditStats(terminal, o.tenant, o.profile));
+}
+
+function pkiCommands(program: Command): void {
+  const pki = group(program, 'pki', 'the certificate authority of the cluster');
+  const commands = (): Promise<typeof import('./commands/pki.ts')> => import('./commands/pki.ts');
+  leaf(pki, 'show', 'authorities in force, and how much they issued', {}, () => undefined, async (terminal, _args, o) => (await commands()).showPki(terminal, o.profile));
+  leaf(pki, 'rotate', 'a new authority; nothing that runs notices', {}, () => undefined, async (terminal, _args, o) => (await commands()).rotateAuthority(terminal, o.profile));
+  leaf<{ reason: string }>(pki, 'revoke <whom>', 'end an identity everywhere: a SPIFFE ID, its path (tenant/acme/user/ana), or a serial number', {}, (c) => c.option('--reason <text>', 'kept in the audit log', ''), async (terminal, [whom = ''], o) =>
+    (await commands()).revoke(terminal, whom, o.reason, o.profile));
+  leaf<{ node?: string; out?: string }>(pki, 'join-token', 'a single-use token with which a node joins', {}, (c) => c.option('--node <id>', 'node id (default: one is chosen)').option('--out <file>', 'new file for token, address and trust bundle, readable by you only'), async (terminal, _args, o) =>
+    (await commands()).joinToken(terminal, { nodeId: o.node ?? '', out: o.out === undefined ? undefined : resolve(o.out) }, o.profile));
+}
+
 export function buildProgram(): Command {
-  const program = new Command('bulkhead').description('Shared compute for tenants who do not trust each other.').version(version(), '-V, --version').addHelpText('after', EXIT_CODES);
+  const program = new Command('bulkhead').description('Shared compute for tenants who do not trust each other.').version(version(), '-V, --version').addHelpText('after', EXIT_CODES).enablePositionalOptions();
   clusterCommands(program);
+  doctorCommand(program);
+  tenantCommands(program);
+  identityCommands(program);
+  policyCommands(program);
+  workCommands(program);
+  auditCommands(program);
+  pkiCommands(program);
+  program.command('bench [args...]').description('the rows of `ray microbenchmark` with every control on; --ray runs Ray beside it').allowUnknownOption().passThroughOptions()
+    .action((args: string[]) => guarded(new Terminal(false), async () => (await import('./commands/run.ts')).runBench(args)));
   return program;
 }
 

@@ -57,7 +57,7 @@ function snippet(admin: string, isDefault: boolean): string {
     '  const double = cluster.task((x: number) => 2 * x);',
     '  console.log(await cluster.get(double(21)));',
     '  EOF',
-    `  ${program} run hello.ts --profile ~/.bulkhead/ana`,
+    `  ${program} run --profile ~/.bulkhead/ana hello.ts`,
   ].map((line) => line.slice(2)).join('\n');
 }
 
