@@ -15,6 +15,7 @@ import { Executor, type Emit } from './executor.ts';
 import { harden } from './harden.ts';
 import { format, inspect } from './inspect.ts';
 import { atob, btoa, TextDecoder, TextEncoder } from './text-codecs.ts';
+import { URL, URLSearchParams } from './url.ts';
 import { webCrypto } from './web-crypto.ts';
 
 export interface GuestConfig {
@@ -92,6 +93,8 @@ export function installInto(options: InstallOptions, emit: Emit, configText: str
   define('queueMicrotask', (run: unknown) => microtask(executor.bind(callback(run, 'queueMicrotask'))));
   define('TextEncoder', TextEncoder);
   define('TextDecoder', TextDecoder);
+  define('URL', URL);
+  define('URLSearchParams', URLSearchParams);
   define('atob', atob);
   define('btoa', btoa);
   define('structuredClone', (value: unknown, cloneOptions?: { transfer?: readonly ArrayBuffer[] }) => {
