@@ -51,7 +51,7 @@ function* entities({ raylet, nodeId }: InspectionContext, tenant: TenantState, k
       for (let i = tenant.finished.length - 1; i >= 0; i--) {
         const task = tenant.finished[i]!;
         if (!wanted(task.job)) continue;
-        yield { kind, id: task.id, nodeId, jobId: task.job, name: task.name, state: task.state, reason: task.reason, facts: { started: String(task.startedMs), ended: String(task.endedMs) } };
+        yield { kind, id: core.idText(task.session, task.seq), nodeId, jobId: task.job, name: task.name, state: task.state, reason: task.reason, facts: { started: String(task.startedMs), ended: String(task.endedMs) } };
       }
       return;
     }

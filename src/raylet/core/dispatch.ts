@@ -3,8 +3,7 @@
  * comes back settles the refs of the call. Tasks and actor calls share this.
  */
 import { CALL_KIND, OP } from '../../base/frame.ts';
-import { objectIdText } from '../../base/ids.ts';
-import { makeId, type Core } from './core.ts';
+import type { Core } from './core.ts';
 import { releaseHandle, settleFailed, unpin } from './objects.ts';
 import { CHANNEL_KIND, Channel, OBJECT_STATUS, Slot, TASK_STATE, type Failure, type FinishedTask, type Job, type Task, type Template, type Worker } from './state.ts';
 
@@ -108,7 +107,7 @@ export function concludeTask(core: Core, task: Task, failure: Failure | undefine
   task.contained = undefined;
   const finished: FinishedTask[] = channel.job.tenant.finished;
   if (task.template.kind === CALL_KIND.TASK) {
-    finished.push({ id: objectIdText(makeId(channel.session.prefix, task.seq)), job: channel.job.id, name: taskName(task), state: failure === undefined ? 'FINISHED' : 'FAILED', reason: failure === undefined ? '' : `${failure.code}: ${failure.message}`, startedMs: task.startedMs, endedMs: core.nowMs });
+    finished.push({ session: channel.session, seq: task.seq, job: channel.job.id, name: taskName(task), state: failure === undefined ? 'FINISHED' : 'FAILED', reason: failure === undefined ? '' : `${failure.code}: ${failure.message}`, startedMs: task.startedMs, endedMs: core.nowMs });
     if (finished.length > 2 * FINISHED_KEPT) finished.splice(0, finished.length - FINISHED_KEPT);
   }
   if (failure !== undefined) core.lifecycle(channel.job.tenant, 'task.failed', channel.principal.spiffeId, 'task', channel.session.prefixHex, task.seq, `${failure.code} ${task.template.detail}`);

@@ -6,7 +6,7 @@ import type { AuditLog } from '../../base/audit-record.ts';
 import type { Resource } from '../../base/decision.ts';
 import type { BulkheadError, ErrorCode } from '../../base/errors.ts';
 import { FrameWriter, type CallKind } from '../../base/frame.ts';
-import type { JobId, ObjectIdText, TenantName, WorkerId } from '../../base/ids.ts';
+import type { JobId, TenantName, WorkerId } from '../../base/ids.ts';
 import type { Principal } from '../../base/principal.ts';
 import type { ResourceVector } from '../../base/resources.ts';
 import type { FunctionOptions } from './function-options.ts';
@@ -43,7 +43,8 @@ export class TenantState {
 }
 
 export interface FinishedTask {
-  readonly id: ObjectIdText;
+  readonly session: Session;
+  readonly seq: number;
   readonly job: JobId;
   readonly name: string;
   readonly state: 'FINISHED' | 'FAILED';
