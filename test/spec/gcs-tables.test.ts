@@ -367,7 +367,9 @@ describe('policy versions', () => {
     const { head } = await testHead();
     await apply(head, 'a');
     await apply(head, 'bb', { tenant: 'globex' });
-    expect(head.policies.find('acme', 0).version).toBe(1);
+    await apply(head, 'ccc', { fileName: 'q.yaml' });
+    expect([head.policies.find('acme', 0).version, head.policies.find('acme', 0, 'p.yaml').version, head.policies.find('acme', 1, 'p.yaml').version]).toEqual([3, 1, 1]);
+    for (const [version, fileName] of [[0, 'r.yaml'], [1, 'q.yaml']] as const) expect(() => head.policies.find('acme', version, fileName)).toThrow(refused('DENIED'));
     for (const [tenant, version] of [['acme', 2], ['acme', 9], ['initech', 0], ['', 1]] as const) expect(() => head.policies.find(tenant, version)).toThrow(refused('DENIED'));
   });
 

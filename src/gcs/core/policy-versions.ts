@@ -73,10 +73,10 @@ export class PolicyVersions implements Table<PolicyEvent> {
     return [...this.#versions.values()].filter((v) => v.tenant === tenant).sort((a, b) => b.version - a.version);
   }
 
-  /** `version` 0: the newest. Throws DENIED when the tenant has no such version. */
-  find(tenant: string, version: number): PolicyFileVersion {
-    const found = version === 0 ? this.history(tenant)[0] : this.#versions.get(version);
-    if (found === undefined || found.tenant !== tenant) throw unknown(version === 0 ? 'a policy file' : `policy version ${version}`);
+  /** `version` 0: the newest, of the file if one is named. Throws DENIED when the tenant has no such version. */
+  find(tenant: string, version: number, fileName = ''): PolicyFileVersion {
+    const found = version === 0 ? this.history(tenant).find((v) => fileName === '' || v.fileName === fileName) : this.#versions.get(version);
+    if (found === undefined || found.tenant !== tenant || (fileName !== '' && found.fileName !== fileName)) throw unknown(version === 0 ? 'a policy file' : `policy version ${version}`);
     return found;
   }
 

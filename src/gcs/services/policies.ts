@@ -13,7 +13,7 @@ const IN_FORCE_TIMEOUT_MS = 2_000;
 export function policiesService(context: HeadContext): Implementation<typeof Policies> {
   const { head, policies } = context;
 
-  const shown = (v: PolicyFileVersion, inForceOn: string[] = []) => ({ version: v.version, tenant: v.tenant, digest: `sha256:${v.digest}`, appliedMs: BigInt(v.appliedMs), appliedBy: v.appliedBy, inForceOn });
+  const shown = (v: PolicyFileVersion, inForceOn: string[] = []) => ({ version: v.version, tenant: v.tenant, fileName: v.fileName, digest: `sha256:${v.digest}`, appliedMs: BigInt(v.appliedMs), appliedBy: v.appliedBy, inForceOn });
   const applied = async (v: PolicyFileVersion) => shown(v, await policies.inForceOn(v.version, IN_FORCE_TIMEOUT_MS));
 
   return {
@@ -37,7 +37,7 @@ export function policiesService(context: HeadContext): Implementation<typeof Pol
 
     async get(call, request) {
       await requireTenant(context, call, { tenant: request.tenant, action: 'policy.read', kind: 'policy', name: '' });
-      const version = head.policies.find(request.tenant, request.version);
+      const version = head.policies.find(request.tenant, request.version, request.fileName);
       return { version: shown(version, head.nodes.alive().filter((n) => n.policyVersion >= version.version).map((n) => n.id)), content: new TextEncoder().encode(head.policies.content(version.digest)) };
     },
 

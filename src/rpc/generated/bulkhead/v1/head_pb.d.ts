@@ -802,6 +802,11 @@ export declare type PolicyVersion = Message<"bulkhead.v1.PolicyVersion"> & {
    * @generated from field: repeated string in_force_on = 6;
    */
   inForceOn: string[];
+
+  /**
+   * @generated from field: string file_name = 7;
+   */
+  fileName: string;
 };
 
 /**
@@ -857,6 +862,13 @@ export declare type GetPolicyRequest = Message<"bulkhead.v1.GetPolicyRequest"> &
    * @generated from field: uint32 version = 2;
    */
   version: number;
+
+  /**
+   * With version 0: of this file; empty: of the file applied last.
+   *
+   * @generated from field: string file_name = 3;
+   */
+  fileName: string;
 };
 
 /**
