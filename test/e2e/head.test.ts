@@ -165,11 +165,12 @@ describe('identities', () => {
   });
 
   it('revokes within a second, open connections too, and a new identity works at once', async () => {
-    using kim = await issued(tom, head.address, { tenant: 'acme', name: 'kim' });
-    await kim.to(Identities).whoAmI({});
+    using kim = await issued(tom, head.address, { tenant: 'acme', name: 'kim', roles: ['developer'] });
+    const { jobId } = await kim.to(Sessions).open({ jobName: 'with kim' });
     await tom.to(Identities).revoke({ spiffeId: kim.svid.spiffeId, reason: 'left' });
     await expect(kim.to(Identities).whoAmI({})).rejects.toMatchObject({ code: expect.stringMatching(/DENIED|UNAUTHENTICATED|UNAVAILABLE/) });
     await expect(kim.to(Identities).renew({ csr: freshKey().csr })).rejects.toMatchObject({ code: expect.stringMatching(/DENIED|UNAUTHENTICATED|UNAVAILABLE/) });
+    expect(await tom.to(Jobs).get({ jobId })).toMatchObject({ status: 'STOPPED', message: 'its identity was revoked' });
     using again = await issued(tom, head.address, { tenant: 'acme', name: 'kim' });
     expect(await again.to(Identities).whoAmI({})).toMatchObject({ spiffeId: kim.svid.spiffeId });
   });

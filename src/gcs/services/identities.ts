@@ -11,6 +11,8 @@ import { requireTenant } from './access.ts';
 /** Profiles renew themselves when used, and people are away for weeks; processes that always run get an hour. */
 export const PROFILE_TTL_MS = 30 * 24 * 3_600_000;
 const JOIN_TOKEN_BYTES = 32;
+/** A transaction must hold them all. */
+const JOBS_PER_COMMIT = 50;
 
 export function joinTokenDigest(token: string): string {
   return createHash('sha256').update(token, 'utf8').digest('hex');
@@ -73,6 +75,13 @@ export function identitiesService(context: HeadContext): Implementation<typeof I
         }, nowMs, out);
         return head.revocations.version + 1;
       });
+      // What the identity started ends with it; raylets cut its connections and sessions by the revocation itself.
+      const running = () => (target === undefined ? [] : head.jobs.running(tenant).filter((j) => j.submitter === target.id).slice(0, JOBS_PER_COMMIT));
+      for (let jobs = running(); jobs.length > 0; jobs = running()) {
+        await head.commit((nowMs, out) => {
+          for (const { jobId } of jobs) head.jobs.step({ type: 'stop', jobId, by: call.principal.spiffeId, message: 'its identity was revoked' }, nowMs, out);
+        });
+      }
       return { revocationVersion: BigInt(version) };
     },
 
