@@ -17,6 +17,7 @@ import type { BatchStream } from './streams.ts';
 const PREFIX_BYTES = 5;
 const KEEPALIVE_MS = 30_000;
 const KEEPALIVE_TIMEOUT_MS = 10_000;
+const CLOSE_TIMEOUT_MS = 2_000;
 
 /** Cuts a byte stream into messages. A message inside one chunk is a view of it; one over several chunks is copied once. */
 export class MessageReader {
@@ -251,6 +252,17 @@ class Http2BatchStream implements ClientBatchStream {
     this.end(new BulkheadError('CANCELLED', 'the stream was cancelled'));
   }
 
+  #closeWell(): void {
+    const socket = this.#socket;
+    // The server may have ended first; HTTP/2 closes a connection when both sides of its streams are.
+    if (!this.#ended) this.#stream?.end();
+    this.#session?.close();
+    if (socket === undefined) return;
+    const timer = setTimeout(() => socket.destroy(), CLOSE_TIMEOUT_MS);
+    timer.unref();
+    socket.once('close', () => clearTimeout(timer));
+  }
+
   #finish(error: BulkheadError | undefined): void {
     if (this.#gone) return;
     this.#gone = true;
@@ -259,7 +271,7 @@ class Http2BatchStream implements ClientBatchStream {
     clearTimeout(this.#deadline);
     // The connection is this stream's own. A clean end closes it after what is still to be sent. Otherwise it is cut: Node resets a stream
     // only after it has ended it, which the server would take for a clean end.
-    if (error === undefined) this.#session?.close();
+    if (error === undefined) this.#closeWell();
     else this.#socket?.destroy();
     this.onOver();
     this.onEnd?.(error);

@@ -381,6 +381,22 @@ describe('batch streams', () => {
     expect((await new Promise<BulkheadError | undefined>((resolve) => (denied.onEnd = resolve)))?.code).toBe('DENIED');
   });
 
+  it('end well when the server ends first, and leave no connection', async () => {
+    const { channel, ana, server } = await setUp((s) => s.add(Calls, {
+      attach: (_call, stream) => {
+        stream.write(Uint8Array.of(7));
+        stream.end();
+      },
+    }));
+    const stream = client(Calls, channel(ana)).attach();
+    const got: number[] = [];
+    stream.onData = (batch) => void got.push(...batch);
+    expect(await new Promise<BulkheadError | undefined>((resolve) => (stream.onEnd = resolve))).toBeUndefined();
+    expect(got).toEqual([7]);
+    expect(stream.write(Uint8Array.of(1))).toBe(false);
+    await until(() => server.connectionCount === 0, 'the connection is gone', 1_500);
+  });
+
   it('end with the error that a handler throws about a batch', async () => {
     const { channel, ana } = await setUp((s) => s.add(Calls, {
       attach: (_call, stream) => {
