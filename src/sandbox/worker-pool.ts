@@ -8,14 +8,14 @@ import { chmodSync, chownSync, mkdirSync, mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { BulkheadError, toSafeError } from '../base/errors.ts';
-import { parseWorkerId } from '../base/ids.ts';
+import { parseWorkerId, quote } from '../base/ids.ts';
 import { MAX_ACTORS_PER_WORKER } from '../base/limits.ts';
 import type { Clock } from '../base/time.ts';
 import { CrashLoopBreaker, type CrashLoopLimits } from './core/crash-loop.ts';
-import { startJail, type Bind, type ResourceLimits } from './jail/bubblewrap.ts';
+import { killStrays, startJail, type Bind, type ResourceLimits } from './jail/bubblewrap.ts';
 import { openCgroupTree, type CgroupLimits, type CgroupTree } from './jail/cgroup.ts';
 import { buildImage, findProgram, unsearchableParent, workerSpec, type JailImage } from './jail/image.ts';
-import { LAYERS, readLayers, requireLayers, type Layer } from './jail/layers.ts';
+import { LAYER_REMEDIES, LAYERS, readLayers, requireLayers, type Layer } from './jail/layers.ts';
 import { WorkerProcess } from './worker-process.ts';
 
 /** What node and the worker host need before any tenant's memory. */
@@ -96,7 +96,8 @@ export class WorkerPool {
     const bwrap = findProgram('bwrap', 'install the package bubblewrap');
     const prlimit = findProgram('prlimit', 'install the package util-linux');
     const workersDir = join(options.runDir, 'workers');
-    // What a raylet that was killed left; its processes died with it.
+    // What a raylet that was killed left. Its workers died with it, but not a jail that was just being set up.
+    killStrays(workersDir);
     rmSync(workersDir, { recursive: true, force: true });
     rmSync(join(options.runDir, 'image'), { recursive: true, force: true });
     mkdirSync(workersDir, { recursive: true, mode: 0o711 });
@@ -230,8 +231,11 @@ export class WorkerPool {
         cgroup.add(pid);
       } catch (thrown) {
         jail.monitor.kill('SIGKILL');
+        killStrays(directory);
         const said = await readAll(jail.stderr);
-        throw new BulkheadError('LAYER_MISSING', `layer jail is missing: the jail could not be set up${said === '' ? '' : ` (${said})`}; allow user namespaces and see bulkhead doctor`, { cause: thrown });
+        // What bubblewrap says helps, unless it names a path of this host: that is for the log.
+        const shown = said === '' || said.includes('/') ? '' : ` (${quote(said)})`;
+        throw new BulkheadError('LAYER_MISSING', `layer user-namespace is missing: the jail could not be set up${shown}; ${LAYER_REMEDIES['user-namespace']}`, { cause: new Error(said, { cause: thrown }) });
       }
       worker = new WorkerProcess({
         id, pid, directory, cgroup,
@@ -253,7 +257,8 @@ export class WorkerPool {
       return worker;
     } catch (thrown) {
       if (worker === undefined) {
-        cgroup.remove();
+        cgroup.killAll();
+        for (let i = 0; !cgroup.remove() && i < SWEEP_TRIES; i++) await new Promise((resolve) => setTimeout(resolve, 10));
         rmSync(directory, { recursive: true, force: true });
         if (hostUid !== undefined) this.#uids.delete(hostUid);
       } else worker.kill('KILLED', 'it did not start');

@@ -1,11 +1,13 @@
 /** The pool: one tenant per process for ever, warm ones without a tenant, crash loops stopped, nothing left behind even after kill -9, layers demanded. */
 import { execFileSync, spawn } from 'node:child_process';
-import { chmodSync, chownSync, existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
+import { chmodSync, chownSync, existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { afterEach, expect, test, vi } from 'vitest';
-import { findNode, unsearchableParent } from '../../src/sandbox/jail/image.ts';
+import { killStrays, startJail } from '../../src/sandbox/jail/bubblewrap.ts';
+import { findNode, findProgram, unsearchableParent } from '../../src/sandbox/jail/image.ts';
 import { LAYERS } from '../../src/sandbox/jail/layers.ts';
+import { compileSeccomp, seccompArch, START_UP } from '../../src/sandbox/jail/seccomp.ts';
 import { probeLayers, WorkerPool } from '../../src/sandbox/worker-pool.ts';
 import type { WorkerExit } from '../../src/sandbox/worker-process.ts';
 import { openProbes, startTestPool, TEST_PRELUDE, type SlotProbe } from './sandbox-fixture.ts';
@@ -131,6 +133,22 @@ test('kill -9 of the raylet takes its workers along, and the next start sweeps t
   expect(find()).toBe('');
   expect(readdirSync(join(runDir, 'workers'))).toEqual([]);
   await pool.close();
+});
+
+test('a jail whose first process died before it ran leaves nothing', async () => {
+  const runDir = temporaryRunDir();
+  const workers = join(runDir, 'workers', 'w');
+  mkdirSync(workers, { recursive: true });
+  writeFileSync(join(runDir, 'empty.bpf'), compileSeccomp(START_UP, seccompArch(process.arch)));
+  const jail = startJail({
+    bwrap: findProgram('bwrap', ''), prlimit: findProgram('prlimit', ''), limits: { openFiles: 64, fileBytes: 1 }, seccompFile: join(runDir, 'empty.bpf'), hostUid: process.getuid?.() === 0 ? 0x7000_0001 : undefined,
+    spec: { program: '/none', args: [], readOnly: [{ source: join(workers, 'objects'), target: '/w' }], readWrite: [], devices: [], env: {}, uid: 65_534, gid: 65_534 },
+  });
+  const pid = await jail.pid;
+  process.kill(jail.monitor.pid as number, 'SIGKILL');
+  await new Promise((resolve) => jail.monitor.once('exit', resolve));
+  killStrays(workers);
+  await until(() => !existsSync(`/proc/${pid}`));
 });
 
 // A checkout that another user cannot enter cannot be run by one.

@@ -5,6 +5,7 @@ import { MAX_BATCH_BYTES } from '../../src/base/limits.ts';
 import { CrashLoopBreaker } from '../../src/sandbox/core/crash-loop.ts';
 import { EnvelopeReader } from '../../src/sandbox/envelope.ts';
 import { bubblewrapArgs, type JailSpec } from '../../src/sandbox/jail/bubblewrap.ts';
+import { findProgram } from '../../src/sandbox/jail/image.ts';
 import { readLayers, requireLayers } from '../../src/sandbox/jail/layers.ts';
 import { compileSeccomp, evaluateSeccomp, RUN_TIME, seccompArch, SECCOMP_AUDIT_ARCH, START_UP, syscallNumber, type SeccompArch, type SyscallName } from '../../src/sandbox/jail/seccomp.ts';
 
@@ -71,6 +72,11 @@ describe.each(ARCHES)('the filters on %s', (arch) => {
       if (second === ALLOW) expect(first).toBe(ALLOW);
     }), { numRuns: 2_000 });
   });
+});
+
+test('a program that is not installed is a missing layer that says what to install', () => {
+  expect(findProgram('sh', 'install a shell')).toMatch(/^\/.*\/sh$/);
+  expect(() => findProgram('no-such-program', 'install the package bubblewrap')).toThrow(/no-such-program is not installed; install the package bubblewrap/);
 });
 
 test('an architecture without a table is a missing layer', () => {

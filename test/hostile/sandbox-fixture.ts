@@ -1,6 +1,6 @@
 /** A prelude for tests of the jail and the bridge: it runs the text of each batch as code in the context, which the real one never does. */
-import { mkdtempSync, rmSync, chmodSync } from 'node:fs';
-import { join } from 'node:path';
+import { execFileSync } from 'node:child_process';
+import { chmodSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { WorkerPool, type WorkerPoolOptions } from '../../src/sandbox/worker-pool.ts';
 import type { WorkerProcess } from '../../src/sandbox/worker-process.ts';
 
@@ -30,9 +30,26 @@ let counter = 0;
 export async function startTestPool(options: Partial<WorkerPoolOptions> = {}): Promise<WorkerPool & { readonly testRunDir: string }> {
   const runDir = mkdtempSync('/dev/shm/bulkhead-test-');
   chmodSync(runDir, 0o711);
-  const pool = await WorkerPool.start({ runDir, warm: 0, clusterName: 'test', nodeName: `n${process.pid}-${counter++}`, clock: { nowMs: Date.now, monotonicMs: () => performance.now() }, prelude: TEST_PRELUDE, ...options });
+  const nodeName = `n${process.pid}-${counter++}`;
+  const pool = await WorkerPool.start({ runDir, warm: 0, clusterName: 'test', nodeName, clock: { nowMs: Date.now, monotonicMs: () => performance.now() }, prelude: TEST_PRELUDE, ...options });
   const close = pool.close.bind(pool);
-  return Object.assign(pool, { testRunDir: runDir, close: async () => { await close(); rmSync(runDir, { recursive: true, force: true }); } });
+  return Object.assign(pool, { testRunDir: runDir, close: async () => {
+      await close();
+      rmSync(runDir, { recursive: true, force: true });
+      const groups = execFileSync('find', ['/sys/fs/cgroup', '-name', nodeName], { encoding: 'utf8' });
+      if (groups !== '') throw new Error(`control groups are left: ${groups}`);
+      if (readFileSync('/proc/self/mountinfo', 'latin1').includes(runDir)) throw new Error('mounts are left');
+      for (const pid of readdirSync('/proc').filter((name) => /^\d+$/.test(name))) {
+        let group = '';
+        try {
+          group = readFileSync(`/proc/${pid}/cgroup`, 'latin1');
+        } catch {
+          continue;
+        }
+        if (group.includes(`/test/${nodeName}/`)) throw new Error(`process ${pid} is left`);
+      }
+    },
+  });
 }
 
 /** One slot's answers in order, with a wait for the next. */
@@ -87,5 +104,3 @@ export function openProbes(worker: WorkerProcess, count: number, memoryMiB = 64)
   for (const probe of probes) worker.openSlot(probe.slot, { memoryMiB, sessionPrefix: SESSION_PREFIX });
   return probes;
 }
-
-export const joinPath = join;

@@ -109,6 +109,22 @@ export function inheritableDescriptors(): number[] {
   return found;
 }
 
+/**
+ * Ends bubblewrap processes whose arguments name `path` (a directory of ours). Needed where bubblewrap's first process died before it
+ * let its child run: that child waits for ever, outside of any group, and has not yet asked to die with its parent.
+ */
+export function killStrays(path: string): void {
+  for (const name of readdirSync('/proc')) {
+    if (!/^\d+$/.test(name) || Number(name) === process.pid) continue;
+    try {
+      const [program = '', ...args] = readFileSync(`/proc/${name}/cmdline`, 'latin1').split('\0');
+      if (/\/(?:bwrap|prlimit)$/.test(program) && args.some((argument) => argument.startsWith(`${path}/`))) process.kill(Number(name), 'SIGKILL');
+    } catch {
+      // It ended in the meantime, or is not ours to see.
+    }
+  }
+}
+
 const O_CLOEXEC = 0o2000000;
 const MAX_INFO_BYTES = 4_096;
 
