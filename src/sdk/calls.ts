@@ -32,6 +32,23 @@ export function remoteFunction(core: ClientCore, of: ExportRef, options?: TaskOp
   return Object.assign(call, { options: (next: TaskOptions): AnyRemoteFunction => remoteFunction(core, of, { ...options, ...next }) });
 }
 
+export type AnyRemoteGenerator = ((...args: unknown[]) => AsyncIterable<ObjectRef>) & { options(options: TaskOptions): AnyRemoteGenerator };
+
+/** A generator function as a task: what it yields arrives as refs. The call is made at once, whether or not anyone iterates. */
+export function remoteGenerator(core: ClientCore, of: ExportRef, options?: TaskOptions): AnyRemoteGenerator {
+  if (options?.returns !== undefined) throw new BulkheadError('INVALID_ARGUMENT', 'option returns does not go with a generator: it returns as many refs as it yields');
+  const submit = remoteFunction(core, of, options);
+  const call = (...args: unknown[]): AsyncIterable<ObjectRef> => {
+    const list = submit(...args) as ObjectRef<ObjectRef[]>;
+    return {
+      async *[Symbol.asyncIterator]() {
+        yield* (await getValues(core, list)) as ObjectRef[];
+      },
+    };
+  };
+  return Object.assign(call, { options: (next: TaskOptions): AnyRemoteGenerator => remoteGenerator(core, of, { ...options, ...next }) });
+}
+
 export interface AnyRemoteClass {
   create(...args: unknown[]): Promise<object>;
   options(options: ActorOptions): AnyRemoteClass;

@@ -29,7 +29,19 @@ export interface RemoteMethod<A extends readonly unknown[], R, O = unknown> {
   options<const P extends MethodOptions>(options: P): RemoteMethod<A, R, P>;
 }
 
-export type RemoteFunctionOf<F> = F extends (...args: infer A) => infer R ? RemoteFunction<A, Awaited<R>> : never;
+/** A generator function: each value it yields is an object of its own, `for await (const ref of module.chunks(data))`. */
+export interface RemoteGenerator<A extends readonly unknown[], T> {
+  (...args: RefOrAll<A>): AsyncIterable<ObjectRef<T>>;
+  options(options: Omit<TaskOptions, 'returns'>): RemoteGenerator<A, T>;
+}
+
+export type RemoteFunctionOf<F> = F extends (...args: infer A) => infer R
+  ? [R] extends [never]
+    ? RemoteFunction<A, never>
+    : [R] extends [Generator<infer T, unknown, never> | AsyncGenerator<infer T, unknown, never>]
+      ? RemoteGenerator<A, Awaited<T>>
+      : RemoteFunction<A, Awaited<R>>
+  : never;
 
 /** A handle's methods are calls: each returns a ref at once, in the order they were made. */
 export type ActorHandle<T> = {

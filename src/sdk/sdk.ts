@@ -8,7 +8,7 @@ import { BulkheadError } from '../base/errors.ts';
 import { FrameReader, FrameWriter, OP } from '../base/frame.ts';
 import { objectIdFromText, SESSION_PREFIX_BYTES } from '../base/ids.ts';
 import { bundleModule, type Bundle } from './bundle.ts';
-import { getValues, remoteClass, remoteFunction, waitFor, type ExportRef } from './calls.ts';
+import { getValues, remoteClass, remoteFunction, remoteGenerator, waitFor, type ExportRef } from './calls.ts';
 import { ClientCore, remoteError } from './client-core.ts';
 import { bundleFunction } from './inline-function.ts';
 import type { ObjectRef } from './object-ref.ts';
@@ -19,7 +19,7 @@ import type { Connection, ConnectTarget, Transport } from './transport.ts';
 export { BulkheadError, type ErrorCode } from '../base/errors.ts';
 export { ObjectRef } from './object-ref.ts';
 export type { ActorOptions, MethodOptions, TaskOptions } from './options.ts';
-export type { ActorHandle, GetOptions, RefOr, RemoteClass, RemoteFunction, RemoteMethod, RemoteModule, WaitOptions, WaitResult } from './remote-types.ts';
+export type { ActorHandle, GetOptions, RefOr, RemoteClass, RemoteFunction, RemoteGenerator, RemoteMethod, RemoteModule, WaitOptions, WaitResult } from './remote-types.ts';
 export type { Connection, Transport, TransportHandlers } from './transport.ts';
 
 /** A full writer is sent at once; until then one microtask gathers what a turn writes. */
@@ -89,6 +89,7 @@ export class Cluster implements AsyncDisposable {
       const of = this.#export(bundle, name);
       if (kind === 'class') module[name] = Object.freeze(remoteClass(this.#core, of));
       else if (kind === 'function') module[name] = remoteFunction(this.#core, of);
+      else if (kind === 'generator') module[name] = remoteGenerator(this.#core, of);
       else if (kind === 'unknown') module[name] = Object.assign(remoteFunction(this.#core, of), { create: remoteClass(this.#core, of).create });
     }
     return new Proxy(Object.freeze(module), {

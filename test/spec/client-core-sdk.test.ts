@@ -99,6 +99,17 @@ describe('tasks', () => {
     expect(await cluster.get(add(1, 1), { timeoutMs: 10_000 })).toBe(2);
   });
 
+  it('gives a ref for each value that a generator yields', async () => {
+    const { chunks, slowChunks } = await flow();
+    const values: unknown[] = [];
+    for await (const ref of chunks(3)) values.push(await cluster.get(ref));
+    for await (const ref of slowChunks.options({ cpus: 0.5 })(2)) values.push(await cluster.get(ref));
+    expect(values).toEqual([[0], [1], [2], 'chunk 0', 'chunk 1']);
+    expect((await errorOf((async () => { for await (const _ of slowChunks(3)); })())).message).toContain('no third chunk');
+    for await (const _ of chunks(0)) throw new Error('nothing is yielded');
+    expect(() => chunks.options({ returns: 2 } as never)).toThrow(/does not go with a generator/);
+  });
+
   it('says what a module exports when a name is wrong', async () => {
     const module = (await flow()) as unknown as Record<string, unknown>;
     expect(() => module['ad']).toThrow(/exports no 'ad'; it exports .*add/);

@@ -14,6 +14,17 @@ describe('types', () => {
     expectTypeOf<Extract<keyof RemoteModule<Flow>, 'version' | 'add'>>().toEqualTypeOf<'add'>();
   });
 
+  it('turn generators into iterations over refs', () => {
+    expectTypeOf<ReturnType<typeof flow.chunks>>().toEqualTypeOf<AsyncIterable<ObjectRef<number[]>>>();
+    expectTypeOf<ReturnType<typeof flow.slowChunks>>().toEqualTypeOf<AsyncIterable<ObjectRef<string>>>();
+  });
+
+  it('keep unions and never whole', () => {
+    expectTypeOf<ReturnType<typeof flow.fail>>().toEqualTypeOf<ObjectRef<never>>();
+    const either = () => cluster.task((n: number): number | string => (n > 0 ? n : 'none'));
+    expectTypeOf<ReturnType<ReturnType<typeof either>>>().toEqualTypeOf<ObjectRef<number | string>>();
+  });
+
   it('know several returns', () => {
     const divide = (): unknown => flow.divide.options({ returns: 2 })(1);
     const one = () => flow.divide.options({ cpus: 1 })(1);

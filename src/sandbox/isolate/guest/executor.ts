@@ -10,9 +10,10 @@
  */
 import { BulkheadError } from '../../../base/errors.ts';
 import { CALL_KIND, FrameReader, FrameWriter, OP, type CallKind } from '../../../base/frame.ts';
-import { MAX_ERROR_MESSAGE_CHARS, MAX_FRAME_BYTES, MAX_INLINE_BYTES, MAX_LOG_BYTES, MAX_OBJECT_BYTES, MAX_STACK_CHARS } from '../../../base/limits.ts';
+import { MAX_ERROR_MESSAGE_CHARS, MAX_FRAME_BYTES, MAX_INLINE_BYTES, MAX_LOG_BYTES, MAX_OBJECT_BYTES, MAX_REFS_PER_CALL, MAX_STACK_CHARS } from '../../../base/limits.ts';
 import { decodeValue, encodeValue, type EncodedValue } from '../../../base/value.ts';
 import { ClientCore } from '../../../sdk/client-core.ts';
+import type { ObjectRef } from '../../../sdk/object-ref.ts';
 import { describeThrown } from './inspect.ts';
 import { encodeUtf8 } from './text-codecs.ts';
 
@@ -247,7 +248,8 @@ export class Executor {
       const args = decodeValue(packed, this.core.hooks);
       if (!Array.isArray(args)) throw new BulkheadError('INVALID_ARGUMENT', 'the arguments of a call are not an array');
       for (let i = 0; i < positions.length; i++) args[positions[i] as number] = decodeValue(values[i] as Uint8Array, this.core.hooks);
-      const result = this.#invoke(template, args);
+      let result = this.#invoke(template, args);
+      if (isGenerator(result) && template.kind !== CALL_KIND.ACTOR_CLASS) result = this.#collect(exec, result);
       if (typeof result === 'object' && result !== null && typeof (result as { then?: unknown }).then === 'function') {
         this.#running.set(number, exec);
         this.#resumed = exec;
@@ -283,6 +285,28 @@ export class Executor {
       break;
     }
     throw new BulkheadError('INVALID_ARGUMENT', `the actor has no method named '${name.slice(0, 100)}'`);
+  }
+
+  #runUnder<T>(exec: Exec, run: () => T): T {
+    const before = this.#current;
+    this.#current = exec;
+    try {
+      return run();
+    } finally {
+      this.#current = before;
+    }
+  }
+
+  /** What a generator yields becomes objects, one by one; its result are their refs. */
+  async #collect(exec: Exec, generator: AnyGenerator): Promise<ObjectRef[]> {
+    const refs: ObjectRef[] = [];
+    for (;;) {
+      const step = await this.#runUnder(exec, () => generator.next());
+      if (step.done === true || exec.over) return refs;
+      if (refs.length >= MAX_REFS_PER_CALL) throw new BulkheadError('RESOURCE_EXHAUSTED', `a generator yielded more than ${MAX_REFS_PER_CALL} values`);
+      const value: unknown = await step.value;
+      refs.push(await this.#runUnder(exec, () => this.core.put(value)));
+    }
   }
 
   async #finishLater(exec: Exec, result: unknown): Promise<void> {
@@ -484,6 +508,16 @@ export class Executor {
     const exec = this.#who();
     return { ...exec.template?.context, attempt: exec.attempt };
   }
+}
+
+interface AnyGenerator {
+  next(): IteratorResult<unknown> | Promise<IteratorResult<unknown>>;
+}
+
+function isGenerator(value: unknown): value is AnyGenerator {
+  if (typeof value !== 'object' || value === null || Array.isArray(value)) return false;
+  const tag: unknown = (value as { [Symbol.toStringTag]?: unknown })[Symbol.toStringTag];
+  return (tag === 'Generator' || tag === 'AsyncGenerator') && typeof (value as { next?: unknown }).next === 'function';
 }
 
 /** Codes of what the prelude itself refuses. An error of a nested call that the function let through is the function's failure. */
