@@ -93,6 +93,7 @@ class Http2BatchStream implements ClientBatchStream {
   onDrain: (() => void) | undefined;
   onData: ((frames: Uint8Array) => void) | undefined;
   onEnd: ((error: BulkheadError | undefined) => void) | undefined;
+  onStale: (() => void) | undefined;
   onOver: () => void = () => undefined;
   readonly #options: BatchStreamOptions;
   readonly #reader = new MessageReader(MAX_BATCH_BYTES + 16);

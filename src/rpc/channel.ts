@@ -40,58 +40,93 @@ const CLIENT_OPTIONS: grpc.ChannelOptions = {
 
 const identityBytes = (bytes: Buffer): Buffer => bytes;
 
+/**
+ * The connections of one age. When the own identity is renewed, or the server's SVID nears its end, new calls use a new
+ * generation; the old one serves its calls to their end. So renewals drop no call that ends before the SVID does.
+ */
+interface Generation {
+  readonly credentials: VerifiedCredentials;
+  readonly client: grpc.Client;
+  readonly calls: Set<{ cancel(): void; onStale?: (() => void) | undefined }>;
+}
+
 class Channel implements RpcChannel {
   readonly address: string;
-  readonly #credentials: VerifiedCredentials;
-  readonly #client: grpc.Client;
-  readonly #calls = new Set<{ cancel(): void }>();
+  readonly #options: ChannelOptions;
+  readonly #generations = new Set<Generation>();
+  #current: Generation;
+  #server: VerifiedPeer | undefined;
   #closed = false;
 
   constructor(options: ChannelOptions) {
     this.address = options.address;
-    this.#credentials = new VerifiedCredentials(options);
-    this.#client = new grpc.Client(options.address, this.#credentials, CLIENT_OPTIONS);
+    this.#options = options;
+    this.#current = this.#generation();
+  }
+
+  #generation(): Generation {
+    const credentials = new VerifiedCredentials(this.#options, () => this.#stale(generation));
+    const generation: Generation = { credentials, client: new grpc.Client(this.address, credentials, CLIENT_OPTIONS), calls: new Set() };
+    this.#generations.add(generation);
+    return generation;
+  }
+
+  #stale(generation: Generation): void {
+    if (this.#closed || generation !== this.#current) return;
+    this.#server = generation.credentials.server ?? this.#server;
+    this.#current = this.#generation();
+    for (const call of [...generation.calls]) call.onStale?.();
+    this.#letGo(generation);
+  }
+
+  #letGo(generation: Generation): void {
+    if (generation === this.#current || generation.calls.size > 0 || !this.#generations.delete(generation)) return;
+    generation.client.close();
+    generation.credentials.close();
   }
 
   get server(): VerifiedPeer | undefined {
-    return this.#credentials.server;
+    return this.#current.credentials.server ?? this.#server;
   }
 
-  #start<C extends { cancel(): void }>(method: DescMethod, options: CallOptions, open: (path: string, metadata: grpc.Metadata, callOptions: grpc.CallOptions) => C): { call: C; over: () => void } {
+  #start<C extends { cancel(): void }>(method: DescMethod, options: CallOptions, open: (on: Generation, path: string, metadata: grpc.Metadata, callOptions: grpc.CallOptions) => C): { call: C; generation: Generation; over: () => void } {
     if (this.#closed) throw new BulkheadError('UNAVAILABLE', `the channel to ${this.address} is closed`);
     options.signal?.throwIfAborted();
     const metadata = new grpc.Metadata();
     for (const [name, value] of Object.entries(options.metadata ?? {})) metadata.set(name, value);
     const callOptions: grpc.CallOptions = options.timeoutMs === undefined ? {} : { deadline: Date.now() + options.timeoutMs };
-    const call = open(`/${methodName(method)}`, metadata, callOptions);
+    const generation = this.#current;
+    const call = open(generation, `/${methodName(method)}`, metadata, callOptions);
     const cancel = (): void => call.cancel();
     options.signal?.addEventListener('abort', cancel, { once: true });
-    this.#calls.add(call);
+    generation.calls.add(call);
     return {
       call,
+      generation,
       over: () => {
         options.signal?.removeEventListener('abort', cancel);
-        this.#calls.delete(call);
+        generation.calls.delete(call);
+        this.#letGo(generation);
       },
     };
   }
 
   /** grpc-js reports a refused server as UNAVAILABLE; what really happened is known to the credentials. */
-  #explain(error: unknown): BulkheadError {
+  #explain(generation: Generation, error: unknown): BulkheadError {
     if (error instanceof BulkheadError) return error;
     const found = error instanceof Error && 'details' in error ? errorOf(error as grpc.ServiceError) : undefined;
     if (found === undefined) return toSafeError(error);
     const foreign = (error as grpc.ServiceError).metadata?.get(CODE_TRAILER).length === 0;
     if (found.code !== 'UNAVAILABLE' || !foreign) return found;
-    return this.#credentials.lastFailure ?? new BulkheadError('UNAVAILABLE', `${this.address} cannot be reached or ended the connection; check that it runs, and that this identity is valid there`, { cause: error });
+    return generation.credentials.lastFailure ?? new BulkheadError('UNAVAILABLE', `${this.address} cannot be reached or ended the connection; check that it runs, and that this identity is valid there`, { cause: error });
   }
 
   unary(method: DescMethod, request: object, options: CallOptions = {}): Promise<Message> {
     return new Promise((resolve, reject) => {
       const bytes = encodeMessage(method.input, request);
-      const { over } = this.#start(method, options, (path, metadata, callOptions) => this.#client.makeUnaryRequest(path, identityBytes, identityBytes, bytes, metadata, callOptions, (error, answer) => {
+      const { over, generation } = this.#start(method, options, (on, path, metadata, callOptions) => on.client.makeUnaryRequest(path, identityBytes, identityBytes, bytes, metadata, callOptions, (error, answer) => {
         over();
-        if (error !== null || answer === undefined) return reject(this.#explain(error));
+        if (error !== null || answer === undefined) return reject(this.#explain(generation, error));
         try {
           resolve(parseMessage(method.output, answer));
         } catch (thrown) {
@@ -103,11 +138,11 @@ class Channel implements RpcChannel {
 
   async *serverStream(method: DescMethod, request: object, options: CallOptions = {}): AsyncGenerator<Message> {
     const bytes = encodeMessage(method.input, request);
-    const { call, over } = this.#start(method, options, (path, metadata, callOptions) => this.#client.makeServerStreamRequest(path, identityBytes, identityBytes, bytes, metadata, callOptions));
+    const { call, over, generation } = this.#start(method, options, (on, path, metadata, callOptions) => on.client.makeServerStreamRequest(path, identityBytes, identityBytes, bytes, metadata, callOptions));
     try {
       for await (const message of call) yield parseMessage(method.output, message as Buffer);
     } catch (error) {
-      throw this.#explain(error);
+      throw this.#explain(generation, error);
     } finally {
       over();
       call.cancel();
@@ -115,13 +150,13 @@ class Channel implements RpcChannel {
   }
 
   bidi(method: DescMethod, options: CallOptions = {}): MessageStream<Message, Message> {
-    const { call, over } = this.#start(method, options, (path, metadata, callOptions) => this.#client.makeBidiStreamRequest(path, identityBytes, identityBytes, metadata, callOptions));
-    return new TypedStream(new ClientStream(call, over, (error) => this.#explain(error)), method.output, method.input);
+    const { call, over, generation } = this.#start(method, options, (on, path, metadata, callOptions) => on.client.makeBidiStreamRequest(path, identityBytes, identityBytes, metadata, callOptions));
+    return new TypedStream(new ClientStream(call, over, (error) => this.#explain(generation, error)), method.output, method.input);
   }
 
   batchStream(method: DescMethod, options: CallOptions = {}): BatchStream {
     if (!isBatchMethod(method)) throw new BulkheadError('INTERNAL', `${methodName(method)} does not stream batches`);
-    const stream = this.#start(method, options, (path) => openBatchStream({ path, address: this.address, dial: () => this.#credentials.dial(), ...options }));
+    const stream = this.#start(method, options, (on, path) => openBatchStream({ path, address: this.address, dial: () => on.credentials.dial(), ...options }));
     stream.call.onOver = stream.over;
     return stream.call;
   }
@@ -129,9 +164,12 @@ class Channel implements RpcChannel {
   close(): void {
     if (this.#closed) return;
     this.#closed = true;
-    for (const call of [...this.#calls]) call.cancel();
-    this.#client.close();
-    this.#credentials.close();
+    for (const generation of [...this.#generations]) {
+      for (const call of [...generation.calls]) call.cancel();
+      generation.client.close();
+      generation.credentials.close();
+    }
+    this.#generations.clear();
   }
 }
 

@@ -15,6 +15,9 @@ import type { OwnIdentity, PeerVerifier, VerifiedPeer } from './ports.ts';
 import { contextOptions, PeerWatch, systemClock, trustOnlyContext, verifyPeer } from './tls.ts';
 import { parseListenAddress } from './tls-listener.ts';
 
+/** The part of the server's remaining life after which new calls use a new connection. */
+const STALE_AT = 0.8;
+
 export interface ChannelOptions {
   /** Only a node that has no SVID yet gives the bundle alone, to the attestation listener. */
   readonly identity: OwnIdentity | { readonly trustBundlePem: string };
@@ -29,6 +32,7 @@ export interface ChannelOptions {
 /** TLS by our own rules under grpc-js's channel. */
 export class VerifiedCredentials extends grpc.ChannelCredentials {
   readonly #options: ChannelOptions;
+  readonly #onStale: () => void;
   readonly #clock: Clock;
   readonly #watch: PeerWatch;
   readonly #sockets = new Set<TLSSocket>();
@@ -38,13 +42,28 @@ export class VerifiedCredentials extends grpc.ChannelCredentials {
   /** Why the last attempt to connect failed, or the last connection was cut; grpc-js itself only says UNAVAILABLE. */
   lastFailure: BulkheadError | undefined;
 
-  constructor(options: ChannelOptions) {
+  /** `onStale`: connections made so far should be replaced before they are cut; called for a renewal here and for a server whose SVID nears its end. */
+  constructor(options: ChannelOptions, onStale: () => void) {
     super();
     this.#options = options;
+    this.#onStale = onStale;
     this.#clock = options.clock ?? systemClock;
     this.#watch = new PeerWatch(options.peers, this.#clock);
     const { identity } = options;
-    this.#stopIdentity = 'onChange' in identity ? identity.onChange(() => (this.#context = undefined)) : () => undefined;
+    this.#stopIdentity = 'onChange' in identity ? identity.onChange(() => {
+      this.#context = undefined;
+      onStale();
+    }) : () => undefined;
+  }
+
+  /** Servers renew at half life, so what is left then is the old SVID's only where renewing fails. */
+  #watchAge(socket: TLSSocket, peer: VerifiedPeer): void {
+    const staleMs = (peer.notAfterMs - this.#clock.nowMs()) * STALE_AT;
+    // Longer than a timer can wait: weeks, and no server of ours.
+    if (staleMs >= 2 ** 31) return;
+    const timer = setTimeout(this.#onStale, staleMs);
+    timer.unref();
+    socket.once('close', () => clearTimeout(timer));
   }
 
   /** Made again after each renewal; throws UNAUTHENTICATED when the own SVID has ended, which a server would only show as a reset. */
@@ -101,6 +120,7 @@ export class VerifiedCredentials extends grpc.ChannelCredentials {
               this.lastFailure = why;
               connecting.destroy();
             });
+            this.#watchAge(connecting, peer);
             this.server = peer;
             this.lastFailure = undefined;
             resolve(connecting);

@@ -430,6 +430,7 @@ class ServerStream implements BatchStream, RawStream {
   onDrain: (() => void) | undefined;
   onData: ((frames: Uint8Array) => void) | undefined;
   onEnd: ((error: BulkheadError | undefined) => void) | undefined;
+  onStale: (() => void) | undefined;
   onRaw: ((message: Buffer) => void) | undefined;
   readonly #call: ServerCall;
   #begun = false;

@@ -16,6 +16,11 @@ export interface BatchStream {
    * is gone; a server hears that also after the peer's end, if it had not called `end` itself by then.
    */
   onEnd: ((error: BulkheadError | undefined) => void) | undefined;
+  /**
+   * Clients only. The own identity was renewed, or the server's SVID nears its end: this stream goes on, and is cut when the older SVID ends. An
+   * owner that lives longer opens another stream now and moves over.
+   */
+  onStale: (() => void) | undefined;
   /** Back-pressure: no `onData` until `resume`. */
   pause(): void;
   resume(): void;

@@ -440,14 +440,55 @@ describe('identities', () => {
     const stream = await open(setup, setup.ana);
     const first = setup.channel(setup.ana);
     await client(Jobs, first).list({ tenant: 'acme' });
+    const serialBefore = first.server?.serial;
     setup.serverIdentity.replace(await setup.fixture.material(setup.serverIdentity.spiffeId));
     setup.ana.replace(await setup.fixture.material(setup.ana.spiffeId));
     await stream.ping();
     await client(Jobs, first).list({ tenant: 'acme' });
     const second = setup.channel(setup.ana);
     await client(Jobs, second).list({ tenant: 'acme' });
-    expect(second.server?.serial).not.toBe(first.server?.serial);
+    expect(second.server?.serial).not.toBe(serialBefore);
+    // The renewed identity was shown anew, on a connection that replaced the old one.
+    expect(first.server?.serial).toBe(second.server?.serial);
     expect(second.server?.principal.spiffeId).toBe(setup.serverIdentity.spiffeId);
+  });
+
+  it('of a client, once renewed, leave calls under way alone and are shown to the server with the next call', async () => {
+    let release = (): void => undefined;
+    const seen: string[] = [];
+    const setup = await setUp((s) => {
+      s.add(Calls, held);
+      s.add(Jobs, { ...noJobs, list: async (call) => (seen.push(call.peer.serial), {}), get: (call) => new Promise((resolve) => ((release = () => resolve({ jobId: 'late' })), seen.push(call.peer.serial))) });
+    });
+    const channel = setup.channel(setup.ana);
+    const jobs = client(Jobs, channel);
+    const late = jobs.get({ jobId: 'job-1' });
+    const stream = client(Calls, channel).attach();
+    let stale = 0;
+    stream.onStale = () => void stale++;
+    await until(() => seen.length === 1, 'the call is under way');
+    setup.ana.replace(await setup.fixture.material(setup.ana.spiffeId));
+    await jobs.list({ tenant: 'acme' });
+    release();
+    expect((await late).jobId).toBe('late');
+    expect(new Set(seen).size).toBe(2);
+    expect(stale).toBe(1);
+    stream.end();
+    await until(() => setup.server.connectionCount === 1, 'the old connections are let go');
+  });
+
+  it('of a server that nears its end make the channel connect anew', async () => {
+    const setup = await setUp((s) => s.add(Jobs, noJobs));
+    setup.serverIdentity.replace(await setup.fixture.material(setup.serverIdentity.spiffeId, 3_000));
+    const channel = setup.channel(setup.ana);
+    await client(Jobs, channel).list({ tenant: 'acme' });
+    const before = channel.server?.serial;
+    setup.serverIdentity.replace(await setup.fixture.material(setup.serverIdentity.spiffeId));
+    let after = before;
+    await until(() => {
+      void client(Jobs, channel).list({ tenant: 'acme' }).then(() => (after = channel.server?.serial), () => undefined);
+      return after !== before;
+    }, 'a connection to the renewed server');
   });
 
   it('cut the connection at once when revoked, on the server and on the client', async () => {
