@@ -16,6 +16,15 @@ function shortDigest(text: string): string {
   return createHash('sha256').update(text).digest('hex').slice(0, 12);
 }
 
+export function headDirectory(dataDir: string): string {
+  return join(dataDir, 'head');
+}
+
+/** The administrator's profile, which the head writes at each start. */
+export function adminProfile(dataDir: string): string {
+  return join(headDirectory(dataDir), 'admin');
+}
+
 export function rayletDirectory(dataDir: string, name: string): string {
   return join(dataDir, name);
 }

@@ -11,7 +11,7 @@ import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
 import { BulkheadError, type ErrorCode } from '../base/errors.ts';
-import { makeRunDirectory, rayletDirectory, removeGroups, removeRunDirectory, runDirectory } from './leftovers.ts';
+import { adminProfile, headDirectory, makeRunDirectory, rayletDirectory, removeGroups, removeRunDirectory, runDirectory } from './leftovers.ts';
 import { identify, isAlive, processesOf, readRecord, recordPath, removeRecord, runningProcesses, signalProcess, waitUntilGone, writeRecord, type ClusterRecord, type ProcessIdentity } from './process-record.ts';
 
 const HEAD_MAIN = fileURLToPath(new URL('../gcs/main.ts', import.meta.url));
@@ -117,7 +117,7 @@ class Part<Ready> {
         // Not one of its JSON lines.
       }
     }
-    return new BulkheadError(code, `${this.name} ended before it was ready (${how}): ${(written[0] ?? '').slice(0, 300)}; its log is ${this.#logPath}`);
+    return new BulkheadError(code, `${this.name} ended before it was ready (${how}): ${(written.find((line) => /^\w*Error\b/.test(line)) ?? written[0] ?? '').slice(0, 300)}; its log is ${this.#logPath}`);
   }
 
   /** Lets this process end while the child lives on. */
@@ -178,7 +178,7 @@ export class LocalCluster {
     this.head = await head.configure(this.#headConfig());
     this.#record = { ...this.#record, trustDomain: this.head.trustDomain, address: this.head.address };
     this.#save();
-    const joins = tokens === undefined ? new Map<string, object>() : await (await tokens).createJoins(join(dataDir, 'admin'), joining.map((name) => ({ name, nodeId: knownNodeId(rayletDirectory(dataDir, name)) })));
+    const joins = tokens === undefined ? new Map<string, object>() : await (await tokens).createJoins(adminProfile(dataDir), joining.map((name) => ({ name, nodeId: knownNodeId(rayletDirectory(dataDir, name)) })));
     // All settle before anything is stopped, so that the first failure is the one that is told.
     const started = await Promise.allSettled(parts.map(async (part) => this.#ready(part.name, await part.configure(this.#rayletConfig(part.name, joins.get(part.name))))));
     const failed = started.find((s) => s.status === 'rejected');
@@ -209,7 +209,7 @@ export class LocalCluster {
 
   #headConfig(): object {
     const { dataDir, listen, insecureDev } = this.options;
-    return { dataDir, insecureDev: insecureDev.length > 0, ...(listen === undefined ? {} : { listen }) };
+    return { dataDir: headDirectory(dataDir), insecureDev: insecureDev.length > 0, ...(listen === undefined ? {} : { listen }) };
   }
 
   #rayletConfig(name: string, joinWith: object | undefined): object {
@@ -236,7 +236,7 @@ export class LocalCluster {
       rmSync(join(runDirectory(dataDir), name), { recursive: true, force: true });
       const part = this.#spawn<RayletReady>(name, RAYLET_MAIN);
       this.#save();
-      const joins = needsToken(dir) ? await (await import('./join-tokens.ts')).createJoins(join(dataDir, 'admin'), [{ name, nodeId: knownNodeId(dir) }]) : undefined;
+      const joins = needsToken(dir) ? await (await import('./join-tokens.ts')).createJoins(adminProfile(dataDir), [{ name, nodeId: knownNodeId(dir) }]) : undefined;
       this.#ready(name, await part.configure(this.#rayletConfig(name, joins?.get(name))));
     }
     this.#save();

@@ -54,7 +54,7 @@ export async function auditTail(terminal: Terminal, options: { readonly tenant: 
   const from = await sources(session);
   const wanted = (s: Shown): boolean => !options.deny || denied(s.record);
   const show = (s: Shown): void => {
-    terminal.answer({ nodeId: s.nodeId, seq: s.index, ...s.record });
+    terminal.answer({ node: s.nodeId, index: s.index, record: s.record });
     terminal.say(recordText(terminal, s));
   };
   const seen = new Map<string, number>();

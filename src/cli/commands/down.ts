@@ -2,6 +2,7 @@
 import { existsSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { BulkheadError } from '../../base/errors.ts';
+import { adminProfile, headDirectory } from '../leftovers.ts';
 import { stopCluster } from '../local-cluster.ts';
 import type { Terminal } from '../terminal.ts';
 import { unlinkDefaultProfile } from './up.ts';
@@ -10,8 +11,8 @@ export async function down(terminal: Terminal, { dataDir, purge }: { readonly da
   const result = await terminal.progress('stopping', stopCluster(dataDir));
   if (purge) {
     // Only what a cluster made is deleted, whatever directory was named.
-    if (existsSync(dataDir) && !existsSync(join(dataDir, 'head.sqlite')) && !existsSync(join(dataDir, 'logs', 'head.log'))) throw new BulkheadError('INVALID_ARGUMENT', `${dataDir} is not the data directory of a cluster; nothing was deleted`);
-    unlinkDefaultProfile(join(dataDir, 'admin'));
+    if (existsSync(dataDir) && !existsSync(headDirectory(dataDir)) && !existsSync(join(dataDir, 'logs', 'head.log'))) throw new BulkheadError('INVALID_ARGUMENT', `${dataDir} is not the data directory of a cluster; nothing was deleted`);
+    unlinkDefaultProfile(adminProfile(dataDir));
     rmSync(dataDir, { recursive: true, force: true });
   }
   terminal.answer({ stopped: result?.stopped ?? 0, killed: result?.killed ?? 0, purged: purge, dataDir });

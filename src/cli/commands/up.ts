@@ -4,6 +4,7 @@ import { homedir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { adminProfile } from '../leftovers.ts';
 import { LocalCluster, type ClusterOptions, type Ended } from '../local-cluster.ts';
 import { ExitCode, printable, type Terminal } from '../terminal.ts';
 
@@ -105,7 +106,7 @@ export async function up(terminal: Terminal, options: ClusterOptions & { readonl
     throw new ExitCode(1);
   }
   const cluster = first;
-  const admin = join(options.dataDir, 'admin');
+  const admin = adminProfile(options.dataDir);
   const isDefault = linkDefaultProfile(admin);
   const { head, record } = cluster;
   const readyMs = Math.round(performance.now() - startedMs);
