@@ -24,7 +24,7 @@ import { PolicyAdministrator } from './policy-administrator.ts';
 import type { HeadContext } from './ports.ts';
 import { auditService } from './services/audit.ts';
 import { clusterService } from './services/cluster.ts';
-import { identitiesService, PROFILE_TTL_MS } from './services/identities.ts';
+import { HEAD_COMPONENT, identitiesService, PROFILE_TTL_MS } from './services/identities.ts';
 import { jobsService } from './services/jobs.ts';
 import { nodeAttestationService } from './services/node-attestation.ts';
 import { nodeSyncService } from './services/node-sync.ts';
@@ -34,8 +34,6 @@ import { finishDeletion, tenantsService } from './services/tenants.ts';
 import { SqliteStore } from './sqlite-store.ts';
 import type { Store } from './store.ts';
 
-/** Of the head itself, in its SVID. */
-const HEAD_COMPONENT = 'head';
 const ADMIN_COMPONENT = 'admin';
 /** What was chosen at the first start: it must not change under certificates and raylets. */
 const CHOSEN_KEY = 'head/chosen';

@@ -305,6 +305,22 @@ describe('nodes', () => {
     expect((await ana.to(Sessions).open({ jobName: 'nowhere' })).raylets).toEqual([]);
   });
 
+  it('are dead to the others at once when they are revoked, and cannot come back by what they hold', async () => {
+    using caller = await joined(admin, head, 'n5');
+    const node = new TestNode(caller.to(NodeSync).sync());
+    node.report();
+    await node.until((s) => s.policy !== undefined);
+    const state = async () => (await admin.to(Cluster).listNodes({})).nodes.find((n) => n.nodeId === 'n5')?.state;
+    expect(await state()).toBe('alive');
+    await admin.to(Identities).revoke({ spiffeId: caller.svid.spiffeId, reason: 'stolen' });
+    expect(await state()).toBe('dead');
+    await node.until(() => node.ended !== undefined);
+    await expect(caller.to(Identities).renew({ csr: freshKey().csr })).rejects.toMatchObject({ code: expect.stringMatching(/DENIED|UNAUTHENTICATED|UNAVAILABLE/) });
+    await expect(admin.to(Identities).revoke({ spiffeId: 'spiffe://test.example/system/head' })).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' });
+    using again = await joined(admin, head, 'n5');
+    expect([again.nodeNumber, (await again.to(Identities).whoAmI({})).spiffeId]).toEqual([caller.nodeNumber, caller.svid.spiffeId]);
+  });
+
   it('have one stream each: a newer one ends the older', async () => {
     using caller = await joined(admin, head, 'n1');
     const [one, two] = [new TestNode(caller.to(NodeSync).sync()), new TestNode(caller.to(NodeSync).sync())];
@@ -314,19 +330,19 @@ describe('nodes', () => {
     await two.until((s) => s.policy !== undefined);
     await one.until(() => one.ended !== undefined);
     expect(one.ended).toMatchObject({ code: 'UNAVAILABLE' });
-    expect((await admin.to(Cluster).listNodes({})).nodes.map((n) => n.state)).toEqual(['alive']);
+    expect((await admin.to(Cluster).listNodes({})).nodes.find((n) => n.nodeId === 'n1')?.state).toBe('alive');
     two.end();
     await two.until(() => two.ended !== undefined);
   });
 
   it('keep the names of actors: unique, of the tenant, free again with a new process', async () => {
     using caller = await joined(admin, head, 'n2');
-    expect(caller.nodeNumber).toBe(2);
+    const { nodeNumber } = caller;
     const names = caller.to(NodeSync);
     const node = new TestNode(names.sync());
     node.report({ instance: 'a' });
     await node.until((s) => s.policy !== undefined);
-    const id = (n: number, tenant = 1): Buffer => Buffer.concat([Buffer.from([tenant, 0, 0, 0, 2, 0, 0, 0]), Buffer.alloc(16, n)]);
+    const id = (n: number, tenant = 1): Buffer => Buffer.concat([Buffer.from([tenant, 0, 0, 0, nodeNumber, 0, 0, 0]), Buffer.alloc(16, n)]);
     const key = { tenant: 'acme', namespace: 'prod', name: 'delays' };
     expect(await names.registerActorName({ ...key, actorId: id(1), classInfo: '{}' })).toMatchObject({ found: true });
     await expect(names.registerActorName({ ...key, actorId: id(2), classInfo: '{}' })).rejects.toMatchObject({ code: 'INVALID_ARGUMENT', message: expect.stringContaining('exists already') });

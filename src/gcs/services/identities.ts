@@ -10,6 +10,8 @@ import { requireTenant } from './access.ts';
 
 /** Profiles renew themselves when used, and people are away for weeks; processes that always run get an hour. */
 export const PROFILE_TTL_MS = 30 * 24 * 3_600_000;
+/** The head itself, in its own SVID. */
+export const HEAD_COMPONENT = 'head';
 const JOIN_TOKEN_BYTES = 32;
 /** A transaction must hold them all. */
 const JOBS_PER_COMMIT = 50;
@@ -18,15 +20,16 @@ export function joinTokenDigest(token: string): string {
   return createHash('sha256').update(token, 'utf8').digest('hex');
 }
 
+/** A first SVID. One issued in the very second of a revocation would count as revoked, since certificates know whole seconds: so it waits for the next. */
+export async function issueFirst({ head, pki }: HeadContext, id: SpiffeId, csr: Uint8Array, ttlMs: number): Promise<IssuedChain> {
+  const issuedMs = (): number => Math.floor(head.clock.nowMs() / 1000) * 1000;
+  for (let i = 0; i < 100 && head.revocations.covers(id, '', issuedMs()); i++) await new Promise((resolve) => setTimeout(resolve, 20));
+  return pki.issue(id, csr, ttlMs);
+}
+
 export function identitiesService(context: HeadContext): Implementation<typeof Identities> {
   const { head, pki, policies, random } = context;
 
-  /** An SVID issued in the very second of a revocation would count as revoked, since certificates know whole seconds. */
-  const issue = async (id: SpiffeId, csr: Uint8Array, ttlMs: number): Promise<IssuedChain> => {
-    const issuedMs = (): number => Math.floor(head.clock.nowMs() / 1000) * 1000;
-    for (let i = 0; i < 100 && head.revocations.covers(id, '', issuedMs()); i++) await new Promise((resolve) => setTimeout(resolve, 20));
-    return pki.issue(id, csr, ttlMs);
-  };
   const svid = (id: SpiffeId, issued: IssuedChain) => ({ spiffeId: id, svidChain: issued.certificateChainPem, trustBundle: pki.trustBundlePem(), notAfterMs: BigInt(issued.notAfterMs) });
   const status = () => ({
     trustDomain: pki.trustDomain, keyManager: pki.keyManagerName, issued: BigInt(head.issuance.svids), revoked: BigInt(head.revocations.all().length),
@@ -43,7 +46,7 @@ export function identitiesService(context: HeadContext): Implementation<typeof I
       pki.checkCsr(request.csr);
       const id = spiffeId(pki.trustDomain, { kind: request.kind, tenant, name });
       await policies.putIdentity({ type: 'issue', spiffeId: id, tenant, kind: request.kind, name, roles: request.roles });
-      return svid(id, await issue(id, request.csr, PROFILE_TTL_MS));
+      return svid(id, await issueFirst(context, id, request.csr, PROFILE_TTL_MS));
     },
 
     async renew(call, request) {
@@ -68,6 +71,7 @@ export function identitiesService(context: HeadContext): Implementation<typeof I
       const tenant = target === undefined || !('tenant' in target.path) ? '' : target.path.tenant;
       // A serial number does not say whose it is, so only the cluster may revoke by one.
       await requireTenant(context, call, { tenant, action: 'identity.revoke', kind: 'identity', name: (request.spiffeId || request.serial).slice(0, 512) });
+      if (target?.path.kind === 'system' && target.path.component === HEAD_COMPONENT) throw new BulkheadError('INVALID_ARGUMENT', 'revoking the head would cut every node off from it: rotate the authority, or start a new cluster if its keys are lost');
       const version = await head.commit((nowMs, out) => {
         head.revocations.step({
           type: 'revoke', spiffeIds: target === undefined ? [] : [target.id], serial: request.serial, reason: request.reason, by: call.principal.spiffeId, trustDomain: pki.trustDomain,
@@ -82,6 +86,8 @@ export function identitiesService(context: HeadContext): Implementation<typeof I
           for (const { jobId } of jobs) head.jobs.step({ type: 'stop', jobId, by: call.principal.spiffeId, message: 'its identity was revoked' }, nowMs, out);
         });
       }
+      // Nobody may send work to a node that may no longer speak.
+      if (target?.path.kind === 'node' && head.nodes.get(target.path.node) !== undefined) head.observe({ type: 'leave', id: target.path.node });
       return { revocationVersion: BigInt(version) };
     },
 

@@ -4,12 +4,13 @@ import { spiffeId } from '../../base/ids.ts';
 import type { AttestRequest, AttestResponseSchema } from '../../rpc/generated/bulkhead/v1/head_pb.js';
 import type { MessageInitShape } from '@bufbuild/protobuf';
 import type { HeadContext } from '../ports.ts';
-import { joinTokenDigest } from './identities.ts';
+import { issueFirst, joinTokenDigest } from './identities.ts';
 
 /** Far above ours (43 characters). */
 const MAX_TOKEN_CHARS = 256;
 
-export function nodeAttestationService({ head, pki }: HeadContext): { attest(call: unknown, request: AttestRequest): Promise<MessageInitShape<typeof AttestResponseSchema>> } {
+export function nodeAttestationService(context: HeadContext): { attest(call: unknown, request: AttestRequest): Promise<MessageInitShape<typeof AttestResponseSchema>> } {
+  const { head, pki } = context;
   return {
     async attest(_call, request) {
       const digest = joinTokenDigest(request.joinToken.slice(0, MAX_TOKEN_CHARS));
@@ -22,7 +23,7 @@ export function nodeAttestationService({ head, pki }: HeadContext): { attest(cal
         head.nodes.step({ type: 'reserve', id: token.nodeId, by: token.by }, nowMs, out);
         return token.nodeId;
       });
-      const issued = await pki.issue(spiffeId(pki.trustDomain, { kind: 'node', node: nodeId }), request.csr, SVID_TTL_MS);
+      const issued = await issueFirst(context, spiffeId(pki.trustDomain, { kind: 'node', node: nodeId }), request.csr, SVID_TTL_MS);
       return { svidChain: issued.certificateChainPem, trustBundle: pki.trustBundlePem(), nodeId, nodeNumber: head.nodes.get(nodeId)?.number ?? 0, trustDomain: pki.trustDomain };
     },
   };
