@@ -7,12 +7,13 @@ import * as tls from 'node:tls';
 import { gzipSync } from 'node:zlib';
 import * as x509 from '@peculiar/x509';
 import { afterAll, beforeAll, beforeEach, describe, expect, it } from 'vitest';
+import { BulkheadError } from '../../src/base/errors.ts';
 import { FLOW_CONTROL_WINDOW_BYTES, MAX_METADATA_BYTES } from '../../src/base/limits.ts';
 import { PeerVerifier, Revocations, TrustBundle } from '../../src/pki/pki.ts';
-import { Jobs } from '../../src/rpc/generated/bulkhead/v1/head_pb.js';
+import { Jobs, NodeAttestation } from '../../src/rpc/generated/bulkhead/v1/head_pb.js';
 import { Calls } from '../../src/rpc/generated/bulkhead/v1/raylet_pb.js';
-import { client, createChannel, createServer, type OwnIdentity, type RpcServer } from '../../src/rpc/rpc.ts';
-import { CALLS_ROW, JOB_ROWS, TRUST_DOMAIN, clock, node, openFixture, until, user, type Fixture, type TestIdentity } from '../contract/rpc-fixture.ts';
+import { client, createAttestationServer, createChannel, createServer, type OwnIdentity, type RpcServer } from '../../src/rpc/rpc.ts';
+import { CALLS_ROW, JOB_ROWS, TRUST_DOMAIN, clock, node, openFixture, row, until, user, type Fixture, type TestIdentity } from '../contract/rpc-fixture.ts';
 
 type Pems = ReturnType<OwnIdentity['current']>;
 
@@ -376,6 +377,47 @@ describe('an identified peer that breaks the protocol', () => {
     expect((await answered).code).toBe('INVALID_ARGUMENT');
     on.destroy();
     await alive();
+  });
+});
+
+describe('the attestation listener, open to callers without an identity', () => {
+  it('serves one service, small requests, and never says what was wrong with a token', async () => {
+    let attested = 0;
+    const attestation = createAttestationServer(fixture.security(serverIdentity, [row('bulkhead.v1.NodeAttestation/Attest', { action: 'node.join', resource: 'node', callers: [], tenant: 'none' })]), { limits: { handshakeTimeoutMs: 400 } });
+    attestation.add(NodeAttestation, {
+      attest: async (_call, request) => {
+        attested++;
+        throw new BulkheadError('DENIED', `token ${request.joinToken} was used by node n7`);
+      },
+    });
+    const bound = await attestation.listen('127.0.0.1:0');
+    try {
+      expect((await speak(bound.port, undefined, 'GET / HTTP/1.1\r\n\r\n')).length).toBeLessThanOrEqual(16);
+      expect((await speak(bound.port, { ALPNProtocols: ['http/1.1'] }, 'GET / HTTP/1.1\r\n\r\n')).length).toBe(0);
+      expect((await speak(bound.port, undefined, '')).length).toBe(0);
+      const socket = tls.connect({ port: bound.port, host: '127.0.0.1', ALPNProtocols: ['h2'], ca: fixture.authority.trustBundlePem(), checkServerIdentity: () => undefined });
+      socket.on('error', () => undefined);
+      await once(socket, 'secureConnect');
+      const on = http2.connect('https://bulkhead', { createConnection: () => socket });
+      on.on('error', () => undefined);
+      for (const path of ['/bulkhead.v1.Jobs/List', '/bulkhead.v1.Identities/Issue', '/bulkhead.v1.NodeAttestation/', '/grpc.reflection.v1.ServerReflection/ServerReflectionInfo', '/grpc.channelz.v1.Channelz/GetServers']) {
+        expect((await request(on, path, grpcMessage(Buffer.alloc(0)))).grpcStatus).toBe(12);
+      }
+      const attest = '/bulkhead.v1.NodeAttestation/Attest';
+      expect((await request(on, attest, grpcMessage(Buffer.alloc(70_000, 0x0a)), {}, false)).grpcStatus).toBe(8);
+      expect((await request(on, attest, grpcMessage(Buffer.from('0aff', 'hex')))).code).toBe('INVALID_ARGUMENT');
+      expect(attested).toBe(0);
+      const tokens = await Promise.all(['0a0461616161', '0a0462626262'].map((hex) => request(on, attest, grpcMessage(Buffer.from(hex, 'hex')))));
+      expect(new Set(tokens.map((t) => `${t.grpcStatus} ${t.code} ${t.message}`)).size).toBe(1);
+      expect(tokens[0]?.code).toBe('UNAUTHENTICATED');
+      expect(tokens[0]?.message).not.toMatch(/n7|aaaa|was used/);
+      const flood = await Promise.all(Array.from({ length: 40 }, () => request(on, attest, grpcMessage(Buffer.from('0a0461616161', 'hex')))));
+      expect(flood.filter((answer) => answer.code === 'RESOURCE_EXHAUSTED').length).toBeGreaterThan(20);
+      expect(attested).toBeLessThan(20);
+      on.destroy();
+    } finally {
+      await attestation.close();
+    }
   });
 });
 
