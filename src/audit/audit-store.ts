@@ -135,11 +135,12 @@ export class AuditStore implements AuditLogs, AsyncDisposable {
   }
 }
 
-/** Start time of a process in clock ticks: with the id it names a process for good. Undefined when there is no such process. */
+/** Start time of a process in clock ticks: with the id it names a process for good. Undefined when there is none, or only a dead one that nobody has reaped yet (a killed child of a gone parent, in a container without init). */
 function startOf(pid: string): string | undefined {
   try {
     const stat = readFileSync(`/proc/${pid}/stat`, 'utf8');
-    return stat.slice(stat.lastIndexOf(')') + 2).split(' ')[19];
+    const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
+    return fields[0] === 'Z' || fields[0] === 'X' ? undefined : fields[19];
   } catch {
     return undefined;
   }
