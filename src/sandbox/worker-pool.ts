@@ -168,7 +168,6 @@ export class WorkerPool {
       this.#start().then(
         (worker) => {
           this.#warmStarting--;
-          this.#failedWarmStarts = 0;
           if (this.#closed) worker.kill('KILLED', 'the pool closes');
           else this.#warm.push(worker);
         },
@@ -194,7 +193,9 @@ export class WorkerPool {
     const start = this.#startProcess();
     this.#starting.add(start);
     try {
-      return await start;
+      const worker = await start;
+      this.#failedWarmStarts = 0;
+      return worker;
     } finally {
       this.#starting.delete(start);
     }

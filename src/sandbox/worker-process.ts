@@ -312,7 +312,13 @@ export class WorkerProcess {
   #envelope(slot: number, batch: Buffer): void {
     if (slot !== 0) {
       if (this.#tenant === undefined) return this.#misbehaved('a batch before there is a tenant');
-      this.onBatch(slot, batch);
+      try {
+        this.onBatch(slot, batch);
+      } catch (thrown) {
+        // What the raylet's decoder refuses is the worker's fault; anything else is ours.
+        if (!(thrown instanceof BulkheadError) || thrown.code !== 'INVALID_ARGUMENT') throw thrown;
+        this.#misbehaved(thrown.safeMessage);
+      }
       return;
     }
     try {

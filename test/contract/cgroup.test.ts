@@ -17,6 +17,7 @@ class ModelKernel implements CgroupFiles {
   readonly where = new Map<number, Map<string, string>>();
   readonly version: 'v1' | 'v2';
   readonly refused = new Set<string>();
+  readonly refusedPaths = new Set<string>();
 
   constructor(version: 'v1' | 'v2', roots: readonly string[]) {
     this.version = version;
@@ -41,7 +42,7 @@ class ModelKernel implements CgroupFiles {
 
   write(path: string, text: string): void {
     if (!this.files.has(path)) refuse('ENOENT');
-    if (this.refused.has(path.slice(path.lastIndexOf('/') + 1))) refuse('EACCES');
+    if (this.refused.has(path.slice(path.lastIndexOf('/') + 1)) || this.refusedPaths.has(path)) refuse('EACCES');
     const directory = path.slice(0, path.lastIndexOf('/'));
     if (path.endsWith('/cgroup.subtree_control')) {
       if (directory !== '/fs' && this.members(directory).length > 0) refuse('EBUSY');
@@ -102,6 +103,7 @@ function modelV2(): Subject {
   const kernel = new ModelKernel('v2', ['/fs', '/fs/own']);
   // The usual start of a delegated service: it sits itself in the group that it was given.
   kernel.write('/fs/own/cgroup.procs', '50');
+  kernel.refusedPaths.add('/fs/cgroup.subtree_control');
   const mounts = parseCgroupMounts('1 0 0:1 / /fs rw - cgroup2 cgroup2 rw', '0::/own');
   let next = 100;
   return { tree: openV2Tree(mounts, { path: ['c', 'n'], files: kernel, readProc: kernel.readProc }), pid: () => next++, left: (name) => [...kernel.directories].filter((path) => path.endsWith(`/${name}`)).length, dispose: () => expect([...kernel.directories].filter((path) => path.includes('/bulkhead/'))).toEqual([]) };
@@ -202,6 +204,21 @@ test('a group over its memory is killed, and it is known', async () => {
   expect(group.oomKills()).toBeGreaterThan(0);
   expect(await removeSoon(() => group.remove())).toBe(true);
   tree.close();
+});
+
+test('on v2, root takes the root of the tree before it moves anybody', () => {
+  const kernel = new ModelKernel('v2', ['/fs', '/fs/session']);
+  kernel.write('/fs/session/cgroup.procs', '50');
+  const tree = openV2Tree(parseCgroupMounts('1 0 0:1 / /fs rw - cgroup2 cgroup2 rw', '0::/session'), { path: ['c', 'n'], files: kernel, readProc: kernel.readProc });
+  tree.create('worker-a', LIMITS);
+  expect(kernel.directories).toContain('/fs/bulkhead/c/n/worker-a');
+  expect(kernel.members('/fs/session')).toEqual([50]);
+});
+
+test('on v2, a delegated group is emptied into a leaf', () => {
+  const { tree } = modelV2();
+  const group = tree.create('worker-a', LIMITS);
+  expect(group.readLimits()).toEqual(LIMITS);
 });
 
 describe('fail closed', () => {

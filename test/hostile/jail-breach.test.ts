@@ -4,6 +4,7 @@ import { existsSync, mkdtempSync, readdirSync, readFileSync, readlinkSync, rmSyn
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest';
+import { FrameReader } from '../../src/base/frame.ts';
 import type { WorkerPool } from '../../src/sandbox/worker-pool.ts';
 import type { WorkerExit, WorkerProcess } from '../../src/sandbox/worker-process.ts';
 import { startTestPool } from './sandbox-fixture.ts';
@@ -118,6 +119,17 @@ describe('native code in place of node', () => {
   test.each(['bad-length', 'huge-length', 'bad-op', 'bad-frame', 'bad-text', 'close-channel'])('malformed bytes (%s) end the worker and nothing else', async (mode) => {
     const { exit } = await attack(mode);
     expect((await exit).reason).toBe('CRASHED');
+  });
+
+  test('a batch that the raylet cannot decode ends the worker, not the raylet', async () => {
+    const worker = await pool.acquire({ tenant: 'breach-decode', memoryBytes: 2 ** 25, cpus: 1 });
+    const exit = new Promise<WorkerExit>((resolve) => (worker.onExit = resolve));
+    worker.onBatch = (_slot, batch) => {
+      const reader = new FrameReader().reset(batch);
+      while (reader.next()) reader.finish();
+    };
+    worker.send(1, Buffer.from('descriptors', 'latin1'));
+    expect(await exit).toMatchObject({ reason: 'CRASHED', detail: expect.stringContaining('broke the protocol') });
   });
 
   test('a worker that never reads is killed, and send reports back-pressure before', async () => {

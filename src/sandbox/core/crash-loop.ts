@@ -11,7 +11,7 @@ export interface CrashLoopLimits {
   readonly longestWaitMs: number;
 }
 
-export const CRASH_LOOP_LIMITS: CrashLoopLimits = { deaths: 8, windowMs: 30_000, firstWaitMs: 1_000, longestWaitMs: 120_000 };
+export const CRASH_LOOP_LIMITS: CrashLoopLimits = { deaths: 8, windowMs: 30_000, firstWaitMs: 1_000, longestWaitMs: 30_000 };
 
 interface TenantDeaths {
   /** Times of the last deaths, oldest first; at most `deaths` of them. */

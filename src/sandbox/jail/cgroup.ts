@@ -409,17 +409,16 @@ export function openV2Tree(mounts: CgroupMounts, options: OpenTreeOptions): Cgro
   const made: string[] = [];
   let failure: unknown;
   let base: string | undefined;
-  for (const start of new Set([found.own, found.mount])) {
+  // Its own group, if that takes children as it is; the root of the tree, which only root may write; and last the usual step of a
+  // delegated service or container, whose processes move to a leaf so that the group itself is empty.
+  const candidates = [{ start: found.own, move: false }, { start: found.mount, move: false }, { start: found.own, move: true }];
+  for (const { start, move } of candidates) {
     try {
-      try {
-        enableControllers(files, start);
-      } catch (thrown) {
-        if (codeOf(thrown) !== 'EBUSY' || start !== found.own) throw thrown;
-        // The usual step of a delegated service: it moves itself to a leaf of its own, which leaves the inner group empty.
+      if (move) {
         const leaf = ensure(files, start, ['bulkhead-supervisor'], []);
         for (const pid of processList(files.read(`${start}/cgroup.procs`))) files.write(`${leaf}/cgroup.procs`, String(pid));
-        enableControllers(files, start);
       }
+      enableControllers(files, start);
       let directory = start;
       for (const segment of ['bulkhead', ...options.path]) {
         directory = ensure(files, directory, [segment], made);
