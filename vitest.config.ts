@@ -1,3 +1,4 @@
+/** How the tests run: real processes, so few at a time. Must never: hide a failure by a retry. */
 import { defineConfig } from 'vitest/config';
 
 export default defineConfig({
