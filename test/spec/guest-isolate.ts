@@ -1,10 +1,13 @@
 /** A real isolate with the real prelude, driven frame by frame: for tests of what tenant code can and cannot do inside. */
 import IsolatedVm from 'isolated-vm';
 import { FrameReader, FrameWriter, OP } from '../../src/base/frame.ts';
-import { decodeValue, encodeValue } from '../../src/base/value.ts';
+import { objectIdText } from '../../src/base/ids.ts';
+import { decodeValue, encodeValue, type RefHooks } from '../../src/base/value.ts';
 import { buildPrelude } from '../../src/sandbox/isolate/build-prelude.ts';
 import { EMIT } from '../../src/sandbox/isolate/guest/executor.ts';
 import { LOCKDOWN_SOURCE } from '../../src/sandbox/isolate/lockdown.ts';
+
+const REFS_AS_TEXT: RefHooks = { describe: () => undefined, ref: objectIdText, actor: objectIdText };
 
 export type Answer = { readonly value: unknown } | { readonly code: string; readonly message: string; readonly stack: string };
 type Call = (...args: unknown[]) => Promise<unknown>;
@@ -139,7 +142,7 @@ export class GuestIsolate implements Disposable {
         for (let n = reader.u8(); n > 0; n--) {
           const form = reader.u8();
           for (let refs = reader.refCount(1e6); refs > 0; refs--) reader.id();
-          if (form === 0) values.push(decodeValue(reader.bytes(1e9)));
+          if (form === 0) values.push(decodeValue(reader.bytes(1e9), REFS_AS_TEXT));
           else {
             values.push(decodeValue(this.staged.get(reader.u32()) as Uint8Array));
             reader.u64();
