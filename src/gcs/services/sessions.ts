@@ -1,16 +1,18 @@
 /** Sessions of drivers: a job, a short-lived credential for raylets, and where they are. Must never: sign a credential for a job that is not stored as running and the caller's own. */
 import { BulkheadError } from '../../base/errors.ts';
 import type { Principal } from '../../base/principal.ts';
-import { spiffeId } from '../../base/ids.ts';
+import { parseJobId, spiffeId } from '../../base/ids.ts';
 import { SESSION_TTL_MS } from '../../base/limits.ts';
 import type { Sessions } from '../../rpc/generated/bulkhead/v1/head_pb.js';
-import type { Implementation } from '../../rpc/service-types.ts';
+import type { CallContext, Implementation } from '../../rpc/service-types.ts';
 import type { HeadContext } from '../ports.ts';
+import { requireTenant } from './access.ts';
 
 /** The only party that session credentials are for. */
 export const SESSION_AUDIENCE = 'raylet';
 
-export function sessionsService({ head, pki, random }: HeadContext): Implementation<typeof Sessions> {
+export function sessionsService(context: HeadContext): Implementation<typeof Sessions> {
+  const { head, pki, random } = context;
   const hex = (length: number): string => Buffer.from(random.bytes(length)).toString('hex');
 
   const tenantOf = (principal: Principal): { name: string; number: number } => {
@@ -25,10 +27,15 @@ export function sessionsService({ head, pki, random }: HeadContext): Implementat
     return { jobId, credential: token, expiresMs: BigInt(expiresAtMs), tenantNumber, raylets };
   };
 
+  /** A job of another tenant, or none: the attempt is recorded, with its owner too. */
+  const requireOwnTenant = (call: CallContext, jobId: string): Promise<void> =>
+    requireTenant(context, call, { tenant: head.jobs.find(parseJobId(jobId))?.tenant, action: 'session.open', kind: 'session', name: jobId });
+
   return {
     async open(call, request) {
       const { principal } = call;
       const tenant = tenantOf(principal);
+      if (request.jobId !== '') await requireOwnTenant(call, request.jobId);
       const jobId = request.jobId === '' ? `job-${hex(12)}` : request.jobId;
       await head.commit((nowMs, out) => {
         const expiresMs = nowMs + SESSION_TTL_MS;
@@ -43,11 +50,13 @@ export function sessionsService({ head, pki, random }: HeadContext): Implementat
     async refresh(call, request) {
       const { principal } = call;
       const tenant = tenantOf(principal);
+      await requireOwnTenant(call, request.jobId);
       await head.commit((nowMs, out) => head.jobs.step({ type: 'refresh', jobId: request.jobId, by: principal.spiffeId, expiresMs: nowMs + SESSION_TTL_MS }, nowMs, out));
       return session(principal, request.jobId, tenant.number);
     },
 
     async close(call, request) {
+      await requireOwnTenant(call, request.jobId);
       await head.commit((nowMs, out) => head.jobs.step({ type: 'close', jobId: request.jobId, by: call.principal.spiffeId, outcome: request.outcome, message: request.message }, nowMs, out));
       return {};
     },

@@ -143,7 +143,9 @@ function makeTask(core: Core, channel: Channel, r: FrameReader, call: ParsedCall
     positions = [];
     for (let i = 0; i < d; i++) {
       positions.push(r.u16());
-      const entry = findEntry(core, channel, r.id());
+      const id = r.id();
+      // An argument is read on the caller's behalf, so it is decided as the caller's own reading would be.
+      const entry = decideArgument(core, channel, id);
       if (entry === undefined) missing ??= DENIED;
       else deps.push(entry);
     }
@@ -176,6 +178,27 @@ function makeTask(core: Core, channel: Channel, r: FrameReader, call: ParsedCall
     for (const entry of contained) entry.pins++;
   }
   return task;
+}
+
+/** An id of another tenant, or unknown here: the wall denies the first unless its owner granted it; the second is decided as any object of the tenant. */
+function decideForeign(core: Core, channel: Channel, action: Action, id: Uint8Array, detail: string): { readonly entry: ObjectEntry | undefined; readonly seq: number; readonly failure: Failure | undefined } {
+  const prefixHex = hex(id.subarray(0, SESSION_PREFIX_BYTES));
+  const entry = core.sessions.get(prefixHex)?.objects.get(idIndex(id));
+  const target = entry === undefined ? foreignResource(core, 'object', id, undefined) : resource('object', { tenant: entry.session.tenant.name, owner: entry.session.ownerId, label: entry.label, size: entry.size });
+  const decided = decideOn(core, channel, action, target, prefixHex, idIndex(id), 1, detail, id);
+  const seq = decided < 0 ? ~decided : decided;
+  if (decided >= 0 && entry !== undefined) return { entry, seq, failure: undefined };
+  return { entry: undefined, seq, failure: decided >= 0 && idWord(id, 0) === channel.job.tenant.number ? LOST : DENIED };
+}
+
+function decideArgument(core: Core, channel: Channel, id: Uint8Array): ObjectEntry | undefined {
+  const session = core.sessionOf(channel, id);
+  const index = idIndex(id);
+  if (session === undefined) return decideForeign(core, channel, 'object.get', id, 'argument').entry;
+  const entry = findEntry(core, channel, id);
+  const label = entry?.label ?? '';
+  const target = label === '' ? session.objectResource : resource('object', { tenant: session.tenant.name, owner: session.ownerId, label });
+  return core.decide(channel, 'object.get', target, session.prefixHex, index, 1, 'argument') < 0 ? undefined : entry;
 }
 
 function noteCreated(call: ParsedCall, channel: Channel, count: number): void {
@@ -389,15 +412,10 @@ function decideRefs(core: Core, channel: Channel, r: FrameReader, action: Action
     if (session === undefined) {
       flush(i);
       runSession = undefined;
-      entries.push(undefined);
-      // Of another tenant, or unknown here: the wall denies the first, the second is decided as any object of the tenant.
-      const granted = core.sessions.get(hex(id.subarray(0, SESSION_PREFIX_BYTES)));
-      const entry = granted?.objects.get(index);
-      const target = entry === undefined ? foreignResource(core, 'object', id, undefined) : resource('object', { tenant: entry.session.tenant.name, owner: entry.session.ownerId, label: entry.label, size: entry.size });
-      const seq = decideOn(core, channel, action, target, hex(id.subarray(0, SESSION_PREFIX_BYTES)), index, 1, '', id);
-      needed = Math.max(needed, seq < 0 ? ~seq : seq);
-      if (seq >= 0 && entry !== undefined) entries[i] = entry;
-      failures[i] = seq >= 0 && entry !== undefined ? undefined : idWord(id, 0) === channel.job.tenant.number && seq >= 0 ? LOST : DENIED;
+      const foreign = decideForeign(core, channel, action, id, '');
+      needed = Math.max(needed, foreign.seq);
+      entries[i] = foreign.entry;
+      failures[i] = foreign.failure;
       continue;
     }
     const entry = findEntry(core, channel, id);

@@ -40,7 +40,11 @@ function templateOn(core: Core, slot: Slot, template: Template): number {
   }
   const number = slot.templates.size + 1;
   slot.templates.set(template, number);
-  const context = JSON.stringify({ code: `sha256:${digestHex}`, job: slot.job.id, tenant: slot.job.tenant.name, name: template.options.name, cpus: template.options.resources.cpuUnits / 10_000, memory: template.options.resources.memoryBytes });
+  const { cpuUnits, memoryBytes, custom } = template.options.resources;
+  const resources: Record<string, number> = { cpus: cpuUnits / 10_000, memory: memoryBytes };
+  if (custom !== undefined) for (const resource of Object.keys(custom)) resources[resource] = (custom[resource] ?? 0) / 10_000;
+  // What the code sees as `context()`: RuntimeContext of src/sdk/runtime.ts.
+  const context = JSON.stringify({ code: `sha256:${digestHex}`, jobId: slot.job.id, tenant: slot.job.tenant.name, name: nameOf(template), resources });
   slot.channel.out.begin(OP.TEMPLATE).u32(number).u8(template.kind).u32(code).str(template.exportName).str(template.methodName).u8(template.options.returns).text(context).end();
   return number;
 }
@@ -125,7 +129,10 @@ export function releaseCreated(core: Core, slot: Slot, task: Task): void {
 }
 
 export function taskName(task: Task): string {
-  const { options, exportName, methodName } = task.template;
-  if (options.name !== '' && task.template.kind === CALL_KIND.TASK) return options.name;
+  return nameOf(task.template);
+}
+
+function nameOf({ options, kind, exportName, methodName }: Template): string {
+  if (options.name !== '' && kind === CALL_KIND.TASK) return options.name;
   return methodName === '' ? exportName : `${exportName}.${methodName}`;
 }
