@@ -5,6 +5,7 @@
  */
 import { randomBytes } from 'node:crypto';
 import { chmodSync, chownSync, mkdirSync, mkdtempSync, rmSync } from 'node:fs';
+import type { Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { BulkheadError, toSafeError } from '../base/errors.ts';
@@ -15,7 +16,7 @@ import { CrashLoopBreaker, type CrashLoopLimits } from './core/crash-loop.ts';
 import { killStrays, startJail, type Bind, type ResourceLimits } from './jail/bubblewrap.ts';
 import { openCgroupTree, type CgroupLimits, type CgroupTree } from './jail/cgroup.ts';
 import { buildImage, findProgram, unsearchableParent, workerSpec, type JailImage } from './jail/image.ts';
-import { LAYER_REMEDIES, LAYERS, readLayers, requireLayers, type Layer } from './jail/layers.ts';
+import { LAYER_REMEDIES, LAYERS, readLayers, requireLayers, type Layer, type LayerName } from './jail/layers.ts';
 import { WorkerProcess } from './worker-process.ts';
 
 /** What node and the worker host need before any tenant's memory. */
@@ -234,9 +235,7 @@ export class WorkerPool {
         jail.monitor.kill('SIGKILL');
         killStrays(directory);
         const said = await readAll(jail.stderr);
-        // What bubblewrap says helps, unless it names a path of this host: that is for the log.
-        const shown = said === '' || said.includes('/') ? '' : ` (${quote(said)})`;
-        throw new BulkheadError('LAYER_MISSING', `layer user-namespace is missing: the jail could not be set up${shown}; ${LAYER_REMEDIES['user-namespace']}`, { cause: new Error(said, { cause: thrown }) });
+        throw setUpFailed('user-namespace', said, thrown);
       }
       worker = new WorkerProcess({
         id, pid, directory, cgroup,
@@ -251,7 +250,12 @@ export class WorkerPool {
       const ready = worker.ready;
       jail.release();
       if (this.#options.program === undefined) {
-        await withTimeout(ready, START_TIMEOUT_MS);
+        try {
+          await withTimeout(ready, START_TIMEOUT_MS);
+        } catch (thrown) {
+          if (worker.output.startsWith('bwrap:')) throw setUpFailed('empty-root', worker.output.trim(), thrown);
+          throw thrown;
+        }
         worker.layers = readLayers(pid, { seccompFilters: 2, hostUid, cgroup: this.#tree.version === 'none' ? undefined : cgroup, limits, writable: ['/staging'] });
         requireLayers(worker.layers, this.#options.insecureDev ?? []);
       }
@@ -294,14 +298,27 @@ export class WorkerPool {
   }
 }
 
-function readAll(stream: NodeJS.ReadableStream): Promise<string> {
+/** What bubblewrap says helps, unless it names a path of this host: that is for the log. */
+function setUpFailed(layer: LayerName, said: string, cause: unknown): BulkheadError {
+  const shown = said === '' || said.includes('/') ? '' : ` (${quote(said)})`;
+  return new BulkheadError('LAYER_MISSING', `layer ${layer} is missing: the jail could not be set up${shown}; ${LAYER_REMEDIES[layer]}`, { cause: new Error(said, { cause }) });
+}
+
+/** What bubblewrap said before it ended; bounded in size and time, since a stream that never opened never closes. */
+function readAll(stream: Socket): Promise<string> {
   return new Promise((resolve) => {
     let text = '';
+    const done = (): void => {
+      clearTimeout(timer);
+      resolve(text.trim());
+    };
+    const timer = setTimeout(done, 1_000);
+    if (stream.destroyed) return done();
     stream.on('data', (chunk: Buffer) => {
       if (text.length < 500) text += chunk.toString('latin1').slice(0, 500);
     });
-    stream.on('close', () => resolve(text.trim()));
-    stream.on('error', () => resolve(text.trim()));
+    stream.on('close', done);
+    stream.on('error', done);
   });
 }
 

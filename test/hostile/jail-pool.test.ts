@@ -151,6 +151,16 @@ test('a jail whose first process died before it ran leaves nothing', async () =>
   await until(() => !existsSync(`/proc/${pid}`));
 });
 
+test('a jail that cannot be set up is a missing layer, and what it said names no path of the host', async () => {
+  // The program is not there: bubblewrap fails at the bind, before anything runs.
+  await using pool = await startTestPool({ program: { source: '/nowhere/program', target: '/app/program' } });
+  await expect(pool.acquire({ tenant: 'a', memoryBytes: 2 ** 24, cpus: 1 }).then(async (worker) => {
+    // Set-up goes on after the process stands: then its end tells.
+    const exit = await new Promise<WorkerExit>((resolve) => (worker.onExit = resolve));
+    throw Object.assign(new Error(exit.detail), { code: exit.reason });
+  })).rejects.toMatchObject({ code: expect.stringMatching(/^(LAYER_MISSING|CRASHED)$/), message: expect.not.stringContaining('/nowhere') });
+});
+
 // A checkout that another user cannot enter cannot be run by one.
 const asNobody = process.getuid?.() === 0 && unsearchableParent(new URL(import.meta.url).pathname) === undefined ? ['as-nobody'] : [];
 test.each(asNobody)('without root and without a delegated group it fails closed, and runs only if told by name', async (mode) => {
