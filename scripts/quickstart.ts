@@ -45,14 +45,16 @@ function start(args: readonly string[], as: string | undefined, stdio: ('ignore'
 
 /** Runs a command; its standard output is returned, its errors are shown. Fails unless the exit code is the wanted one. */
 async function run(args: readonly string[], options: { readonly as?: string; readonly wanted?: number; readonly show?: boolean } = {}): Promise<Result> {
-  const child = start(args, options.as, ['ignore', 'pipe', 'inherit']);
+  const child = start(args, options.as, ['ignore', 'pipe', 'pipe']);
   let stdout = '';
+  let stderr = '';
+  child.stderr?.setEncoding('utf8').on('data', (text: string) => (stderr += text));
   child.stdout?.setEncoding('utf8').on('data', (text: string) => {
     stdout += text;
-    if (options.show === true) process.stdout.write(text.replace(/^/gm, '   '));
+    if (options.show === true) process.stdout.write(text.replace(/^(?=.)/gm, '   '));
   });
   const code = await new Promise<number>((resolve) => child.on('close', (status) => resolve(status ?? 1)));
-  if (code !== (options.wanted ?? 0)) throw new Error(`the command ended with ${code}${stdout === '' ? '' : `: ${stdout.slice(-2_000)}`}`);
+  if (code !== (options.wanted ?? 0)) throw new Error(`the command ended with ${code}: ${stderr.slice(-2_000)}${stdout.slice(-2_000)}`);
   return { code, stdout };
 }
 
@@ -111,7 +113,7 @@ async function quickstart(): Promise<void> {
     const denials = tail.split('\n').filter((line) => line !== '').map((line) => JSON.parse(line) as AuditLine);
     const used = new Set<AuditLine>();
     for (const attempt of attempts) {
-      const line = denials.find((l) => !used.has(l) && l.record.action === attempt.action) ?? denials.find((l) => !used.has(l));
+      const line = denials.find((l) => !used.has(l) && l.record.action === attempt.action);
       if (line !== undefined) used.add(line);
       console.log(`   ${attempt.denied ? 'denied' : bold('NOT DENIED')}  ${attempt.what}`);
       console.log(dim(`           record ${line === undefined ? 'missing' : `${line.node} #${line.index}: ${line.record.principal} ${line.record.action ?? ''} on ${line.record.resourceKind} ${line.record.resource.slice(0, 24)}… denied by ${line.record.rule ?? ''}`}`));

@@ -43,7 +43,7 @@ await using cluster = await connect();
 const attempts: Attempt[] = [
   { what: 'get its result by the id', action: 'object.get', resource: ids.result, run: () => cluster.get(cluster.ref(ids.result)) },
   {
-    what: 'let an own task read the result', action: 'task.submit', resource: ids.result,
+    what: 'let an own task read the result', action: 'object.get', resource: ids.result,
     run: () => cluster.get(cluster.task((value: unknown) => value)(cluster.ref(ids.result))),
   },
   { what: 'list its actors', action: 'actor.list', resource: victim, run: () => bulkhead('list', 'actors', '--tenant', victim) },
