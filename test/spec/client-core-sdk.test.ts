@@ -1,6 +1,8 @@
 /** The SDK end to end over the frame protocol, with real guests behind a raylet in memory. */
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { BulkheadError, connect, ObjectRef, type Cluster } from '../../src/sdk/sdk.ts';
+import { FrameWriter, OP } from '../../src/base/frame.ts';
+import type { Transport, TransportHandlers } from '../../src/sdk/sdk.ts';
 import { FakeRaylet } from './fake-raylet.ts';
 
 let raylet: FakeRaylet;
@@ -110,6 +112,12 @@ describe('tasks', () => {
     expect(() => chunks.options({ returns: 2 } as never)).toThrow(/does not go with a generator/);
   });
 
+  it('finds a module relative to the file that asks for it', async () => {
+    const module = await cluster.module<typeof import('./fixtures/flow.ts')>('./fixtures/flow.ts');
+    expect(await cluster.get(module.add(2, 2))).toBe(4);
+    expect((await errorOf(cluster.module('./fixtures/nowhere.ts'))).message).toContain('nowhere.ts');
+  });
+
   it('says what a module exports when a name is wrong', async () => {
     const module = (await flow()) as unknown as Record<string, unknown>;
     expect(() => module['ad']).toThrow(/exports no 'ad'; it exports .*add/);
@@ -133,6 +141,11 @@ describe('objects', () => {
     const data = new Uint8Array(5_000_000).fill(1);
     expect(await cluster.get(sum(data))).toBe(5_000_000);
     expect(Buffer.compare(await cluster.get(bytes(300_000)), new Uint8Array(300_000).fill(7))).toBe(0);
+  });
+
+  it('gets large values inside tasks, and puts them there', async () => {
+    const { sizeOf } = await flow();
+    expect(await cluster.get(sizeOf([await cluster.put(new Uint8Array(700_000)), await cluster.put(new Uint8Array(5))]))).toBe(900_005);
   });
 
   it('passes refs inside values, both ways', async () => {
@@ -213,6 +226,42 @@ describe('actors', () => {
     for (const name of ['nope', 'hasOwnProperty', '__proto__', 'valueOf']) expect((await errorOf(cluster.get((counter[name] as () => ObjectRef)()))).message).toContain(`no method named '${name}'`);
     expect(counter['then']).toBeUndefined();
     expect(() => JSON.stringify(counter)).toThrow(/does not become JSON/);
+  });
+});
+
+describe('connecting', () => {
+  const answering = (answer: (handlers: TransportHandlers) => void, closed: () => void = () => undefined): Transport => ({
+    open: async (handlers) => {
+      queueMicrotask(() => answer(handlers));
+      return { send: () => undefined, close: async () => closed() };
+    },
+  });
+  const frame = (build: (writer: FrameWriter) => void): Uint8Array => {
+    const writer = new FrameWriter();
+    build(writer);
+    return writer.take();
+  };
+
+  it('fails with what the raylet says, and closes the connection', async () => {
+    let closed = 0;
+    const transport = answering((handlers) => handlers.batch(frame((w) => w.begin(OP.FAILED).u32(0).str('DENIED').text('session.open is denied').end())), () => closed++);
+    expect(await errorOf(connect({ transport }))).toMatchObject({ code: 'DENIED', message: 'session.open is denied' });
+    expect(closed).toBe(1);
+  });
+
+  it('fails when the welcome is missing, malformed or never comes', async () => {
+    const bad: ((handlers: TransportHandlers) => void)[] = [
+      (h) => h.batch(frame((w) => w.begin(OP.DONE).u32(1).text('').end())), (h) => h.batch(Uint8Array.of(1, 2, 3)), (h) => h.batch(frame((w) => w.begin(OP.WELCOME).raw(new Uint8Array(20)).text('{').end())),
+      (h) => h.batch(frame((w) => w.begin(OP.WELCOME).raw(new Uint8Array(20)).text('{}').u8(1).end())), (h) => h.closed(new Error('reset')), (h) => h.closed(),
+    ];
+    for (const answer of bad) expect((await errorOf(connect({ transport: answering(answer) }))).code).toMatch(/UNAVAILABLE|INVALID_ARGUMENT/);
+  });
+
+  it('ends the session on a malformed frame', async () => {
+    const { never } = await flow();
+    const pending = errorOf(cluster.get(never()));
+    raylet.handlers?.batch(Uint8Array.of(255, 255, 255, 255, 1));
+    expect((await pending).message).toContain('malformed frame');
   });
 });
 

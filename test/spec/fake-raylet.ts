@@ -14,7 +14,7 @@ interface Failure { code: string; message: string; stack: string }
 type Outcome = { bytes: Uint8Array } | { failure: Failure };
 interface Stored { outcome: Outcome | undefined; waiters: (() => void)[] }
 interface Template { number: number; kind: number; digest: string; exportName: string; method: string; options: { returns?: number; name?: string } }
-interface Client { prefix: Uint8Array; templates: Map<number, Template>; send(writer: FrameWriter): void }
+interface Client { prefix: Uint8Array; templates: Map<number, Template>; send(writer: FrameWriter): void; attach?(bytes: Uint8Array): number }
 interface Running { ids: string[]; done(): void }
 
 /** One isolate's worth of guest, driven as the worker host would. */
@@ -36,7 +36,13 @@ class FakeSlot {
     this.#raylet = raylet;
     const prefix = randomBytes(20);
     this.#guest = installInto({ global: this.global, isolated: false }, (kind, n, bytes) => this.#emitted(kind, n, bytes), JSON.stringify({ sessionPrefix: [...prefix], seed: [...randomBytes(32)] }));
-    this.client = { prefix, templates: new Map(), send: (writer) => setImmediate(() => this.deliver(writer.take())) };
+    this.client = { prefix, templates: new Map(), send: (writer) => setImmediate(() => this.deliver(writer.take())), attach: (bytes) => this.#attach(bytes) };
+  }
+
+  #attach(bytes: Uint8Array): number {
+    const attachment = this.#nextAttachment++;
+    this.#guest.attach(attachment, new Uint8Array(bytes).buffer);
+    return attachment;
   }
 
   deliver(batch: Uint8Array<ArrayBuffer>): void {
@@ -88,11 +94,7 @@ class FakeSlot {
     for (const [position, bytes] of dependencies) {
       writer.u16(position);
       if (bytes.length <= MAX_INLINE_BYTES) writer.u8(0).bytes(bytes);
-      else {
-        const attachment = this.#nextAttachment++;
-        this.#guest.attach(attachment, new Uint8Array(bytes).buffer);
-        writer.u8(1).u32(attachment);
-      }
+      else writer.u8(1).u32(this.#attach(bytes));
     }
     writer.raw(args).end();
     this.deliver(writer.take());
@@ -320,6 +322,8 @@ export class FakeRaylet implements Transport {
         if ('failure' in outcome) return this.#reply(client, OP.VALUE_FAILED, (w) => w.u32(request).u32(position).str(outcome.failure.code).text(outcome.failure.message).text(outcome.failure.stack));
         const { bytes } = outcome;
         if (bytes.length <= MAX_INLINE_BYTES) return this.#reply(client, OP.VALUE, (w) => w.u32(request).u32(position).raw(bytes));
+        const attachment = client.attach?.(bytes);
+        if (attachment !== undefined) return this.#reply(client, OP.VALUE_ATTACHED, (w) => w.u32(request).u32(position).u32(attachment));
         for (let offset = 0; offset < bytes.length; offset += CHUNK_BYTES) {
           this.#reply(client, OP.VALUE_CHUNK, (w) => w.u32(request).u32(position).u64(bytes.length).u64(offset).raw(bytes.subarray(offset, offset + CHUNK_BYTES)));
         }

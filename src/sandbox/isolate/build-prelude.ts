@@ -22,6 +22,8 @@ export function buildPrelude(): string {
   });
   const [file] = result.outputFiles;
   if (file === undefined) throw new Error('esbuild returned no prelude');
-  built = `(() => {\n'use strict';\nconst { ${CAPTURED.join(', ')} } = globalThis;\n${file.text}\nreturn prelude.install;\n})();\n`;
+  // esbuild leaves regular expressions as they are written.
+  const ascii = file.text.replace(/[^\0-\x7f]/g, (c) => `\\u${c.charCodeAt(0).toString(16).padStart(4, '0')}`);
+  built = `(() => {\n'use strict';\nconst { ${CAPTURED.join(', ')} } = globalThis;\n${ascii}\nreturn prelude.install;\n})();\n`;
   return built;
 }
