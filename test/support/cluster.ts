@@ -11,7 +11,7 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { createCsr, readProfile, svidMaterial, writeProfile } from '../../src/pki/pki.ts';
-import { runDirectory } from '../../src/cli/leftovers.ts';
+import { adminProfile, runDirectory } from '../../src/cli/leftovers.ts';
 import { LocalCluster, type ClusterOptions } from '../../src/cli/local-cluster.ts';
 import { Cluster as ClusterService, Identities, Policies, Tenants } from '../../src/rpc/generated/bulkhead/v1/head_pb.js';
 import { client, createChannel, type Client, type RpcChannel } from '../../src/rpc/rpc.ts';
@@ -168,7 +168,7 @@ export class TestCluster implements AsyncDisposable {
 
   /** Directory of a profile. */
   profile(name: string): string {
-    return name === 'admin' ? join(this.dataDir, 'admin') : join(this.directory, 'profiles', name);
+    return name === 'admin' ? adminProfile(this.dataDir) : join(this.directory, 'profiles', name);
   }
 
   svid(name: string): Promise<Awaited<ReturnType<typeof readProfile>>['svid']> {
@@ -244,6 +244,15 @@ export class TestCluster implements AsyncDisposable {
       return false;
     };
     return rows.filter((r) => !parents.has(r.pid) && under(r.pid)).map((r) => r.pid);
+  }
+
+  /** Ids of workers whose control groups a process is in. */
+  jailOf(pid: number): string[] {
+    try {
+      return [...new Set(readFileSync(`/proc/${pid}/cgroup`, 'latin1').match(/worker-[0-9a-f]{16}/g) ?? [])];
+    } catch {
+      return [];
+    }
   }
 
   /** Waits until the head counts as many live nodes as there are raylets, each with the newest policy. */

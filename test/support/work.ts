@@ -1,0 +1,152 @@
+/** What the clusters of the tests run: every export is a task or an actor class of a tenant. Runs in isolates only. */
+import { actor, context, get, put, task, wait, type ActorHandle, type ObjectRef } from 'bulkhead/runtime';
+
+export function add(a: number, b: number): number {
+  return a + b;
+}
+
+export async function fibonacci(n: number): Promise<number> {
+  if (n < 2) return n;
+  const fib = task(fibonacci);
+  const [a, b] = await get([fib(n - 1), fib(n - 2)]);
+  return (a ?? 0) + (b ?? 0);
+}
+
+export function pair(x: number): [number, number] {
+  return [x, x * 2];
+}
+
+export function total(...numbers: number[]): number {
+  return numbers.reduce((sum, n) => sum + n, 0);
+}
+
+export function fail(message: string): never {
+  throw new TypeError(message);
+}
+
+export async function failNested(): Promise<number> {
+  return await get(task(fail)('from below'));
+}
+
+export function sleep(ms: number): Promise<number> {
+  return new Promise((resolve) => {
+    setTimeout(() => resolve(ms), ms);
+  });
+}
+
+export function spin(): number {
+  for (let i = 0; ; i = (i + 1) | 0) if (i === -1) continue;
+}
+
+export function hog(): number {
+  const kept: unknown[] = [];
+  for (;;) kept.push(new Array(100_000).fill(kept.length));
+}
+
+export function bytes(n: number, fill: number): Uint8Array {
+  return new Uint8Array(n).fill(fill);
+}
+
+export function lengthOf(data: Uint8Array): number {
+  return data.length;
+}
+
+export async function attempt(): Promise<number> {
+  return context().attempt;
+}
+
+export function facts(): Pick<ReturnType<typeof context>, 'jobId' | 'tenant' | 'name' | 'attempt' | 'resources'> {
+  const { jobId, tenant, name, attempt: tried, resources } = context();
+  return { jobId, tenant, name, attempt: tried, resources };
+}
+
+/** The ref inside an array is not resolved before the call: it arrives as a ref. */
+export async function sumOfRefs(refs: ObjectRef<number>[]): Promise<number> {
+  return (await get(refs)).reduce((sum, n) => sum + n, 0);
+}
+
+export async function putBelow(n: number): Promise<{ inner: ObjectRef<Uint8Array> }> {
+  return { inner: await put(new Uint8Array(n).fill(9)) };
+}
+
+export async function firstReady(): Promise<number> {
+  const nap = task(sleep);
+  const { ready } = await wait([nap(5_000), nap(5)], { count: 1, timeoutMs: 4_000 });
+  return ready.length;
+}
+
+/** Starts long tasks below and returns without waiting for them. */
+export async function spawnAndSleep(n: number, ms: number): Promise<number> {
+  const nap = task(sleep);
+  const refs = Array.from({ length: n }, () => nap(ms));
+  await get(refs);
+  return refs.length;
+}
+
+export function say(text: string): void {
+  console.log(text);
+  console.error(`${text} (to stderr)`);
+}
+
+export function where(ms: number): Promise<string> {
+  return new Promise((resolve) => {
+    setTimeout(() => resolve('done'), ms);
+  });
+}
+
+export class Counter {
+  #n: number;
+  readonly #seen: number[] = [];
+
+  constructor(n = 0) {
+    if (n < 0) throw new RangeError('a counter does not count below zero');
+    this.#n = n;
+  }
+
+  add(k: number): number {
+    this.#n += k;
+    return this.#n;
+  }
+
+  note(k: number): number {
+    return this.#seen.push(k);
+  }
+
+  seen(): number[] {
+    return [...this.#seen];
+  }
+
+  async later(ms: number, k: number): Promise<number> {
+    await new Promise<void>((resolve) => {
+      setTimeout(resolve, ms);
+    });
+    this.#seen.push(k);
+    return k;
+  }
+
+  throws(): never {
+    throw new RangeError('on purpose');
+  }
+
+  spin(): number {
+    return spin();
+  }
+
+  hog(): number {
+    return hog();
+  }
+}
+
+export async function countWith(counter: ActorHandle<Counter>, k: number): Promise<number> {
+  return await get(counter.add(k));
+}
+
+export async function countByName(name: string, k: number): Promise<number> {
+  const counter = await actor<Counter>(name);
+  return await get(counter.add(k));
+}
+
+export async function ownActor(): Promise<number> {
+  const counter = await actor(Counter).create(40);
+  return await get(counter.add(2));
+}
