@@ -76,7 +76,8 @@ function actorWorker(core: Core, actor: Actor): Worker {
   }
   const worker = new Worker(core.nextNumber(), actor.job.tenant, bytes, 'actors');
   core.workers.set(worker.key, worker);
-  core.out.push({ type: 'start-worker', worker, cpus: 1 });
+  // Its actors may be busy side by side; what they hold is counted by the scheduler.
+  core.out.push({ type: 'start-worker', worker, cpus: Math.max(1, core.config.total.cpuUnits / 10_000) });
   return worker;
 }
 

@@ -75,6 +75,7 @@ export function onDefine(core: Core, channel: Channel, r: FrameReader): void {
     channel.refusedTemplates.set(number, failure);
     rejectCall(core, channel, number, failure);
   };
+  if (decideSession(core, channel, 'define') < 0) return refuse(DENIED);
   if (kind > CALL_KIND.ACTOR_METHOD) return refuse(refused('INVALID_ARGUMENT', `kind ${kind} is none of task, actor class, actor method`));
   if (!/^[\p{ID_Start}$_][\p{ID_Continue}$]{0,127}$/u.test(exportName) && kind !== CALL_KIND.ACTOR_METHOD) return refuse(refused('INVALID_ARGUMENT', `${quote(exportName)} is not the name of an export`));
   if (kind === CALL_KIND.ACTOR_METHOD && !/^[\p{ID_Start}$_][\p{ID_Continue}$]{0,127}$/u.test(methodName)) return refuse(refused('INVALID_ARGUMENT', `${quote(methodName)} is not the name of a method`));
@@ -101,6 +102,11 @@ export function onDefine(core: Core, channel: Channel, r: FrameReader): void {
     detail: kind === CALL_KIND.ACTOR_METHOD ? `${exportName}.${methodName}` : `${code} ${exportName}`,
     schedulingClass: kind === CALL_KIND.TASK ? classFor(core, channel.job, options.resources, options.isolation) : undefined,
   }));
+}
+
+/** Calls about the session itself. */
+function decideSession(core: Core, channel: Channel, detail: string): number {
+  return core.decide(channel, 'session.read', resource('session', { tenant: channel.job.tenant.name, name: channel.job.id, owner: channel.job.submitter.spiffeId }), channel.job.id, -1, 1, detail);
 }
 
 // --- calls ------------------------------------------------------------------------------------------------------------
@@ -578,8 +584,10 @@ export function onContext(core: Core, channel: Channel, r: FrameReader): void {
   const parent = parentOf(channel, r.u32());
   const request = r.u32();
   r.finish();
+  const seq = decideSession(core, channel, 'context');
+  if (seq < 0) return failRequest(core, channel, request, DENIED, ~seq);
   done(core, channel, request, JSON.stringify({
     job: channel.job.id, tenant: channel.job.tenant.name, node: core.config.nodeId, principal: channel.principal.spiffeId,
     task: parent === undefined ? null : core.idText(parent.channel.session, parent.seq), attempt: parent?.attempt ?? 0, depth: parent?.depth ?? channel.depth,
-  }), -1);
+  }), seq);
 }

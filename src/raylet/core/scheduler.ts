@@ -16,6 +16,8 @@ const MAX_LOOKAHEAD = 512;
 /** A lease that has run this long yields when another class waits for its resources. */
 const SLICE_MS = 100;
 const IDLE_WORKER_KEPT_MS = 10_000;
+/** On top of a task's own cpus: the worker host's thread, which feeds the isolate and carries its results. */
+const HOST_CPUS = 0.5;
 /** Blocked execs that may pile up in one isolate. */
 const MAX_BLOCKED_PER_LEASE = 4_096;
 
@@ -151,7 +153,7 @@ function startLease(core: Core, c: SchedulingClass): boolean {
     if (core.workers.size >= core.config.maxWorkers && !evictIdleWorker(core)) return false;
     worker = new Worker(core.nextNumber(), c.job.tenant, isolateBytes(core, c.resources), 'tasks');
     core.workers.set(worker.key, worker);
-    core.out.push({ type: 'start-worker', worker, cpus: Math.max(1, Math.ceil(c.resources.cpuUnits / 10_000)) });
+    core.out.push({ type: 'start-worker', worker, cpus: Math.max(1, c.resources.cpuUnits / 10_000) + HOST_CPUS });
   }
   const lease = new Lease(c, worker);
   c.leases.add(lease);
