@@ -12,7 +12,7 @@ import type { Socket } from 'node:net';
 import { BulkheadError, isErrorCode, type ErrorCode } from '../base/errors.ts';
 import { FrameReader, FrameWriter, HOST_OP } from '../base/frame.ts';
 import { SESSION_PREFIX_BYTES, type WorkerId } from '../base/ids.ts';
-import { MAX_BATCH_BYTES, MAX_ERROR_MESSAGE_CHARS, MAX_OBJECT_BYTES, MAX_STACK_CHARS } from '../base/limits.ts';
+import { MAX_BATCH_BYTES, MAX_ERROR_MESSAGE_CHARS, MAX_ISOLATES_PER_WORKER, MAX_OBJECT_BYTES, MAX_STACK_CHARS } from '../base/limits.ts';
 import { EnvelopeReader, EnvelopeWriter } from './envelope.ts';
 import type { Cgroup, CgroupLimits } from './jail/cgroup.ts';
 import type { Layer } from './jail/layers.ts';
@@ -62,8 +62,7 @@ export class WorkerProcess {
   readonly stagingDir: string;
   /** Read back from /proc before the worker took a tenant. */
   layers: readonly Layer[] = [];
-  /** Slots opened so far: the process is recycled after `MAX_ISOLATES_PER_WORKER`. */
-  slotsOpened = 0;
+  #slotsOpened = 0;
 
   onBatch: (slot: number, batch: Uint8Array) => void = () => undefined;
   onSlotFailed: (slot: number, code: ErrorCode, message: string) => void = () => undefined;
@@ -153,6 +152,11 @@ export class WorkerProcess {
     return this.#tenant;
   }
 
+  /** It has served as many isolates as a process should: open no more, let the rest finish, and kill it. */
+  get worn(): boolean {
+    return this.#slotsOpened >= MAX_ISOLATES_PER_WORKER;
+  }
+
   get limits(): CgroupLimits {
     return this.#limits;
   }
@@ -222,7 +226,7 @@ export class WorkerProcess {
 
   openSlot(slot: number, options: { readonly memoryMiB: number; readonly sessionPrefix: Uint8Array }): void {
     if (options.sessionPrefix.length !== SESSION_PREFIX_BYTES) throw new BulkheadError('INTERNAL', 'a session prefix has 20 octets');
-    this.slotsOpened++;
+    this.#slotsOpened++;
     this.#host.begin(HOST_OP.OPEN_SLOT).u32(slot).u32(options.memoryMiB).raw(options.sessionPrefix).end();
     this.#sendHost();
   }

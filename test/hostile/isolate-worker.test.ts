@@ -5,7 +5,7 @@ import { afterAll, beforeAll, expect, test, vi } from 'vitest';
 import { FrameReader, FrameWriter, OP } from '../../src/base/frame.ts';
 import { decodeValue, encodeValue } from '../../src/base/value.ts';
 import { ALLOWED_GLOBALS } from '../../src/sandbox/isolate/lockdown.ts';
-import { bundlePrelude } from '../../src/sandbox/jail/image.ts';
+import { buildPrelude } from '../../src/sandbox/isolate/build-prelude.ts';
 import type { WorkerPool } from '../../src/sandbox/worker-pool.ts';
 import type { WorkerProcess } from '../../src/sandbox/worker-process.ts';
 import { startTestPool } from './sandbox-fixture.ts';
@@ -22,6 +22,7 @@ const MODULE = `var __bulkhead_exports = (() => ({
   getters: () => ({ get value() { throw new Error('from a getter'); } }),
   proxy: () => new Proxy({}, { ownKeys() { throw new Error('from a proxy'); } }),
   thrown: () => { throw { get message() { throw 1; }, get stack() { throw 2; }, get name() { throw 3; }, toString() { throw 4; } }; },
+  rebind: () => { for (const name of ['Map', 'Uint8Array', 'DataView', 'Promise', 'JSON', 'Object', 'Error']) { try { globalThis[name] = undefined; } catch {} } return 'tried'; },
   pollute: () => { try { Object.prototype.then = (f) => f(); } catch {} try { Uint8Array.prototype.set = () => { throw 1; }; } catch {} return 'tried'; },
   deep: () => { let value = 1; for (let i = 0; i < 5000; i++) value = [value]; return value; },
   never: () => new Promise(() => {}),
@@ -38,7 +39,7 @@ const waiting = new Map<number, (outcome: unknown) => void>();
 const logs: string[] = [];
 
 beforeAll(async () => {
-  pool = await startTestPool({ prelude: await bundlePrelude() });
+  pool = await startTestPool({ prelude: buildPrelude() });
   worker = await pool.acquire({ tenant: 'acme', memoryBytes: 256 * 2 ** 20, cpus: 1 });
   const reader = new FrameReader();
   worker.onBatch = (_slot, batch) => {
@@ -125,4 +126,11 @@ test('a large result is staged and can be taken', async () => {
 test('logs come as frames', async () => {
   expect(await call('log')).toBe(1);
   expect(logs.join('')).toContain('red');
+});
+
+// Last: from here on the tenant's own code lacks what it took away from itself.
+test('rebinding the globals that the prelude uses changes nothing for the next call', async () => {
+  expect(await call('rebind')).toBe('tried');
+  expect(await call('add', 1, 2)).toBe(3);
+  expect(await call('thrown')).toMatchObject({ failure: 'TASK_FAILED' });
 });

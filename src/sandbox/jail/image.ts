@@ -7,6 +7,7 @@ import { accessSync, constants, copyFileSync, existsSync, linkSync, mkdirSync, r
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { BulkheadError } from '../../base/errors.ts';
+import { buildPrelude } from '../isolate/build-prelude.ts';
 import type { Bind, JailSpec } from './bubblewrap.ts';
 import { compileSeccomp, RUN_TIME, seccompArch, START_UP } from './seccomp.ts';
 
@@ -25,7 +26,7 @@ export interface JailImage {
 export interface ImageOptions {
   /** Made if absent. Every parent must be searchable by the workers' users. */
   readonly directory: string;
-  /** Source of the guest prelude; undefined bundles `isolate/guest/prelude.ts`. */
+  /** Source of the guest prelude; undefined builds the real one. */
   readonly prelude?: string;
 }
 
@@ -69,15 +70,6 @@ function place(source: string, target: string): void {
   }
 }
 
-/**
- * The guest prelude as one script whose completion value is its `install` function. The bundle is an expression of its own, so that it
- * leaves no global of that name.
- */
-export async function bundlePrelude(entry = fileURLToPath(new URL('../isolate/guest/prelude.ts', import.meta.url))): Promise<string> {
-  const result = await build({ entryPoints: [entry], bundle: true, write: false, format: 'iife', globalName: '__bulkhead_prelude', platform: 'neutral', target: 'node24', legalComments: 'none', minifySyntax: true, minifyWhitespace: true, logLevel: 'silent' });
-  return `(function(){${result.outputFiles[0]?.text ?? ''}\nreturn __bulkhead_prelude.install;})()`;
-}
-
 async function bundleHost(): Promise<string> {
   const entry = fileURLToPath(new URL('../isolate/worker-host.ts', import.meta.url));
   const result = await build({ entryPoints: [entry], bundle: true, write: false, format: 'cjs', platform: 'node', target: 'node24', legalComments: 'none', minifySyntax: true, minifyWhitespace: true, logLevel: 'silent' });
@@ -90,7 +82,9 @@ export async function buildImage(options: ImageOptions): Promise<JailImage> {
   if (loader === undefined || process.platform !== 'linux') throw new BulkheadError('LAYER_MISSING', 'layer empty-root is missing: workers run on Linux with glibc only');
   const directory = options.directory;
   mkdirSync(directory, { recursive: true, mode: 0o755 });
-  const [host, prelude] = await Promise.all([bundleHost(), options.prelude ?? bundlePrelude()]);
+  const bundling = bundleHost();
+  const prelude = options.prelude ?? buildPrelude();
+  const host = await bundling;
   const at = (name: string): string => join(directory, name);
   writeFileSync(at('worker-host.cjs'), host, { mode: 0o644 });
   writeFileSync(at('prelude.js'), prelude, { mode: 0o644 });
