@@ -65,7 +65,7 @@ export function remoteClass(core: ClientCore, of: ExportRef, options?: ActorOpti
       const handle = core.handle(id, info);
       if (options?.name === undefined) return handle;
       // A name belongs to one actor: asking who has it now tells whether this one was made, and with getIfExists which one to use.
-      const found = await core.lookupActor(options.name);
+      const found = await core.lookupActor(options.namespace === undefined ? options.name : `${options.namespace}/${options.name}`);
       if (options.getIfExists === true) return found;
       const foundId = describeActorHandle(found)?.id;
       if (foundId === undefined || !foundId.every((octet, i) => octet === id[i])) {

@@ -306,7 +306,8 @@ export class ClientCore {
     }
     const count = positions?.length ?? 0;
     if (count > MAX_DEPENDENCIES) throw new BulkheadError('INVALID_ARGUMENT', `${count} refs among the arguments; at most ${MAX_DEPENDENCIES}: pass an array of refs and get them inside`);
-    const seq = this.#take(returns);
+    // A call without results has an index too: it names the call.
+    const seq = this.#take(Math.max(returns, 1));
     const w = this.#writer;
     try {
       w.begin(op).u32(this.#options.parent()).u32(seq).u32(template);

@@ -3,7 +3,7 @@
  * DEFINE carries. Must never pass an unknown option on: a misspelt limit would be no limit.
  */
 import { BulkheadError } from '../base/errors.ts';
-import { parseLocalName, quote } from '../base/ids.ts';
+import { quote } from '../base/ids.ts';
 import { MAX_RETURNS } from '../base/limits.ts';
 import { parseMemory, parseUnits } from '../base/resources.ts';
 
@@ -14,7 +14,7 @@ export interface MethodOptions {
   readonly timeoutMs?: number;
   readonly cpuTimeMs?: number;
   readonly queueTimeoutMs?: number;
-  /** For lists and logs; need not be unique. */
+  /** For lists and logs: letters, digits and . _ : / -; need not be unique. */
   readonly name?: string;
 }
 
@@ -41,7 +41,7 @@ export interface TaskOptions extends MethodOptions, PlacementOptions {
 }
 
 export interface ActorOptions extends PlacementOptions {
-  /** Found again with `cluster.actor(name)`. */
+  /** Found again with `cluster.actor(name)`, in another namespace with `cluster.actor('namespace/name')`. */
   readonly name?: string;
   readonly namespace?: string;
   /** Lives on when its job ends. */
@@ -73,24 +73,23 @@ function oneOf(...allowed: readonly string[]): Check {
 }
 
 const flag: Check = (name, value) => (typeof value === 'boolean' ? value : refuse(name, value, 'give true or false'));
-const text: Check = (name, value) => (typeof value === 'string' && value.length >= 1 && value.length <= 256 ? value : refuse(name, value, 'give a text of 1 to 256 characters'));
-const localName: Check = (name, value) => {
-  try {
-    return parseLocalName(value);
-  } catch {
-    return refuse(name, value, 'lower-case letters, digits and inner . _ -, 1 to 64 characters');
-  }
-};
+function matching(pattern: RegExp, form: string): Check {
+  return (name, value) => (typeof value === 'string' && pattern.test(value) ? value : refuse(name, value, form));
+}
+const text = matching(/^[A-Za-z0-9](?:[A-Za-z0-9._:/-]{0,126}[A-Za-z0-9])?$/, '1 to 128 characters of A-Z a-z 0-9 and inner . _ : / -');
+/** Without `/`: an actor is looked up as `namespace/name`. */
+const actorName = matching(/^[A-Za-z0-9](?:[A-Za-z0-9._:-]{0,126}[A-Za-z0-9])?$/, '1 to 128 characters of A-Z a-z 0-9 and inner . _ : -');
 const ONE_DAY_MS = 24 * 60 * 60_000;
 const milliseconds = integer(1, 7 * ONE_DAY_MS);
-const TABLE_KEY = /^[A-Za-z0-9](?:[A-Za-z0-9._/-]{0,62}[A-Za-z0-9])?$/;
+const TABLE_KEY = /^[A-Za-z][A-Za-z0-9_.:-]{0,62}$/;
+const MAX_TABLE_ENTRIES = 32;
 
 function table(what: string, check: Check): Check {
   return (name, value) => {
     if (typeof value !== 'object' || value === null || Array.isArray(value)) return refuse(name, value, `give an object of ${what}`);
     const entries = Object.entries(value);
-    if (entries.length > 64) refuse(name, value, 'at most 64 entries');
-    return Object.fromEntries(entries.map(([key, item]) => [TABLE_KEY.test(key) ? key : refuse(`${name} key`, key, 'letters, digits and inner . _ - /'), check(`${name}.${key}`, item)]));
+    if (entries.length > MAX_TABLE_ENTRIES) refuse(name, value, `at most ${MAX_TABLE_ENTRIES} entries`);
+    return Object.fromEntries(entries.map(([key, item]) => [TABLE_KEY.test(key) ? key : refuse(`${name} key`, key, 'a letter, then at most 62 letters, digits and _ . : -'), check(`${name}.${key}`, item)]));
   };
 }
 
@@ -105,20 +104,20 @@ const PLACEMENT: Readonly<Record<string, Check>> = {
     return value;
   }),
   labels: table('texts by name', text),
-  nodeAffinity: localName,
+  nodeAffinity: text,
   scheduling: oneOf('default', 'spread'),
   isolation: oneOf('isolate', 'gvisor'),
-  label: localName,
+  label: text,
 };
 const TIMES: Readonly<Record<string, Check>> = { timeoutMs: milliseconds, cpuTimeMs: milliseconds, queueTimeoutMs: milliseconds };
 const METHOD: Readonly<Record<string, Check>> = { ...TIMES, returns: integer(0, MAX_RETURNS), name: text };
 const TASK: Readonly<Record<string, Check>> = {
-  ...PLACEMENT, ...METHOD, maxRetries: integer(-1, 1_000_000),
+  ...PLACEMENT, ...METHOD, maxRetries: integer(0, 100),
   retryOn: (name, value) => (Array.isArray(value) && value.length <= 16 ? value.map((code) => text(name, code)) : refuse(name, value, 'give a list of error codes')),
 };
 const ACTOR: Readonly<Record<string, Check>> = {
-  ...PLACEMENT, ...TIMES, name: localName, namespace: localName, detached: flag, getIfExists: flag, maxRestarts: integer(-1, 1_000_000), maxTaskRetries: integer(-1, 1_000_000),
-  maxConcurrency: integer(1, 10_000), maxPendingCalls: integer(-1, 1_000_000),
+  ...PLACEMENT, ...TIMES, name: actorName, namespace: actorName, detached: flag, getIfExists: flag, maxRestarts: integer(0, 1_000), maxTaskRetries: integer(0, 1_000),
+  maxConcurrency: integer(1, 10_000), maxPendingCalls: integer(0, 1_000_000),
 };
 /** Names whose JSON is called otherwise. */
 const WIRE_NAME: Readonly<Record<string, string>> = { memory: 'memoryBytes' };

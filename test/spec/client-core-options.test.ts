@@ -6,10 +6,10 @@ const json = (options: { json: string }): unknown => JSON.parse(options.json);
 
 describe('options', () => {
   it('map to what DEFINE carries', () => {
-    expect(json(taskOptions({ cpus: 0.5, memory: '64MiB', timeoutMs: 5_000, maxRetries: 3, returns: 2, resources: { gpu: 0.25 }, labels: { zone: 'a' }, scheduling: 'spread', isolation: 'isolate', retryOn: ['TASK_FAILED'], name: 'Any Name' }))).toEqual({
-      cpus: 0.5, memoryBytes: 67_108_864, timeoutMs: 5_000, maxRetries: 3, returns: 2, resources: { gpu: 0.25 }, labels: { zone: 'a' }, scheduling: 'spread', isolation: 'isolate', retryOn: ['TASK_FAILED'], name: 'Any Name',
+    expect(json(taskOptions({ cpus: 0.5, memory: '64MiB', timeoutMs: 5_000, maxRetries: 3, returns: 2, resources: { gpu: 0.25 }, labels: { zone: 'a' }, scheduling: 'spread', isolation: 'isolate', retryOn: ['TASK_FAILED'], name: 'Any/Name' }))).toEqual({
+      cpus: 0.5, memoryBytes: 67_108_864, timeoutMs: 5_000, maxRetries: 3, returns: 2, resources: { gpu: 0.25 }, labels: { zone: 'a' }, scheduling: 'spread', isolation: 'isolate', retryOn: ['TASK_FAILED'], name: 'Any/Name',
     });
-    expect(json(actorOptions({ name: 'delays', detached: true, getIfExists: true, maxRestarts: -1, maxConcurrency: 4, maxPendingCalls: 10, namespace: 'x' }))).toEqual({ name: 'delays', detached: true, getIfExists: true, maxRestarts: -1, maxConcurrency: 4, maxPendingCalls: 10, namespace: 'x' });
+    expect(json(actorOptions({ name: 'delays', detached: true, getIfExists: true, maxRestarts: 3, maxConcurrency: 4, maxPendingCalls: 10, namespace: 'x' }))).toEqual({ name: 'delays', detached: true, getIfExists: true, maxRestarts: 3, maxConcurrency: 4, maxPendingCalls: 10, namespace: 'x' });
     expect(json(methodOptions({ timeoutMs: 1 }))).toEqual({ timeoutMs: 1 });
     expect(json(taskOptions())).toEqual({});
     expect(json(taskOptions({ name: undefined } as never))).toEqual({});

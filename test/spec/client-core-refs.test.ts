@@ -75,6 +75,13 @@ describe('calls', () => {
     expect([hexOf(first), hexOf(a as ObjectRef), hexOf(b as ObjectRef)]).toEqual(['01', '02', '03'].map((index) => `${Buffer.from(prefix).toString('hex')}${index}000000`));
   });
 
+  it('without results still have an index of their own', () => {
+    const template = define('{"returns":0}', 0);
+    expect(core.submit(template, 0, [])).toEqual([]);
+    expect(core.submit(template, 0, [])).toEqual([]);
+    expect(flush().slice(1).map(({ body }) => body[4])).toEqual([1, 2]);
+  });
+
   it('that cannot be encoded leave no torn frame', () => {
     const template = define();
     flush();
