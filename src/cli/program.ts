@@ -239,9 +239,9 @@ export function buildProgram(): Command {
   return program;
 }
 
-function prepare(command: Command): void {
-  command.exitOverride().showHelpAfterError('(bulkhead --help shows how)').configureOutput({ outputError: (text, write) => write(text) });
-  for (const child of command.commands) prepare(child);
+function prepare(command: Command, path: string, json: boolean): void {
+  command.exitOverride().showHelpAfterError(json ? false : `(${path} --help shows how)`).configureOutput({ outputError: (text, write) => (json ? undefined : write(text)) });
+  for (const child of command.commands) prepare(child, `${path} ${child.name()}`, json);
 }
 
 /** Runs one command line; returns the exit code. */
@@ -249,14 +249,20 @@ export async function runCommandLine(args: readonly string[]): Promise<number> {
   // A reader that went away (`| head`) ends the program quietly.
   process.stdout.on('error', (error: NodeJS.ErrnoException) => process.exit(error.code === 'EPIPE' ? 0 : 1));
   const program = buildProgram();
-  prepare(program);
+  // What follows `run FILE` is not ours, but then the command line was right.
+  const json = args.includes('--json');
+  prepare(program, 'bulkhead', json);
   try {
     await program.parseAsync(args, { from: 'user' });
     return 0;
   } catch (thrown) {
     if (thrown instanceof ExitCode) return thrown.exitCode;
-    if (thrown instanceof CommanderError) return thrown.exitCode === 0 ? 0 : 2;
-    new Terminal(false).fail(thrown);
-    return exitCodeOf(thrown);
+    if (!(thrown instanceof CommanderError)) {
+      new Terminal(json).fail(thrown);
+      return exitCodeOf(thrown);
+    }
+    if (thrown.exitCode === 0) return 0;
+    if (json) new Terminal(true).fail(new UsageError(thrown.message.replace(/^error: /, '')));
+    return 2;
   }
 }

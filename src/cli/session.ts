@@ -2,12 +2,13 @@
  * The caller's connections: to the head by a profile, and to raylets by the SPIFFE IDs that the head names. Must never: talk to a raylet
  * that the head did not name, or let one raylet that is away hide what the others say.
  */
+import { existsSync } from 'node:fs';
 import type { DescService } from '@bufbuild/protobuf';
 import { BulkheadError, toSafeError } from '../base/errors.ts';
 import { parseSpiffeId, type ParsedSpiffeId } from '../base/ids.ts';
 import { Cluster, Sessions } from '../rpc/generated/bulkhead/v1/head_pb.js';
 import { client, createChannel, type Client, type RpcChannel } from '../rpc/rpc.ts';
-import { openHead, type HeadConnection } from '../sdk/head-client.ts';
+import { openHead, profileDirectory, type HeadConnection } from '../sdk/head-client.ts';
 
 export const CALL_TIMEOUT_MS = 15_000;
 
@@ -32,6 +33,10 @@ export class CallerSession implements AsyncDisposable {
   }
 
   static async open(profile: string | undefined): Promise<CallerSession> {
+    const directory = profileDirectory(profile);
+    if (profile === undefined && (process.env['BULKHEAD_PROFILE'] ?? '') === '' && !existsSync(directory)) {
+      throw new BulkheadError('INVALID_ARGUMENT', `there is no profile yet: start a cluster with 'bulkhead up' (its administrator becomes ${directory}), or name a profile with --profile DIR`);
+    }
     return new CallerSession(await openHead({ profile }));
   }
 

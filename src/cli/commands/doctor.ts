@@ -9,6 +9,8 @@ import { LAYER_REMEDIES, type Layer } from '../../sandbox/jail/layers.ts';
 import { probeLayers } from '../../sandbox/worker-pool.ts';
 import { bytesText, ExitCode, printable, type Terminal } from '../terminal.ts';
 
+const HERE = 'this machine';
+
 interface ShownLayer {
   readonly name: string;
   readonly on: boolean;
@@ -44,7 +46,9 @@ const ofProbe = (layers: readonly Layer[]): ShownLayer[] => layers.map((l) => ({
 
 function show(terminal: Terminal, { where, insecureDev, layers }: Report): void {
   const missing = layers.filter((l) => !l.on);
-  terminal.say(`\n${terminal.colour('bold', where)}${insecureDev ? ' (started with --insecure-dev)' : ''}: ${missing.length === 0 ? `all ${layers.length} layers are on` : `${missing.length} of ${layers.length} layers are MISSING`}`);
+  terminal.say(`${where === HERE ? '\n' : ''}${terminal.colour('bold', where)}${insecureDev ? ' (started with --insecure-dev)' : ''}: ${missing.length === 0 ? `all ${layers.length} layers are on` : `${missing.length} of ${layers.length} layers are MISSING`}`);
+  // The same names on every node: where all is well, one line says it; --json has the details.
+  if (missing.length === 0 && where !== HERE) return;
   terminal.table(['LAYER', 'ON', 'SEEN', 'WHAT TO DO'], layers.map((l) => [l.name, l.on ? 'yes' : 'NO', l.detail.slice(0, 60), l.remedy]));
 }
 
@@ -55,7 +59,7 @@ export async function doctor(terminal: Terminal, { local, profile }: { readonly 
   const clock = { nowMs: () => Date.now(), monotonicMs: () => performance.now() };
   let failure: BulkheadError | undefined;
   try {
-    reports.push({ where: 'this machine', insecureDev: false, layers: ofProbe(await terminal.progress('starting a jail to look at', probeLayers({ clock }))) });
+    reports.push({ where: HERE, insecureDev: false, layers: ofProbe(await terminal.progress('starting a jail to look at', probeLayers({ clock }))) });
   } catch (thrown) {
     failure = toSafeError(thrown);
     if (failure.code === 'INTERNAL') throw thrown;
