@@ -272,6 +272,8 @@ export class RayletCore {
   upstreamClosed(upstream: Upstream, failure: Failure): void {
     this.state.out.push({ type: 'close-upstream', upstream });
     remoteLost(this.state, closeUpstream(this.state, upstream, failure), failure);
+    // Actors that lived there are gone too, also those that nobody was calling.
+    for (const actor of [...upstream.job.actors]) if (actor.upstream === upstream) actorDied(this.state, actor, failure);
     this.settle();
   }
 

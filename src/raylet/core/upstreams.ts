@@ -228,7 +228,7 @@ export function closeUpstream(core: Core, upstream: Upstream, failure: Failure):
   const tasks = [...upstream.tasks];
   upstream.tasks.clear();
   for (const session of core.sessions.values()) {
-    for (const entry of session.objects.values()) if (entry.remote === upstream && entry.status === OBJECT_STATUS.REMOTE) settleFailed(core, entry, failure);
+    for (const entry of session.objects.values()) if (entry.remote === upstream && entry.status === OBJECT_STATUS.REMOTE) settleFailed(core, entry, { code: 'OBJECT_LOST', message: `the object was on another node: ${failure.message}`, stack: '' });
   }
   return tasks;
 }
