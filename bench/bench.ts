@@ -1,0 +1,224 @@
+/**
+ * `npm run bench`: the rows of `ray microbenchmark` on a cluster of its own, over mTLS with every control on. `--ray` measures Ray in the same
+ * run, slices of both in turn, and prints ratios and floors. Must never: turn a control off, or leave something running.
+ * Exit codes: 0 done, 1 failed or (with --ray) a floor is missed, 2 wrong usage.
+ */
+import { mkdirSync, writeFileSync } from 'node:fs';
+import { loadavg } from 'node:os';
+import { dirname, resolve } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { parseArgs } from 'node:util';
+import { startCluster } from './cluster.ts';
+import { measureControls, type ControlResult } from './controls.ts';
+import { Drivers } from './drivers.ts';
+import { endOnSignals } from './lifetimes.ts';
+import { RAY_VERSION, RayProcess, rayPython } from './ray.ts';
+import { COLUMNS, machine, tableRows, textTable, verdictOf, type RowResult } from './report.ts';
+import { ROWS, type Row } from './rows.ts';
+import { bulkheadSizes, rayClient, raySizes, type Sizes } from './sizes.ts';
+
+const USAGE = `usage: npm run bench -- [--ray] [--rows TEXT] [--runs N] [--seconds S] [--controls] [--json FILE]
+  --ray       install Ray ${RAY_VERSION} in a virtual environment (once) and measure it in the same run
+  --rows      only the rows whose name contains TEXT (several: separated by '|')
+  --runs      runs of each row, of which the median counts (default 3)
+  --seconds   length of one slice (default 2)
+  --controls  what each control costs: mTLS, policy, audit, jail, with and without
+  --json      also write the results to FILE (default bench/results/latest.json)`;
+const WARM_UP_SECONDS = 1;
+const MIB = 2 ** 20;
+
+interface Options {
+  readonly ray: boolean;
+  readonly controls: boolean;
+  readonly wanted: (name: string) => boolean;
+  readonly all: boolean;
+  readonly runs: number;
+  readonly seconds: number;
+  readonly json: string;
+}
+
+class UsageError extends Error {}
+
+export function parseOptions(args: readonly string[]): Options {
+  let values;
+  try {
+    ({ values } = parseArgs({
+      args: [...args], strict: true, allowPositionals: false,
+      options: { ray: { type: 'boolean' }, controls: { type: 'boolean' }, rows: { type: 'string' }, runs: { type: 'string' }, seconds: { type: 'string' }, json: { type: 'string' }, help: { type: 'boolean', short: 'h' } },
+    }));
+  } catch (thrown) {
+    throw new UsageError(thrown instanceof Error ? thrown.message : '');
+  }
+  if (values.help === true) throw new UsageError('');
+  const number = (name: 'runs' | 'seconds', fallback: number, min: number, max: number): number => {
+    const given = values[name];
+    const value = given === undefined ? fallback : Number(given);
+    if (!(value >= min && value <= max) || (name === 'runs' && !Number.isInteger(value))) throw new UsageError(`--${name} ${given ?? ''} is not a ${name === 'runs' ? 'whole ' : ''}number from ${min} to ${max}`);
+    return value;
+  };
+  const filters = values.rows?.split('|').map((f) => f.trim()).filter((f) => f !== '');
+  const wanted = (name: string): boolean => filters === undefined || filters.some((f) => name.includes(f));
+  if (![...ROWS.map((r) => r.name), ...SIZE_ROWS.map((r) => r.name)].some(wanted)) throw new UsageError(`no row's name contains '${values.rows ?? ''}'`);
+  return {
+    ray: values.ray === true, controls: values.controls === true, wanted, all: filters === undefined, runs: number('runs', 3, 1, 100), seconds: number('seconds', 2, 0.05, 60),
+    json: resolve(values.json ?? fileURLToPath(new URL('./results/latest.json', import.meta.url))),
+  };
+}
+
+interface SizeRow {
+  readonly name: string;
+  readonly unit: string;
+  readonly of: (sizes: Sizes) => number;
+  readonly floor?: NonNullable<RowResult['floor']>;
+}
+
+export const SIZE_ROWS: readonly SizeRow[] = [
+  { name: 'start to ready', unit: 'ms', of: (s) => s.readyMs, floor: { kind: 'most', value: 1_000 } },
+  { name: 'idle cluster memory', unit: 'MiB', of: (s) => s.idleBytes / MIB, floor: { kind: 'part', value: 1 / 3 } },
+  { name: 'idle cluster processor use', unit: '% of a core', of: (s) => s.idleCpus * 100 },
+  { name: 'actor creation', unit: 'actors/s', of: (s) => s.actorsPerSecond, floor: { kind: 'ratio', value: 40 } },
+  { name: 'memory per idle actor', unit: 'MiB', of: (s) => s.bytesPerActor / MIB, floor: { kind: 'part', value: 1 / 15 } },
+];
+
+const note = (text: string): void => void process.stderr.write(`${text}\n`);
+const reasonOf = (thrown: unknown): string => (thrown instanceof Error ? thrown.message : String(thrown)).slice(0, 300);
+
+/** One row on Bulkhead, and beside every slice one of `ray` if there is one. */
+async function measureRow(drivers: Drivers, row: Row, options: Options, ray: ((seconds: number) => Promise<number>) | undefined): Promise<RowResult> {
+  const floor = row.floor === undefined ? {} : { floor: { kind: 'ratio', value: row.floor } as const };
+  const result = { name: row.name, unit: row.unit, bulkhead: [] as number[], ray: [] as number[], ...floor };
+  const failures: string[] = [];
+  let rayRuns = ray;
+  const raySlice = async (seconds: number, kept: boolean): Promise<void> => {
+    try {
+      const rate = await rayRuns?.(seconds);
+      if (kept && rate !== undefined) result.ray.push(rate);
+    } catch (thrown) {
+      rayRuns = undefined;
+      failures.push(`Ray: ${reasonOf(thrown)}`);
+    }
+  };
+  let prepared: Awaited<ReturnType<Drivers['prepare']>> | undefined;
+  try {
+    if (row.missing !== undefined) throw new Error(row.missing);
+    prepared = await drivers.prepare(row);
+    await prepared.run(Math.min(WARM_UP_SECONDS, options.seconds));
+  } catch (thrown) {
+    failures.push(reasonOf(thrown));
+    prepared = undefined;
+  }
+  await raySlice(Math.min(WARM_UP_SECONDS, options.seconds), false);
+  for (let i = 0; i < options.runs; i++) {
+    try {
+      if (prepared !== undefined) result.bulkhead.push(await prepared.run(options.seconds));
+    } catch (thrown) {
+      failures.push(reasonOf(thrown));
+      prepared = undefined;
+    }
+    await raySlice(options.seconds, true);
+  }
+  await drivers.renew();
+  return failures.length === 0 ? result : { ...result, reason: failures.join('; ') };
+}
+
+async function rateRows(options: Options, python: string | undefined, report: (result: RowResult) => void): Promise<void> {
+  const rows = ROWS.filter((row) => options.wanted(row.name));
+  if (rows.length === 0) return;
+  await using cluster = await startCluster();
+  await using drivers = new Drivers(cluster);
+  const done = new Set<string>();
+  const wantedOfRay = rows.filter((row) => row.ray).map((row) => row.name);
+  if (python !== undefined && wantedOfRay.length > 0) {
+    const ray = new RayProcess(python, ['rows', JSON.stringify(wantedOfRay)]);
+    try {
+      for (;;) {
+        const { row: name, done: over } = await ray.answer();
+        if (over === true) break;
+        const row = rows.find((r) => r.name === name);
+        let failed = false;
+        if (row !== undefined) {
+          done.add(row.name);
+          report(await measureRow(drivers, row, options, async (seconds) => {
+            try {
+              return (await ray.ask({ do: 'run', seconds })).rate ?? Number.NaN;
+            } catch (thrown) {
+              failed = true;
+              throw thrown;
+            }
+          }));
+        }
+        // After an error Ray has gone on to its next row by itself.
+        if (!failed) ray.tell({ do: 'next' });
+      }
+    } catch (thrown) {
+      note(`Ray's rows ended early: ${reasonOf(thrown)}`);
+    } finally {
+      await ray.stop();
+    }
+  }
+  for (const row of rows) {
+    if (done.has(row.name)) continue;
+    if (python !== undefined && row.name === 'client: get gigabytes') {
+      const remote = await rayClient(python);
+      try {
+        report(await measureRow(drivers, row, options, remote.get));
+      } finally {
+        await remote.stop();
+      }
+    } else report(await measureRow(drivers, row, options, undefined));
+  }
+}
+
+async function sizeRows(options: Options, python: string | undefined, report: (result: RowResult) => void): Promise<void> {
+  const rows = SIZE_ROWS.filter((row) => options.wanted(row.name));
+  if (rows.length === 0) return;
+  const bulkhead: Sizes[] = [];
+  const ray: Sizes[] = [];
+  let reason: string | undefined;
+  for (let i = 0; i < options.runs && reason === undefined; i++) {
+    try {
+      bulkhead.push(await bulkheadSizes());
+      if (python !== undefined) ray.push(await raySizes(python));
+    } catch (thrown) {
+      reason = reasonOf(thrown);
+    }
+  }
+  for (const { name, unit, of, floor } of rows) report({ name, unit, bulkhead: bulkhead.map(of), ray: ray.map(of), ...(floor === undefined ? {} : { floor }), ...(reason === undefined ? {} : { reason }) });
+}
+
+async function main(): Promise<void> {
+  const options = parseOptions(process.argv.slice(2));
+  endOnSignals();
+  const here = machine();
+  note(`${here.cores} × ${here.processor}, ${here.memoryGiB} GiB, Linux ${here.kernel}, Node ${here.node}, load ${here.loadBefore}`);
+  if (here.loadBefore > 0.5) note('the machine is not quiet: compare ratios, not rates');
+  const python = options.ray ? await rayPython(note) : undefined;
+  const results: RowResult[] = [];
+  let controls: readonly ControlResult[] = [];
+  const write = (): void => {
+    mkdirSync(dirname(options.json), { recursive: true });
+    writeFileSync(options.json, `${JSON.stringify({ version: 1, machine: { ...here, loadAfter: loadavg()[0] }, ray: options.ray ? RAY_VERSION : null, runs: options.runs, seconds: options.seconds, rows: results.map((r) => ({ ...r, verdict: verdictOf(r) })), controls }, null, 1)}\n`);
+  };
+  const report = (result: RowResult): void => {
+    results.push(result);
+    const [name, ours, theirs, unit, ratio, , verdict] = tableRows([result])[0] as string[];
+    note(`  ${name}: ${ours} ${unit}${options.ray ? `, Ray ${theirs}, ratio ${ratio}` : ''} ${verdict}`);
+    write();
+  };
+  await sizeRows(options, python, report);
+  await rateRows(options, python, report);
+  if (options.controls) controls = await measureControls({ seconds: options.seconds, runs: options.runs, note });
+  write();
+  process.stdout.write(`${textTable(COLUMNS, tableRows(results))}\n`);
+  if (controls.length > 0) process.stdout.write(`\n${textTable(['control', 'with', 'without', 'unit', 'cost', ''], controls.map((c) => [c.control, c.with, c.without, c.unit, c.cost, c.note]))}\n`);
+  note(`written to ${options.json}`);
+  if (results.some((r) => verdictOf(r) === 'FAIL')) process.exitCode = 1;
+}
+
+if (process.argv[1] !== undefined && resolve(process.argv[1]) === fileURLToPath(import.meta.url)) {
+  main().catch((thrown: unknown) => {
+    if (thrown instanceof UsageError) note(`${thrown.message === '' ? '' : `${thrown.message}\n`}${USAGE}`);
+    else note(`the bench failed: ${thrown instanceof Error ? (thrown.stack ?? thrown.message) : String(thrown)}`);
+    process.exit(thrown instanceof UsageError ? 2 : 1);
+  });
+}

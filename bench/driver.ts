@@ -1,0 +1,57 @@
+/** One client of the bench: a process of its own with one connection, that prepares rows and measures slices as its parent says (over IPC). */
+import { connect } from '../src/sdk/sdk.ts';
+import { sliceRate } from './measure.ts';
+import { rowNamed, type Step } from './rows.ts';
+import type { ActorHandle } from '../src/sdk/sdk.ts';
+
+export type DriverCommand =
+  | { readonly do: 'prepare'; readonly row: string; readonly index: number; readonly key: string }
+  | { readonly do: 'run'; readonly seconds: number }
+  | { readonly do: 'create-actors'; readonly count: number }
+  | { readonly do: 'collect' }
+  | { readonly do: 'stop' };
+export type DriverAnswer = { readonly ok: true; readonly rate?: number } | { readonly error: string };
+
+const PARENT_GONE_EXIT = 1;
+process.on('disconnect', () => process.exit(PARENT_GONE_EXIT));
+
+const cluster = await connect();
+const module = await cluster.module<typeof import('./workload.ts')>(new URL('./workload.ts', import.meta.url));
+let step: Step | undefined;
+const kept: ActorHandle<{ ping(): Uint8Array }>[] = [];
+
+async function perform(command: DriverCommand): Promise<DriverAnswer> {
+  switch (command.do) {
+    case 'prepare':
+      step = await rowNamed(command.row).prepare?.({ cluster, module, index: command.index, key: command.key });
+      return { ok: true };
+    case 'run':
+      if (step === undefined) throw new Error('no row is prepared');
+      return { ok: true, rate: await sliceRate(step, command.seconds) };
+    case 'create-actors': {
+      const start = performance.now();
+      const actors = await Promise.all(Array.from({ length: command.count }, () => module.Idle.create()));
+      await cluster.get(actors.map((actor) => actor.ping()));
+      kept.push(...actors);
+      return { ok: true, rate: (command.count / (performance.now() - start)) * 1_000 };
+    }
+    case 'collect':
+      (globalThis as { gc?: () => void }).gc?.();
+      return { ok: true };
+    case 'stop':
+      await cluster.close();
+      return { ok: true };
+  }
+}
+
+process.on('message', (command: DriverCommand) => {
+  perform(command).then(
+    (answer) => {
+      process.send?.(answer, () => {
+        if (command.do === 'stop') process.exit(0);
+      });
+    },
+    (thrown: unknown) => process.send?.({ error: thrown instanceof Error ? `${(thrown as { code?: string }).code ?? ''} ${thrown.message}` : String(thrown) }),
+  );
+});
+process.send?.({ ok: true } satisfies DriverAnswer);

@@ -1,0 +1,77 @@
+/** Stopwatch and scales of the bench: rates over bounded slices, medians, and the memory of process trees as /proc tells it. */
+import { readdirSync, readFileSync } from 'node:fs';
+
+/** Operations a second over one slice of `seconds`; at least one step, the last one whole. A step says how many operations it was. */
+export async function sliceRate(step: () => Promise<number>, seconds: number): Promise<number> {
+  const start = performance.now();
+  let done = 0;
+  for (;;) {
+    done += await step();
+    const elapsedMs = performance.now() - start;
+    if (elapsedMs >= seconds * 1_000) return (done / elapsedMs) * 1_000;
+  }
+}
+
+export function median(values: readonly number[]): number {
+  const sorted = [...values].sort((a, b) => a - b);
+  const middle = sorted.length >> 1;
+  if (sorted.length === 0) return Number.NaN;
+  return sorted.length % 2 === 1 ? (sorted[middle] as number) : ((sorted[middle - 1] as number) + (sorted[middle] as number)) / 2;
+}
+
+/** Pid and pids of all descendants, one look at /proc. */
+export function processTree(...roots: readonly number[]): number[] {
+  const children = new Map<number, number[]>();
+  for (const name of readdirSync('/proc')) {
+    if (!/^\d+$/.test(name)) continue;
+    try {
+      const stat = readFileSync(`/proc/${name}/stat`, 'utf8');
+      // The command name may hold spaces and brackets: fields count from its last bracket.
+      const parent = Number(stat.slice(stat.lastIndexOf(')') + 2).split(' ')[1]);
+      children.set(parent, [...(children.get(parent) ?? []), Number(name)]);
+    } catch {
+      // It ended meanwhile.
+    }
+  }
+  const found: number[] = [];
+  const open = [...roots];
+  for (let pid = open.pop(); pid !== undefined; pid = open.pop()) {
+    if (found.includes(pid)) continue;
+    found.push(pid);
+    open.push(...(children.get(pid) ?? []));
+  }
+  return found;
+}
+
+/** Proportional set size of the processes in bytes: memory that several share counts once in the sum. */
+export function proportionalBytes(pids: readonly number[]): number {
+  let total = 0;
+  for (const pid of pids) {
+    try {
+      const kib = /^Pss:\s+(\d+) kB$/m.exec(readFileSync(`/proc/${pid}/smaps_rollup`, 'utf8'))?.[1];
+      total += Number(kib ?? 0) * 1_024;
+    } catch {
+      // It ended meanwhile.
+    }
+  }
+  return total;
+}
+
+/** Processor seconds that the processes have used so far. */
+export function processorSeconds(pids: readonly number[]): number {
+  let ticks = 0;
+  for (const pid of pids) {
+    try {
+      const stat = readFileSync(`/proc/${pid}/stat`, 'utf8');
+      const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
+      ticks += Number(fields[11]) + Number(fields[12]);
+    } catch {
+      // It ended meanwhile.
+    }
+  }
+  return ticks / 100;
+}
+
+export function sleep(ms: number): Promise<void> {
+  return new Promise((resolve) => setTimeout(resolve, ms));
+}

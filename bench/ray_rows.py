@@ -1,0 +1,131 @@
+"""The Ray side of the bench: Ray's own microbenchmark, one slice at a time, and the rows that Ray has no benchmark for.
+
+`ray_rows.py rows [FILTER]` runs the code of `ray microbenchmark` itself. Only its stopwatch is replaced: for every row it announces the
+name, then measures slices as it is told on standard input, so that slices of Ray and of Bulkhead alternate. `ray_rows.py extras` does
+what it is told, one command a line. Answers are JSON Lines that begin with '@'; everything else that Ray prints is ignored.
+"""
+
+import json
+import os
+import sys
+import time
+
+os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# Ray's workers get no copy of the pipe that the commands come through.
+COMMANDS = os.fdopen(os.dup(0), "r")
+ANSWERS = os.fdopen(os.dup(1), "w")
+
+
+def say(**answer):
+    ANSWERS.write("@" + json.dumps(answer) + "\n")
+    ANSWERS.flush()
+
+
+def commands():
+    for line in iter(COMMANDS.readline, ""):
+        yield json.loads(line)
+
+
+def slice_rate(fn, multiplier, seconds):
+    """Calls a second over one slice; at least one call, the last one whole."""
+    start = time.perf_counter()
+    count = 0
+    while True:
+        fn()
+        count += 1
+        now = time.perf_counter()
+        if now - start >= seconds:
+            return multiplier * count / (now - start)
+
+
+def microbenchmark(wanted):
+    from ray._private import ray_client_microbenchmark, ray_perf
+
+    def timeit(name, fn, multiplier=1, warmup_time_sec=0):
+        if wanted is not None and name not in wanted:
+            return [None]
+        say(row=name)
+        for command in commands():
+            if command["do"] == "next":
+                return [None]
+            if command["do"] == "stop":
+                raise SystemExit(0)
+            try:
+                say(row=name, rate=slice_rate(fn, multiplier, command["seconds"]))
+            except Exception as error:
+                say(row=name, error=str(error)[:300])
+                return [None]
+        raise SystemExit(0)
+
+    ray_perf.timeit = timeit
+    ray_client_microbenchmark.timeit = timeit
+    ray_perf.main()
+    say(done=True)
+
+
+def extras():
+    import numpy as np
+    import ray
+
+    kept = {}
+    client = None
+    for command in commands():
+        do = command["do"]
+        if do == "init":
+            start = time.perf_counter()
+            kept["context"] = ray.init(logging_level="WARNING", log_to_driver=False)
+            ready = time.perf_counter()
+
+            @ray.remote
+            def one():
+                return 1
+
+            ray.get(one.remote())
+            first = time.perf_counter()
+            say(readyMs=(ready - start) * 1e3, firstTaskMs=(first - start) * 1e3, pid=os.getpid())
+        elif do == "actors":
+
+            @ray.remote(num_cpus=0)
+            class Idle:
+                def __init__(self):
+                    self.n = 0
+
+                def ping(self):
+                    return b"ok"
+
+            start = time.perf_counter()
+            actors = [Idle.remote() for _ in range(command["count"])]
+            ray.get([a.ping.remote() for a in actors])
+            say(rate=command["count"] / (time.perf_counter() - start))
+            kept["actors"] = actors
+        elif do == "drop":
+            for actor in kept.pop("actors", []):
+                ray.kill(actor)
+            say(ok=True)
+        elif do == "serve":
+            from ray.util.client.server.server import serve
+
+            kept["server"] = serve("127.0.0.1", command["port"], ray_connect_handler=lambda job_config=None, **options: kept["context"])
+            say(ok=True)
+        elif do == "connect":
+            # In a process of its own: a driver of the cluster cannot be a Ray Client too.
+            client = ray.util.connect(command["address"])
+            kept["array"] = np.zeros(command["bytes"] // 8, dtype=np.int64)
+            say(ok=bool(client))
+        elif do == "put":
+            say(rate=slice_rate(lambda: ray.put(kept["array"]), kept["array"].nbytes / 1e9, command["seconds"]))
+        elif do == "get":
+            ref = ray.put(kept["array"])
+            say(rate=slice_rate(lambda: ray.get(ref), kept["array"].nbytes / 1e9, command["seconds"]))
+        elif do == "stop":
+            break
+    if client is None and ray.is_initialized():
+        ray.shutdown()
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "rows":
+        microbenchmark(set(json.loads(sys.argv[2])) if len(sys.argv) > 2 else None)
+    else:
+        extras()
