@@ -36,7 +36,9 @@ export function printable(text: string, lines = false): string {
 
 /** JSON of messages: 64-bit integers as numbers where they are exact, bytes as base64, no protobuf type names. */
 export function jsonText(value: unknown): string {
-  return JSON.stringify(value, (key, v: unknown) => {
+  return JSON.stringify(value, function (this: Record<string, unknown>, key, shown: unknown) {
+    // A Buffer has turned itself into an object of numbers by now; what it was is in its holder.
+    const v = this[key] instanceof Uint8Array ? this[key] : shown;
     if (key === '$typeName' || key === '$unknown') return undefined;
     if (typeof v === 'bigint') return v <= BigInt(Number.MAX_SAFE_INTEGER) && v >= BigInt(Number.MIN_SAFE_INTEGER) ? Number(v) : String(v);
     if (v instanceof Uint8Array) return Buffer.from(v).toString('base64');

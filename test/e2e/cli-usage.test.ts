@@ -3,8 +3,9 @@ import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest';
-import { buildProgram, runCommandLine } from '../../src/cli/program.ts';
+import { buildProgram } from '../../src/cli/program.ts';
 import { jsonText, printable, Terminal } from '../../src/cli/terminal.ts';
+import { runInProcess, type CommandResult } from './cli-in-process.ts';
 
 let directory: string;
 beforeAll(() => {
@@ -20,21 +21,7 @@ afterAll(() => {
   rmSync(directory, { recursive: true, force: true });
 });
 
-async function run(...args: string[]): Promise<{ code: number; out: string; err: string }> {
-  const texts = { out: '', err: '' };
-  const keep = (key: 'out' | 'err') => (text: string | Uint8Array): boolean => {
-    texts[key] += typeof text === 'string' ? text : Buffer.from(text).toString();
-    return true;
-  };
-  const spies = [vi.spyOn(process.stdout, 'write').mockImplementation(keep('out')), vi.spyOn(process.stderr, 'write').mockImplementation(keep('err'))];
-  try {
-    const code = await runCommandLine(args.map((a) => a.replace('$DIR', directory)));
-    return { code, ...texts };
-  } finally {
-    for (const spy of spies) spy.mockRestore();
-    process.stdout.removeAllListeners('error');
-  }
-}
+const run = (...args: string[]): Promise<CommandResult> => runInProcess(args.map((a) => a.replace('$DIR', directory)));
 
 const WRONG: readonly (readonly [string, RegExp])[] = [
   ['stats', /unknown command 'stats'[^]*Did you mean status\?/],
@@ -165,7 +152,7 @@ describe('output', () => {
   });
 
   test('JSON: exact integers, bytes, no type names', () => {
-    expect(jsonText({ $typeName: 'x', a: 5n, b: 2n ** 60n, c: new Uint8Array([1, 2]), d: -7n })).toBe('{"a":5,"b":"1152921504606846976","c":"AQI=","d":-7}');
+    expect(jsonText({ $typeName: 'x', a: 5n, b: 2n ** 60n, c: new Uint8Array([1, 2]), d: -7n, e: [Buffer.from('x')] })).toBe('{"a":5,"b":"1152921504606846976","c":"AQI=","d":-7,"e":["eA=="]}');
   });
 
   test('colours on a terminal only, and not where NO_COLOR or JSON says no', () => {
