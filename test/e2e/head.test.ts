@@ -260,6 +260,8 @@ describe('sessions and jobs', () => {
     await expect(eve.to(Jobs).list({ tenant: 'acme' })).rejects.toEqual(denied);
     await expect(eve.to(Sessions).open({ jobId })).rejects.toEqual(denied);
     await expect(eve.to(Sessions).close({ jobId, outcome: 'failed' })).rejects.toEqual(denied);
+    // Inside the tenant a job has one owner; its colleagues may stop it, not speak for it.
+    for (const call of [() => tom.to(Sessions).open({ jobId }), () => tom.to(Sessions).refresh({ jobId }), () => tom.to(Sessions).close({ jobId, outcome: 'failed' })]) await expect(call()).rejects.toEqual(denied);
     expect((await eve.to(Jobs).list({ tenant: 'globex' })).jobs).toEqual([]);
     expect(await tom.to(Jobs).stop({ jobId })).toMatchObject({ status: 'STOPPED' });
     expect((await ana.to(Jobs).list({ tenant: 'acme' })).jobs[0]).toMatchObject({ jobId, status: 'STOPPED' });
@@ -374,6 +376,8 @@ describe('audit', () => {
     for (const event of ['svid.issued', 'identity.revoked', 'policy.applied', 'policy.rolled-back', 'job.started', 'job.succeeded', 'job.stopped']) expect(acme.filter((r) => r['event'] === event), event).not.toEqual([]);
     expect(acme).toContainEqual(expect.objectContaining({ nodeId: 'head', type: 'decision', action: 'job.stop', principal: eve.svid.spiffeId, allow: false, rule: 'wall' }));
     expect(acme).toContainEqual(expect.objectContaining({ type: 'decision', action: 'identity.revoke', principal: eve.svid.spiffeId, allow: false, rule: 'wall', resource: ana.svid.spiffeId }));
+    expect(acme).toContainEqual(expect.objectContaining({ type: 'decision', action: 'session.open', principal: eve.svid.spiffeId, allow: false, rule: 'wall' }));
+    expect(acme.filter((r) => r['principal'] === tom.svid.spiffeId && r['rule'] === 'owner')).toHaveLength(3);
     const globex = await tail(eve, 'globex').catch(() => []);
     expect(JSON.stringify(globex)).not.toContain('kim');
     const cluster = await tail(admin, '');

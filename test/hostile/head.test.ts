@@ -169,11 +169,22 @@ describe('who may call what', () => {
     })())).toBe('DENIED');
   });
 
+  it('a tenant that may see the nodes learns nothing of others by their load', async () => {
+    const stream = node.to(NodeSync).sync() as MessageStream<HeadUpdate, object>;
+    stream.write({ address: '127.0.0.1:4000', total: { cpuUnits: 20_000n, memoryBytes: 5n, custom: {} }, available: { cpuUnits: 10_000n, memoryBytes: 5n, custom: {} }, queuedTasks: 7 });
+    for await (const update of stream) if (update.policy !== undefined) break;
+    expect((await admin.to(Cluster).listNodes({})).nodes[0]).toMatchObject({ queuedTasks: 7, available: { cpuUnits: 10_000n } });
+    const { nodes } = await ana.to(Cluster).listNodes({});
+    expect([nodes[0]?.nodeId, nodes[0]?.queuedTasks, nodes[0]?.available]).toEqual(['n1', 0, undefined]);
+    expect(await codeOf(ana.to(Cluster).status({}))).toBe('DENIED');
+    stream.end();
+  });
+
   it('a tenant administrator changes nothing of the platform', async () => {
     const defaults = await admin.to(Policies).get({ tenant: '' });
     const calls = [
       ana.to(Policies).apply({ tenant: '', fileName: 'defaults.yaml', content: defaults.content }), ana.to(Policies).rollback({ tenant: '', version: 1 }), ana.to(Policies).get({ tenant: '' }), ana.to(Policies).history({}),
-      ana.to(Tenants).create({ name: 'mine' }), ana.to(Tenants).delete({ tenant: 'acme' }), ana.to(Identities).createJoinToken({}), ana.to(Identities).rotateAuthority({}), ana.to(Identities).showPki({}), ana.to(Cluster).listNodes({}),
+      ana.to(Tenants).create({ name: 'mine' }), ana.to(Tenants).delete({ tenant: 'acme' }), ana.to(Identities).createJoinToken({}), ana.to(Identities).rotateAuthority({}), ana.to(Identities).showPki({}),
       ana.to(Identities).issue({ tenant: '', kind: 'user', name: 'root', csr: freshKey().csr }), ana.to(Identities).issue({ tenant: 'platform', kind: 'user', name: 'root', csr: freshKey().csr }),
     ];
     for (const [i, code] of (await Promise.all(calls.map(codeOf))).entries()) expect(code, `call ${i}`).toMatch(/DENIED|INVALID_ARGUMENT/);

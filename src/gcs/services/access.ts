@@ -14,16 +14,29 @@ export function isSystem(principal: Principal): boolean {
   return principal.kind === 'system';
 }
 
-/** Passes when the resource is of the caller's own tenant or the caller is of the cluster; otherwise records the denial and throws. */
-export async function requireTenant(context: HeadContext, call: CallContext, target: { readonly tenant: string | undefined; readonly action: Action; readonly kind: ResourceKind; readonly name: string }): Promise<void> {
+export interface AccessTarget {
+  /** Undefined: there is no such resource. */
+  readonly tenant: string | undefined;
+  readonly action: Action;
+  readonly kind: ResourceKind;
+  readonly name: string;
+}
+
+/** Records a denial that the policy decision could not see, and throws it. `rule`: `wall`, or `owner` inside a tenant. */
+export async function deny(context: HeadContext, call: CallContext, target: AccessTarget, rule: 'wall' | 'owner'): Promise<never> {
   const { principal, decision, method } = call;
-  if (isSystem(principal) || (target.tenant !== undefined && target.tenant !== '' && target.tenant === principal.tenant)) return;
   const record = {
     type: 'decision', timeMs: context.head.clock.nowMs(), principal: principal.spiffeId, action: target.action, resourceKind: target.kind, resource: target.name, index: -1, count: 1,
-    allow: false, rule: 'wall', policyVersion: decision.policyVersion, detail: method,
+    allow: false, rule, policyVersion: decision.policyVersion, detail: method,
   } as const;
-  // To both sides of the wall; always two appends, so that time does not tell whether the resource exists.
+  // To both sides of the wall; two appends also when the resource does not exist, so that time does not tell.
   const owner = target.tenant !== undefined && context.head.tenants.get(target.tenant) !== undefined ? target.tenant : '';
-  await Promise.all([context.appendAudit(principal.tenant ?? '', record), context.appendAudit(owner, record)]);
+  await Promise.all([...new Set([principal.tenant ?? '', owner])].map((log) => context.appendAudit(log, record)));
   throw new BulkheadError('DENIED', 'not found, or not permitted');
+}
+
+/** Passes when the resource is of the caller's own tenant or the caller is of the cluster; otherwise records the denial and throws. */
+export async function requireTenant(context: HeadContext, call: CallContext, target: AccessTarget): Promise<void> {
+  if (isSystem(call.principal) || (target.tenant !== undefined && target.tenant !== '' && target.tenant === call.principal.tenant)) return;
+  await deny(context, call, target, 'wall');
 }

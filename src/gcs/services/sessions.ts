@@ -6,7 +6,7 @@ import { SESSION_TTL_MS } from '../../base/limits.ts';
 import type { Sessions } from '../../rpc/generated/bulkhead/v1/head_pb.js';
 import type { CallContext, Implementation } from '../../rpc/service-types.ts';
 import type { HeadContext } from '../ports.ts';
-import { requireTenant } from './access.ts';
+import { deny } from './access.ts';
 
 /** The only party that session credentials are for. */
 export const SESSION_AUDIENCE = 'raylet';
@@ -27,15 +27,18 @@ export function sessionsService(context: HeadContext): Implementation<typeof Ses
     return { jobId, credential: token, expiresMs: BigInt(expiresAtMs), tenantNumber, raylets };
   };
 
-  /** A job of another tenant, or none: the attempt is recorded, with its owner too. */
-  const requireOwnTenant = (call: CallContext, jobId: string): Promise<void> =>
-    requireTenant(context, call, { tenant: head.jobs.find(parseJobId(jobId))?.tenant, action: 'session.open', kind: 'session', name: jobId });
+  /** Somebody else's job, of whatever tenant, an ended one and none look alike; the attempt is on record where it concerns somebody. */
+  const requireOwn = async (call: CallContext, jobId: string): Promise<void> => {
+    const id = parseJobId(jobId);
+    const row = head.jobs.find(id);
+    if (row?.submitter !== call.principal.spiffeId) await deny(context, call, { tenant: row?.tenant, action: 'session.open', kind: 'session', name: id }, row?.tenant === call.principal.tenant ? 'owner' : 'wall');
+  };
 
   return {
     async open(call, request) {
       const { principal } = call;
       const tenant = tenantOf(principal);
-      if (request.jobId !== '') await requireOwnTenant(call, request.jobId);
+      if (request.jobId !== '') await requireOwn(call, request.jobId);
       const jobId = request.jobId === '' ? `job-${hex(12)}` : request.jobId;
       await head.commit((nowMs, out) => {
         const expiresMs = nowMs + SESSION_TTL_MS;
@@ -50,13 +53,13 @@ export function sessionsService(context: HeadContext): Implementation<typeof Ses
     async refresh(call, request) {
       const { principal } = call;
       const tenant = tenantOf(principal);
-      await requireOwnTenant(call, request.jobId);
+      await requireOwn(call, request.jobId);
       await head.commit((nowMs, out) => head.jobs.step({ type: 'refresh', jobId: request.jobId, by: principal.spiffeId, expiresMs: nowMs + SESSION_TTL_MS }, nowMs, out));
       return session(principal, request.jobId, tenant.number);
     },
 
     async close(call, request) {
-      await requireOwnTenant(call, request.jobId);
+      await requireOwn(call, request.jobId);
       await head.commit((nowMs, out) => head.jobs.step({ type: 'close', jobId: request.jobId, by: call.principal.spiffeId, outcome: request.outcome, message: request.message }, nowMs, out));
       return {};
     },
