@@ -387,6 +387,8 @@ export class ClientCore {
     const seq = this.#take(1);
     const parent = this.#options.parent();
     this.#pin(contained);
+    // A program at its quota that gives up one object to put another: the release goes first.
+    this.writeReleases();
     for (let offset = 0; offset < bytes.length; offset += CHUNK_BYTES) {
       this.#open();
       this.#part(parent, seq, bytes, offset);
