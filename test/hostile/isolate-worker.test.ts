@@ -26,6 +26,8 @@ const MODULE = `var __bulkhead_exports = (() => ({
   pollute: () => { try { Object.prototype.then = (f) => f(); } catch {} try { Uint8Array.prototype.set = () => { throw 1; }; } catch {} return 'tried'; },
   deep: () => { let value = 1; for (let i = 0; i < 5000; i++) value = [value]; return value; },
   never: () => new Promise(() => {}),
+  stray: () => { for (const wrong of [new Error('x'), null, undefined, { get message() { throw 1; } }]) void (async () => { throw wrong; })(); return 5; },
+  strayLater: () => { setTimeout(() => { void Promise.reject(new Error('later')); }, 1); return new Promise((resolve) => { setTimeout(() => { resolve(6); }, 10); }); },
   large: (n) => new Uint8Array(n).fill(3),
   log: () => { console.log('\\u001b[31mred'); return 1; },
 }))();`;
@@ -39,7 +41,7 @@ const waiting = new Map<number, (outcome: unknown) => void>();
 const logs: string[] = [];
 
 beforeAll(async () => {
-  pool = await startTestPool({ prelude: buildPrelude() });
+  pool = await startTestPool({ prelude: await buildPrelude() });
   worker = await pool.acquire({ tenant: 'acme', memoryBytes: 256 * 2 ** 20, cpus: 1 });
   const reader = new FrameReader();
   worker.onBatch = (_slot, batch) => {
@@ -105,6 +107,11 @@ test.each(['getters', 'proxy', 'thrown', 'deep'])('%s is a failure of its call a
   const [bad, good] = await Promise.all([call(name), call('add', 20, 22)]);
   expect(bad).toMatchObject({ failure: expect.stringMatching(/^(TASK_FAILED|INVALID_ARGUMENT)$/) });
   expect(good).toBe(42);
+});
+
+test.each([['stray', 5], ['strayLater', 6]])('a rejection that nobody handles (%s) is not the end of the isolate', async (name, value) => {
+  expect(await call(name)).toBe(value);
+  expect(await call('add', 1, 1)).toBe(2);
 });
 
 test('tampering with prototypes changes nothing for the next call', async () => {

@@ -41,8 +41,8 @@ beforeAll(async () => {
 afterAll(() => guest[Symbol.dispose]());
 
 describe('the prelude', () => {
-  it('uses no global that it has not captured', () => {
-    const program = parse(buildPrelude(), { ecmaVersion: 'latest' });
+  it('uses no global that it has not captured', async () => {
+    const program = parse(await buildPrelude(), { ecmaVersion: 'latest' });
     expect(freeVariables(program).map(({ name }) => name).sort()).toEqual(['NaN', 'globalThis']);
   });
 

@@ -39,7 +39,7 @@ export class GuestIsolate implements Disposable {
     const isolate = new IsolatedVm.Isolate({ memoryLimit: 64 });
     const guest = new GuestIsolate(isolate);
     const context = await isolate.createContext();
-    const script = await isolate.compileScript(buildPrelude());
+    const script = await isolate.compileScript(await buildPrelude());
     const install = (await script.run(context, { reference: true })) as IsolatedVm.Reference;
     const emit = new IsolatedVm.Callback((kind: number, n: number, bytes: ArrayBuffer) => guest.#emitted(kind, n, bytes), { ignored: true });
     const done = new IsolatedVm.Callback(() => {

@@ -6,6 +6,8 @@ import { LOCKDOWN_SOURCE } from './lockdown.ts';
  * host may call. `prelude` is an expression too, whose value is its `install`.
  *  - What `deliver` returns is emitted the same way as everything else: a returned value would reach the host after what microtasks
  *    emit, and frames must keep their order.
+ *  - The prelude catches whatever tenant code throws; what escapes it all the same is announced (kind 4) before it is thrown, so that the host
+ *    can tell it from a rejection that tenant code left unhandled.
  *  - An emit returns at once, but after every 256 KiB one waits until the host has taken it: a flood fills no queue of the host's.
  * Must never: hand anything to the host but numbers and ArrayBuffers, or keep a name that tenant code can reach.
  */
@@ -25,14 +27,22 @@ export function bridgeSource(prelude: string): string {
   };
   const { deliver, attach, fireTimer, load } = install(emit, config);
   ${LOCKDOWN_SOURCE}
+  const whole = (enter) => (a, b) => {
+    try {
+      enter(a, b);
+    } catch (thrown) {
+      send(4, 0, undefined);
+      throw thrown;
+    }
+  };
   return {
-    deliver: (batch) => {
+    deliver: whole((batch) => {
       const frames = deliver(batch);
       if (frames !== undefined) emit(0, 0, frames);
-    },
-    attach: (attachment, bytes) => { attach(attachment, bytes); },
-    fireTimer: (id) => { fireTimer(id); },
-    load: (codeNumber, factory) => { load(codeNumber, factory); },
+    }),
+    attach: whole(attach),
+    fireTimer: whole(fireTimer),
+    load: whole(load),
   };
 })(${prelude.trim().replace(/;$/, '')})`;
 }

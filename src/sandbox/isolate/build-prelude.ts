@@ -3,7 +3,7 @@
  * inside the jail. The globals that the prelude uses are captured as constants around it: tenant code may rebind `globalThis.Map`.
  */
 import { fileURLToPath } from 'node:url';
-import { buildSync } from 'esbuild';
+import { build } from 'esbuild';
 
 const CAPTURED = [
   'Object', 'Function', 'Array', 'String', 'Number', 'Boolean', 'Symbol', 'BigInt', 'Math', 'JSON', 'Reflect', 'Proxy', 'Promise', 'Map', 'Set', 'WeakMap', 'Date', 'RegExp', 'ArrayBuffer', 'DataView', 'Uint8Array',
@@ -11,12 +11,17 @@ const CAPTURED = [
   'FinalizationRegistry', 'parseInt', 'parseFloat',
 ];
 
-let built: string | undefined;
+let built: Promise<string> | undefined;
 
 /** The script: one expression, ES2024, ASCII (V8 keeps one octet a character), the same text for the same sources. Built once per process. */
-export function buildPrelude(): string {
-  if (built !== undefined) return built;
-  const result = buildSync({
+export function buildPrelude(): Promise<string> {
+  built ??= bundle();
+  built.catch(() => (built = undefined));
+  return built;
+}
+
+async function bundle(): Promise<string> {
+  const result = await build({
     entryPoints: [fileURLToPath(new URL('./guest/prelude.ts', import.meta.url))],
     bundle: true, write: false, format: 'iife', globalName: 'prelude', platform: 'neutral', target: 'es2024', legalComments: 'none', minifySyntax: true, minifyWhitespace: true, logLevel: 'silent',
   });
@@ -24,6 +29,5 @@ export function buildPrelude(): string {
   if (file === undefined) throw new Error('esbuild returned no prelude');
   // esbuild leaves regular expressions as they are written.
   const ascii = file.text.replace(/[^\0-\x7f]/g, (c) => `\\u${c.charCodeAt(0).toString(16).padStart(4, '0')}`);
-  built = `(() => {\n'use strict';\nconst { ${CAPTURED.join(', ')} } = globalThis;\n${ascii}\nreturn prelude.install;\n})();\n`;
-  return built;
+  return `(() => {\n'use strict';\nconst { ${CAPTURED.join(', ')} } = globalThis;\n${ascii}\nreturn prelude.install;\n})();\n`;
 }

@@ -14,7 +14,7 @@ import { SESSION_PREFIX_BYTES } from '../../base/ids.ts';
 import { EnvelopeReader, EnvelopeWriter } from '../envelope.ts';
 import { bridgeSource } from './bridge.ts';
 
-const EMIT = { FRAMES: 0, STAGED_FILE: 1, SET_TIMER: 2, CLEAR_TIMER: 3 } as const;
+const EMIT = { FRAMES: 0, STAGED_FILE: 1, SET_TIMER: 2, CLEAR_TIMER: 3, BROKEN: 4 } as const;
 /** Bytes that may wait for the raylet before a slot that adds more has failed: the guest floods, or the raylet has paused it for long. */
 const MAX_PENDING_BYTES = 64 * 2 ** 20;
 const MAX_TIMERS_PER_SLOT = 10_000;
@@ -22,6 +22,7 @@ const MAX_TIMER_MS = 2 ** 31 - 1;
 /** Batches that wait for a busy isolate are joined into one call, up to this size. */
 const MAX_DELIVER_BYTES = 4 * 2 ** 20;
 const SYNC_READ_BYTES = 2 ** 20;
+const OUT_OF_MEMORY = /memory limit|allocation failed|out of memory/i;
 const FILE_NAME = /^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$/;
 /** Size of the room that waits for the first slot: what a task gets that asks for nothing. */
 const SPARE_MEMORY_MIB = 64;
@@ -142,6 +143,8 @@ class Slot {
   #statsAtMs = 0;
   readonly #done = (): void => this.#finished();
   readonly #failed = (thrown: unknown): void => this.#threw(thrown);
+  readonly #rejected = (thrown: unknown): void => this.#entryRejected(thrown);
+  #broken = false;
 
   constructor(host: Host, number: number, memoryMiB: number, sessionPrefix: string) {
     this.#host = host;
@@ -197,7 +200,7 @@ class Slot {
     this.#busy = true;
     try {
       if (work.kind === 'batch') this.#runDeliver(work.parts, work.bytes);
-      else if (work.kind === 'timer') this.#fireTimer?.apply(undefined, [work.id]).then(this.#done, this.#failed);
+      else if (work.kind === 'timer') this.#fireTimer?.apply(undefined, [work.id]).then(this.#done, this.#rejected);
       else if (work.kind === 'load') this.#runLoad(work.codeNumber, work.file).then(this.#done, this.#failed);
       else this.#runAttach(work.attachment, work.file, work.size).then(this.#done, this.#failed);
     } catch (thrown) {
@@ -213,7 +216,7 @@ class Slot {
       view.set(part, at);
       at += part.length;
     }
-    this.#deliver?.apply(undefined, [this.#moved(batch)]).then(this.#done, this.#failed);
+    this.#deliver?.apply(undefined, [this.#moved(batch)]).then(this.#done, this.#rejected);
   }
 
   /** The buffer's memory itself goes into the isolate. */
@@ -237,7 +240,11 @@ class Slot {
       this.#host.codeFailed(this.number, codeNumber, messageOf(thrown), thrown instanceof Error ? boundedText(thrown.stack, MAX_STACK_CHARS) : '');
       return;
     }
-    await this.#load?.apply(undefined, [codeNumber, factory.derefInto({ release: true })]);
+    try {
+      await this.#load?.apply(undefined, [codeNumber, factory.derefInto({ release: true })]);
+    } catch (thrown) {
+      if (this.#broken || this.#isolate.isDisposed || OUT_OF_MEMORY.test(messageOf(thrown))) throw thrown;
+    }
   }
 
   #finished(): void {
@@ -266,6 +273,10 @@ class Slot {
     if (this.#closed) return;
     if (!(bytes instanceof ArrayBuffer) && bytes !== undefined) return this.fail('INTERNAL', 'an emit without bytes');
     if (kind === EMIT.FRAMES && bytes !== undefined) return this.#sendFrames(bytes);
+    if (kind === EMIT.BROKEN) {
+      this.#broken = true;
+      return;
+    }
     if (typeof n !== 'number' || !Number.isInteger(n) || n < 0 || n > 0xffff_ffff) return this.fail('INTERNAL', 'an emit without a number');
     if (kind === EMIT.STAGED_FILE && bytes !== undefined) {
       try {
@@ -296,10 +307,19 @@ class Slot {
     this.push({ kind: 'timer', id });
   }
 
+  /**
+   * An entry into the guest rejects for two reasons: the prelude itself threw (it said so before, by BROKEN), or tenant code left a promise
+   * rejected that nobody handles, which isolated-vm throws at whoever entered last. The second is the tenant's own affair: the slot goes on.
+   */
+  #entryRejected(thrown: unknown): void {
+    if (this.#broken || this.#isolate.isDisposed || OUT_OF_MEMORY.test(messageOf(thrown))) this.#threw(thrown);
+    else this.#finished();
+  }
+
   #threw(thrown: unknown): void {
     if (this.#closed) return;
     const message = messageOf(thrown);
-    const outOfMemory = /memory limit|allocation failed|out of memory/i.test(message);
+    const outOfMemory = OUT_OF_MEMORY.test(message);
     this.fail(outOfMemory ? 'OUT_OF_MEMORY' : 'INTERNAL', outOfMemory ? `the isolate exceeded its memory of ${this.#memoryMiB} MiB` : message);
   }
 

@@ -82,9 +82,7 @@ export async function buildImage(options: ImageOptions): Promise<JailImage> {
   if (loader === undefined || process.platform !== 'linux') throw new BulkheadError('LAYER_MISSING', 'layer empty-root is missing: workers run on Linux with glibc only');
   const directory = options.directory;
   mkdirSync(directory, { recursive: true, mode: 0o755 });
-  const bundling = bundleHost();
-  const prelude = options.prelude ?? buildPrelude();
-  const host = await bundling;
+  const [host, prelude] = await Promise.all([bundleHost(), options.prelude ?? buildPrelude()]);
   const at = (name: string): string => join(directory, name);
   writeFileSync(at('worker-host.cjs'), host, { mode: 0o644 });
   writeFileSync(at('prelude.js'), prelude, { mode: 0o644 });

@@ -12,7 +12,8 @@ class Generator {
   #counter = 0;
 
   constructor(seed: Uint8Array | undefined) {
-    this.#key = seed === undefined ? undefined : sha256(seed);
+    // As it is: hashing it here would make SHA-256's tables in every isolate, used or not.
+    this.#key = seed;
   }
 
   #block(): Uint8Array {
