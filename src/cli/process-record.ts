@@ -5,25 +5,51 @@
 import { readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { z } from 'zod';
 import { BulkheadError } from '../base/errors.ts';
 
-const IdentitySchema = z.strictObject({ pid: z.int().min(2), startTicks: z.string().regex(/^\d+$/), bootId: z.string().max(64) });
-const RecordSchema = z.strictObject({
-  version: z.literal(1),
-  startedMs: z.number(),
-  /** The `bulkhead up` that watches over them; a detached one is gone by then. */
-  supervisor: IdentitySchema.optional(),
-  /** /proc/self/cgroup of who started it: below it are its workers' groups. */
-  startedIn: z.string().max(8_192).optional(),
-  trustDomain: z.string().optional(),
-  address: z.string().optional(),
-  head: IdentitySchema.optional(),
-  raylets: z.array(z.strictObject({ name: z.string().regex(/^raylet-\d{1,4}$/), process: IdentitySchema, nodeId: z.string().optional(), address: z.string().optional() })),
-});
+export interface ProcessIdentity {
+  readonly pid: number;
+  readonly startTicks: string;
+  readonly bootId: string;
+}
 
-export type ProcessIdentity = z.infer<typeof IdentitySchema>;
-export type ClusterRecord = z.infer<typeof RecordSchema>;
+export interface ClusterRecord {
+  readonly version: 1;
+  readonly startedMs: number;
+  /** The `bulkhead up` that watches over them; a detached one is gone by then. */
+  readonly supervisor?: ProcessIdentity;
+  /** /proc/self/cgroup of who started it: below it are its workers' groups. */
+  readonly startedIn?: string;
+  readonly trustDomain?: string;
+  readonly address?: string;
+  readonly head?: ProcessIdentity;
+  readonly raylets: readonly { readonly name: string; readonly process: ProcessIdentity; readonly nodeId?: string; readonly address?: string }[];
+}
+
+/** By hand: a schema library would cost every start of a cluster 50 ms. Throws for anything that is not a record. */
+function parseRecord(text: string): ClusterRecord {
+  const refuse = (): never => {
+    throw new Error('not a record');
+  };
+  const object = (value: unknown): Readonly<Record<string, unknown>> => (typeof value === 'object' && value !== null && !Array.isArray(value) ? (value as Record<string, unknown>) : refuse());
+  const string = (value: unknown, pattern: RegExp): string => (typeof value === 'string' && value.length <= 8_192 && pattern.test(value) ? value : refuse());
+  const identity = (value: unknown): ProcessIdentity => {
+    const { pid, startTicks, bootId } = object(value);
+    if (typeof pid !== 'number' || !Number.isSafeInteger(pid) || pid < 2) return refuse();
+    return { pid, startTicks: string(startTicks, /^\d{1,20}$/), bootId: string(bootId, /^[0-9a-f-]{1,64}$/) };
+  };
+  const { version, startedMs, raylets, supervisor, head, startedIn, trustDomain, address } = object(JSON.parse(text));
+  if (version !== 1 || typeof startedMs !== 'number' || !Array.isArray(raylets)) return refuse();
+  const optional = <K extends string, T>(key: K, value: unknown, parse: (value: unknown) => T): { readonly [P in K]?: T } => (value === undefined ? {} : ({ [key]: parse(value) } as { readonly [P in K]: T }));
+  const text8k = (value: unknown): string => string(value, /^[^]*$/);
+  return {
+    version, startedMs, ...optional('supervisor', supervisor, identity), ...optional('head', head, identity), ...optional('startedIn', startedIn, text8k), ...optional('trustDomain', trustDomain, text8k), ...optional('address', address, text8k),
+    raylets: raylets.map((value: unknown) => {
+      const raylet = object(value);
+      return { name: string(raylet['name'], /^raylet-\d{1,4}$/), process: identity(raylet['process']), ...optional('nodeId', raylet['nodeId'], text8k), ...optional('address', raylet['address'], text8k) };
+    }),
+  };
+}
 
 export function recordPath(dataDir: string): string {
   return join(dataDir, 'processes.json');
@@ -88,7 +114,7 @@ export function readRecord(dataDir: string): ClusterRecord | undefined {
     throw new BulkheadError('UNAVAILABLE', `${path} cannot be read (${(error as NodeJS.ErrnoException).code}); run this as the user who started the cluster`, { cause: error });
   }
   try {
-    return RecordSchema.parse(JSON.parse(text));
+    return parseRecord(text);
   } catch (error) {
     throw new BulkheadError('UNAVAILABLE', `${path} is damaged; look for processes of this cluster (ps -C node), end them, and remove the file`, { cause: error });
   }
