@@ -85,6 +85,8 @@ export async function getValues(core: ClientCore, refs: ObjectRef | readonly Obj
 }
 
 export async function waitFor<R extends ObjectRef>(core: ClientCore, refs: readonly R[], options: WaitOptions = {}): Promise<WaitResult<R>> {
-  const positions = new Set(await core.wait(refs, options.count ?? 1, options.timeoutMs));
+  const count = options.count ?? 1;
+  // As in Ray: never more than were asked for, in the order of the refs.
+  const positions = new Set((await core.wait(refs, count, options.timeoutMs)).slice(0, count));
   return { ready: refs.filter((_, i) => positions.has(i)), pending: refs.filter((_, i) => !positions.has(i)) };
 }

@@ -45,6 +45,8 @@ export interface ClientCoreOptions {
   readonly timers?: { set(ms: number, fire: () => void): unknown; clear(timer: unknown): void } | undefined;
   /** Where the runtime has no FinalizationRegistry, refs are released explicitly or with the session. */
   readonly collects?: typeof FinalizationRegistry | undefined;
+  /** Encoded values up to this size stay with their refs, so that a value that was put or read once is not asked for again. 0: none. */
+  readonly keptValueBytes?: number | undefined;
   /** A call was refused as malformed; without a listener only GET of its ref tells. */
   readonly onRejected?: ((error: BulkheadError) => void) | undefined;
 }
@@ -228,6 +230,7 @@ export class ClientCore {
   release(ref: ObjectRef): void {
     this.#open();
     const id = idOf(ref, 'release(ref)');
+    ObjectRef.forget(ref);
     const index = this.#indexOf(id);
     if (index >= 0 && this.#registry !== undefined) this.#neverAgain.add(index);
     this.#giveUp(id);
@@ -366,6 +369,7 @@ export class ClientCore {
     return this.#newRef(seq);
   }
 
+  /** A whole part of a large value; the owner flushes a full writer at once, so that each part is copied only once here. */
   #part(parent: number, seq: number, bytes: Uint8Array, offset: number): void {
     this.#frame(OP.PUT_CHUNK, (w) => w.u32(parent).u32(seq).u64(bytes.length).u64(offset).raw(bytes.subarray(offset, offset + CHUNK_BYTES)));
   }
@@ -383,7 +387,11 @@ export class ClientCore {
     const encoded = encodeValue(value, this.hooks);
     const { bytes, contained } = encoded;
     const { drained } = this.#options;
-    if (bytes.length <= MAX_INLINE_BYTES || this.#options.stage !== undefined || drained === undefined || bytes.length > MAX_OBJECT_BYTES) return this.#putEncoded(encoded);
+    if (bytes.length <= MAX_INLINE_BYTES || this.#options.stage !== undefined || drained === undefined || bytes.length > MAX_OBJECT_BYTES) {
+      const ref = this.#putEncoded(encoded);
+      if (bytes.length <= (this.#options.keptValueBytes ?? 0)) ObjectRef.know(ref, bytes);
+      return ref;
+    }
     const seq = this.#take(1);
     const parent = this.#options.parent();
     this.#pin(contained);
@@ -422,6 +430,10 @@ export class ClientCore {
     if (timeoutMs !== undefined) checkTimeout(timeoutMs);
     if (refs.length === 0) return Promise.resolve([]);
     const ids = refs.map((ref) => idOf(ref, 'get(refs)'));
+    if (this.#options.keptValueBytes !== undefined && this.#closed === undefined) {
+      const known = this.#knownValues(refs);
+      if (known !== undefined) return Promise.resolve(known);
+    }
     for (const id of this.#rejected.size === 0 ? [] : ids) {
       const error = this.#rejected.get(this.#indexOf(id));
       if (error !== undefined) return Promise.reject(error);
@@ -432,12 +444,22 @@ export class ClientCore {
     return promise;
   }
 
+  /** Values that are here already, when all are. Each is decoded anew: callers never share one. */
+  #knownValues(refs: readonly ObjectRef[]): unknown[] | undefined {
+    for (const ref of refs) if (ObjectRef.encodedOf(ref) === undefined) return undefined;
+    return refs.map((ref) => decodeValue(ObjectRef.encodedOf(ref) as Uint8Array, this.hooks));
+  }
+
   /** Positions that are ready. */
   wait(refs: readonly ObjectRef[], count: number, timeoutMs: number | undefined): Promise<number[]> {
     checkCount(refs.length);
     if (timeoutMs !== undefined) checkTimeout(timeoutMs);
     if (!Number.isSafeInteger(count) || count < 1 || count > refs.length) throw new BulkheadError('INVALID_ARGUMENT', `wait: count ${count} must be from 1 to the ${refs.length} refs given`);
     const ids = refs.map((ref) => idOf(ref, 'wait(refs)'));
+    const known: number[] = [];
+    for (let i = 0; i < refs.length && known.length < count; i++) if (ObjectRef.isReady(refs[i] as ObjectRef)) known.push(i);
+    // Ready once is ready for ever.
+    if (known.length >= count && this.#closed === undefined) return Promise.resolve(known);
     return this.#request<number[]>(refs, 1, (r, parent) => this.#frame(OP.WAIT, (w) => w.u32(parent).u32(r).u32(count).u32(timeoutMs ?? NO_TIMEOUT).refs(ids)));
   }
 
@@ -504,7 +526,13 @@ export class ClientCore {
         const n = reader.u32();
         if (n * 4 > reader.remaining) throw new BulkheadError('INVALID_ARGUMENT', 'malformed frame: READY is too short');
         const positions: number[] = [];
-        for (let i = 0; i < n; i++) positions.push(reader.u32());
+        const refs = this.#pending.get(request)?.refs;
+        for (let i = 0; i < n; i++) {
+          const position = reader.u32();
+          positions.push(position);
+          const ref = refs?.[position];
+          if (ref !== undefined) ObjectRef.know(ref, undefined);
+        }
         reader.finish();
         this.#done(request, positions);
         return true;
@@ -578,6 +606,7 @@ export class ClientCore {
       return this.#fail(request, thrown instanceof BulkheadError ? thrown : new BulkheadError('INTERNAL', 'a value did not decode'));
     }
     pending.values[position] = value;
+    if (bytes.length <= (this.#options.keptValueBytes ?? 0)) ObjectRef.know(pending.refs[position] as ObjectRef, bytes.slice());
     if (--pending.missing === 0) this.#done(request, pending.values);
   }
 

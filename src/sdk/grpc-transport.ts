@@ -1,14 +1,16 @@
 /**
  * The SDK's transport over the cluster: a session at the head (a job and its short-lived credential), then one `Calls.Attach` stream to one
  * of its raylets. Must never: send the credential to a raylet other than the one the head named, or keep a session open behind a
- * closed channel.
+ * closed channel. The stream moves to a new connection before an SVID under it ends (`LastingStream`), and the raylet gets each renewed credential.
  */
 import { createHash } from 'node:crypto';
 import { basename } from 'node:path';
 import { BulkheadError, toSafeError } from '../base/errors.ts';
+import { FrameReader, FrameWriter, OP } from '../base/frame.ts';
+import { SESSION_PREFIX_BYTES } from '../base/ids.ts';
 import { Sessions, type RayletAddress, type Session } from '../rpc/generated/bulkhead/v1/head_pb.js';
 import { Calls } from '../rpc/generated/bulkhead/v1/raylet_pb.js';
-import { client, createChannel, type BatchStream, type Client, type RpcChannel } from '../rpc/rpc.ts';
+import { client, createChannel, LastingStream, RESUME_METADATA, type BatchStream, type Client, type RpcChannel } from '../rpc/rpc.ts';
 import { openHead, type HeadConnection, type HeadTarget } from './head-client.ts';
 import type { Connection, Transport, TransportHandlers } from './transport.ts';
 
@@ -19,6 +21,7 @@ const CALL_TIMEOUT_MS = 10_000;
 const CLOSE_TIMEOUT_MS = 5_000;
 /** A refresh that failed is tried again this soon; the credential has then half of its life left. */
 const RETRY_MS = 5_000;
+const MAX_WELCOME_BYTES = 1 << 20;
 
 export interface GrpcTarget extends HeadTarget {
   /** An open job of the same identity to join; default: a new one. */
@@ -27,12 +30,13 @@ export interface GrpcTarget extends HeadTarget {
   readonly jobName?: string | undefined;
 }
 
-export function grpcTransport(target: GrpcTarget): Transport {
-  return { open: (handlers) => openSession(target, handlers) };
+/** `open`: how to reach the head; the connection is the transport's to close. */
+export function grpcTransport(target: GrpcTarget, open: (target: HeadTarget) => Promise<HeadConnection> = openHead): Transport {
+  return { open: (handlers) => openSession(target, handlers, open) };
 }
 
-async function openSession(target: GrpcTarget, handlers: TransportHandlers): Promise<Connection> {
-  const head = await openHead(target);
+async function openSession(target: GrpcTarget, handlers: TransportHandlers, open: (target: HeadTarget) => Promise<HeadConnection>): Promise<Connection> {
+  const head = await open(target);
   try {
     const sessions = client(Sessions, head.channel);
     const session = await sessions.open({ jobName: target.jobName ?? basename(process.argv[1] ?? 'driver'), jobId: target.job ?? '' }, { timeoutMs: CALL_TIMEOUT_MS });
@@ -50,11 +54,34 @@ function inOrderFor(jobId: string, raylets: readonly RayletAddress[]): RayletAdd
   return [...sorted.slice(first), ...sorted.slice(0, first)];
 }
 
+/** What the raylet's welcome says to the transport: the token by which its stream may move. */
+function resumeToken(first: Uint8Array): string | undefined {
+  try {
+    const reader = new FrameReader().reset(first);
+    if (!reader.next() || reader.op !== OP.WELCOME) return undefined;
+    const prefix = Buffer.from(reader.raw(SESSION_PREFIX_BYTES)).toString('hex');
+    const { resume } = JSON.parse(reader.text(MAX_WELCOME_BYTES)) as { resume?: unknown };
+    return typeof resume === 'string' ? `${prefix}:${resume}` : undefined;
+  } catch {
+    // Malformed: the SDK says so when it reads the same batch.
+    return undefined;
+  }
+}
+
+function credentialBatch(credential: string): Uint8Array<ArrayBuffer> {
+  return new FrameWriter(credential.length + 64).begin(OP.CREDENTIAL).text(credential).end().take() as Uint8Array<ArrayBuffer>;
+}
+
+function isResumed(first: Uint8Array): boolean {
+  const reader = new FrameReader().reset(first);
+  return reader.next() && reader.op === OP.RESUMED && reader.remaining === 0 && !reader.next();
+}
+
 class GrpcConnection implements Connection {
   readonly #head: HeadConnection;
   readonly #sessions: Client<typeof Sessions>;
   readonly #jobId: string;
-  readonly #credential: string;
+  #credential: string;
   readonly #candidates: RayletAddress[];
   readonly #handlers: TransportHandlers;
   /** Whoever opened the job ends it; a driver that joined only leaves. */
@@ -63,6 +90,7 @@ class GrpcConnection implements Connection {
   #stream: BatchStream | undefined;
   /** A raylet has answered; from then on there is no other. */
   #settled = false;
+  #welcomed = false;
   #expiresMs: number;
   #refresh: NodeJS.Timeout | undefined;
   #waiting: { promise: Promise<void>; resolve: () => void } | undefined;
@@ -89,11 +117,16 @@ class GrpcConnection implements Connection {
     // Later: the caller of `open` has no connection in hand yet.
     if (chosen === undefined) return void setImmediate(() => this.#over(failure));
     const raylet = createChannel({ identity: this.#head.identity, peers: this.#head.peers, address: chosen.address, expectedSpiffeId: chosen.spiffeId });
-    const stream = client(Calls, raylet).attach({ metadata: { [SESSION_METADATA]: this.#credential } });
+    const stream = new LastingStream({
+      open: (token) => client(Calls, raylet).attach({ metadata: { [SESSION_METADATA]: this.#credential, ...(token === undefined ? {} : { [RESUME_METADATA]: token }) } }),
+      token: resumeToken,
+      accepted: isResumed,
+    });
     this.#raylet = raylet;
     this.#stream = stream;
     stream.onData = (batch) => {
       this.#settled = true;
+      this.#welcomed = true;
       this.#handlers.batch(batch);
     };
     stream.onDrain = () => this.#release();
@@ -106,15 +139,20 @@ class GrpcConnection implements Connection {
     };
   }
 
-  /** At half of the credential's life, so that the head may be away for minutes. The job stays open at the head by this. */
+  /**
+   * At half of the credential's life, so that the head may be away for minutes. The job stays open at the head by this, and the raylet's
+   * channels to other raylets, which end with the credential, by the new one.
+   */
   #plan(afterMs = Math.max(1_000, (this.#expiresMs - Date.now()) / 2)): void {
     clearTimeout(this.#refresh);
     if (this.#gone) return;
     this.#refresh = setTimeout(() => {
       this.#sessions.refresh({ jobId: this.#jobId }, { timeoutMs: CALL_TIMEOUT_MS }).then(
         (session) => {
+          this.#credential = session.credential;
           this.#expiresMs = Number(session.expiresMs);
           this.#plan();
+          if (this.#welcomed && !this.#gone && this.#closing === undefined) void this.send(credentialBatch(session.credential));
         },
         (thrown: unknown) => {
           const error = toSafeError(thrown);

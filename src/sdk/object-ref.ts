@@ -11,6 +11,8 @@ export class ObjectRef<T = unknown> {
   /** Type only. */
   declare readonly [valueOfRef]: T;
   readonly #id: Uint8Array;
+  /** What the client knows of the object already: objects never change, so that it need not ask twice. */
+  #known: { encoded: Uint8Array | undefined } | undefined = undefined;
   /** Never read: it lives as long as the ref does, and its end is what the client notices. */
   readonly #lifetime: object | undefined;
 
@@ -31,6 +33,24 @@ export class ObjectRef<T = unknown> {
 
   toString(): string {
     return `ObjectRef(${this.id})`;
+  }
+
+  /** For the client that holds the ref: the object is ready, and this is its encoded value if that is small enough to keep. */
+  static know(ref: ObjectRef, encoded: Uint8Array | undefined): void {
+    if (ref.#known === undefined) ref.#known = { encoded };
+    else ref.#known.encoded ??= encoded;
+  }
+
+  static forget(ref: ObjectRef): void {
+    ref.#known = undefined;
+  }
+
+  static isReady(ref: ObjectRef): boolean {
+    return ref.#known !== undefined;
+  }
+
+  static encodedOf(ref: ObjectRef): Uint8Array | undefined {
+    return ref.#known?.encoded;
   }
 
   /** The id of a real ref, undefined for anything else; a look-alike does not pass. */

@@ -24,6 +24,8 @@ export type { Connection, Transport, TransportHandlers } from './transport.ts';
 
 /** A full writer is sent at once; until then one microtask gathers what a turn writes. */
 const FLUSH_BYTES = 256 * 1024;
+/** Small values stay with their refs; a program that reads one object often reads its own memory. */
+const KEPT_VALUE_BYTES = 16 * 1024;
 const WELCOME_TIMEOUT_MS = 30_000;
 const MAX_WELCOME_BYTES = 1 << 20;
 
@@ -221,7 +223,7 @@ export async function connect(options: ConnectOptions = {}): Promise<Cluster> {
     const info = JSON.parse(frame.text(MAX_WELCOME_BYTES)) as Welcome['info'];
     frame.finish();
     core = new ClientCore({
-      sessionPrefix: prefix, writer, touched, parent: () => 0, drained: () => sending, collects: FinalizationRegistry,
+      sessionPrefix: prefix, writer, touched, parent: () => 0, drained: () => sending, keptValueBytes: KEPT_VALUE_BYTES, collects: FinalizationRegistry,
       timers: { set: (ms, fire) => setTimeout(fire, ms), clear: (timer) => clearTimeout(timer as NodeJS.Timeout) },
       onRejected: (error) => process.emitWarning(error.safeMessage, 'BulkheadRejected', error.code),
     });

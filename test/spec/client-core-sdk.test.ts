@@ -168,8 +168,34 @@ describe('objects', () => {
     const ref = await cluster.put(1);
     expect(await cluster.get(cluster.ref<number>(ref.id))).toBe(1);
     cluster.release(ref);
-    await cluster.get(await cluster.put(2));
+    await cluster.get(cluster.ref((await cluster.put(2)).id));
     expect(raylet.released).toEqual([ref.id]);
+  });
+
+  it('reads a small value that it put or read before from its own memory, anew each time, until it is released', async () => {
+    const ref = await cluster.put({ list: [1] });
+    const first = await cluster.get(ref);
+    first.list.push(2);
+    expect(await cluster.get(ref)).toEqual({ list: [1] });
+    const frames = raylet.batches;
+    for (let i = 0; i < 10; i++) await cluster.get(ref);
+    await cluster.wait([ref]);
+    expect(raylet.batches).toBe(frames);
+    cluster.release(ref);
+    await cluster.get(ref).catch(() => undefined);
+    expect(raylet.batches).toBeGreaterThan(frames);
+  });
+
+  it('waits for as many as were asked for, in the order of the refs, and asks no more about what is ready', async () => {
+    const refs = await Promise.all([1, 2, 3, 4].map((n) => cluster.put(n)));
+    const shared = refs.map((ref) => cluster.ref<number>(ref.id));
+    const { ready, pending } = await cluster.wait(shared, { count: 2 });
+    expect(ready).toEqual(shared.slice(0, 2));
+    expect(pending).toEqual(shared.slice(2));
+    await cluster.wait(shared, { count: 4 });
+    const frames = raylet.batches;
+    expect((await cluster.wait(pending, { count: 2 })).pending).toEqual([]);
+    expect(raylet.batches).toBe(frames);
   });
 
   it('refuses to be mistaken for a value', async () => {
