@@ -12,7 +12,7 @@ export const OP = {
   GET: 0x09, WAIT: 0x0a, RELEASE: 0x0b, CANCEL: 0x0c, KILL: 0x0d, LOOKUP_ACTOR: 0x0e, CONTEXT: 0x0f, RESOLVE: 0x10, CREDENTIAL: 0x11,
   RESULT: 0x20, FAILURE: 0x21, LOG: 0x22,
   WELCOME: 0x40, VALUE: 0x41, VALUE_CHUNK: 0x42, VALUE_ATTACHED: 0x43, VALUE_FAILED: 0x44, READY: 0x45, ACTOR: 0x46, DONE: 0x47,
-  FAILED: 0x48, REJECTED: 0x49, VALUE_STORED: 0x4a,
+  FAILED: 0x48, REJECTED: 0x49, VALUE_STORED: 0x4a, RESUMED: 0x4b,
   EXEC: 0x60, TEMPLATE: 0x61, CANCEL_EXEC: 0x62,
 } as const;
 
@@ -83,6 +83,8 @@ export function readUtf8(from: Uint8Array, start: number, end: number): string {
   }
   return text;
 }
+
+const HANDED_OVER_BYTES = 64 * 2 ** 10;
 
 /** Grows a batch frame by frame: `begin(op)`, fields, `end()`; `take()` hands the batch out and starts the next. */
 export class FrameWriter {
@@ -204,6 +206,16 @@ export class FrameWriter {
     this.u32(ids.length);
     for (const id of ids) this.raw(id);
     return this;
+  }
+
+  /** As `take`, but a large batch is handed over in the memory it was written to, uncopied: its buffer may be larger than it. */
+  takeView(): Uint8Array<ArrayBuffer> {
+    if (this.#at < HANDED_OVER_BYTES) return this.take();
+    const batch = this.#bytes.subarray(0, this.#at) as Uint8Array<ArrayBuffer>;
+    this.#at = 0;
+    this.#bytes = new Uint8Array(this.#initialBytes);
+    this.#view = new DataView(this.#bytes.buffer);
+    return batch;
   }
 
   /** The batch so far, as its own memory; the writer starts anew. */

@@ -273,7 +273,7 @@ export class Raylet implements AsyncDisposable {
       const needed = channel.needed;
       channel.needed = -1;
       if (channel.out.length === 0) continue;
-      const batch = channel.out.take();
+      const batch = channel.out.takeView();
       const shell = this.#channels.get(channel);
       if (shell !== undefined) this.#push(channel.job.tenant, shell.outbox, batch, needed);
     }
@@ -283,7 +283,7 @@ export class Raylet implements AsyncDisposable {
       const needed = upstream.needed;
       upstream.needed = -1;
       const box = this.#upstreamBoxes.get(upstream);
-      if (upstream.out.length > 0 && box !== undefined) this.#push(upstream.job.tenant, box, upstream.out.take(), needed);
+      if (upstream.out.length > 0 && box !== undefined) this.#push(upstream.job.tenant, box, upstream.out.takeView(), needed);
     }
   }
 
@@ -562,6 +562,8 @@ export class Raylet implements AsyncDisposable {
     try {
       const verified = await this.#options.verifyCredential(credential);
       if (verified.jobId !== channel.job.id || verified.principal.spiffeId !== channel.job.submitter.spiffeId) throw new BulkheadError('UNAUTHENTICATED', 'the credential is for another session');
+      // Raylets of one job are each other's clients: what is known already is not passed on again, or it would go round for ever.
+      if (verified.expiresMs <= channel.job.credentialEndsMs) return;
       this.core.ensureJob(channel.job.id, channel.job.tenant, channel.job.submitter, channel.job.principal, credential, verified.expiresMs, verified.issuedMs);
       for (const upstream of this.core.state.upstreams.values()) {
         if (upstream.job !== channel.job) continue;

@@ -199,7 +199,7 @@ export async function connect(options: ConnectOptions = {}): Promise<Cluster> {
   const flush = (): void => {
     core?.writeReleases();
     if (writer.length === 0 || connection === undefined) return;
-    const sent = connection.send(writer.take());
+    const sent = connection.send(writer.takeView());
     if (sent === undefined) return;
     const waiting = sent.then(
       () => {
