@@ -142,3 +142,28 @@ describe('a denied principal', () => {
     for (const number of [1, 2]) expect(node.logs.get(number)?.records.some((r) => r.type === 'decision' && !r.allow && r.principal.includes('globex') && r.action === 'object.get'), `tenant ${number} sees the attempt`).toBe(true);
   });
 });
+
+describe('a ref inside an argument', () => {
+  it('keeps its object for the actor that may hold it, until the actor is gone', () => {
+    const world = new World({ nodes: 1, cpus: 1, seed: 9 });
+    const client = world.client(0, 1);
+    client.define(1, CALL_KIND.TASK, {});
+    client.define(4, CALL_KIND.ACTOR_CLASS, {}, 'Keeper');
+    client.define(5, CALL_KIND.ACTOR_METHOD, {}, 'keep');
+    const kept = client.call(OP.SUBMIT, 1, DO.RETURN);
+    const actor = client.call(OP.CREATE_ACTOR, 4, DO.RETURN);
+    const done = client.call(OP.CALL_ACTOR, 5, DO.RETURN, [], actor, 1, [kept]);
+    client.get([done]);
+    client.flush();
+    world.run(1_000);
+    client.release([kept]);
+    client.flush();
+    world.run(1_000);
+    const { objects } = client.channel.session;
+    expect(objects.has(1), 'the actor may still hold it').toBe(true);
+    client.out.begin(OP.KILL).u32(0).u32(77).raw(actor).end();
+    client.flush();
+    world.run(1_000);
+    expect(objects.has(1), 'nobody can hold it any more').toBe(false);
+  });
+});

@@ -84,14 +84,14 @@ export class SimClient {
     this.out.begin(OP.DEFINE).u32(template).u8(kind).raw(CODE_DIGEST).str(kind === CALL_KIND.ACTOR_METHOD ? '' : name).str(kind === CALL_KIND.ACTOR_METHOD ? name : '').text(JSON.stringify(options)).end();
   }
 
-  call(op: number, template: number, what: number, deps: readonly Uint8Array[] = [], actor?: Uint8Array, returns = 1): Uint8Array {
+  call(op: number, template: number, what: number, deps: readonly Uint8Array[] = [], actor?: Uint8Array, returns = 1, contained: readonly Uint8Array[] = []): Uint8Array {
     const seq = this.nextSeq;
     this.nextSeq += returns;
     this.out.begin(op).u32(0).u32(seq).u32(template);
     if (actor !== undefined) this.out.raw(actor);
     this.out.u16(deps.length);
     deps.forEach((id, i) => this.out.u16(i).raw(id));
-    this.out.u32(0).raw(Uint8Array.of(what, 7)).end();
+    this.out.refs(contained).raw(Uint8Array.of(what, 7)).end();
     return makeId(this.prefix, seq);
   }
 

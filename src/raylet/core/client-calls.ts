@@ -12,7 +12,7 @@ import { actorDied, actorResource, callActor, findActor, methodResource } from '
 import { DENIED_TEXT, hex, idIndex, idWord, type Core } from './core.ts';
 import { cancelTask } from './endings.ts';
 import { parseFunctionOptions } from './function-options.ts';
-import { answerWait, awaitEntry, block, createEntry, DENIED, findEntry, isLocal, LOST, refuseValue, releaseHandle, settleFailed, settleFile, settleInline, writeValue } from './objects.ts';
+import { answerWait, awaitEntry, block, createEntry, DENIED, findEntry, isLocal, LOST, refuseValue, releaseHandle, settleFailed, settleFile, settleInline, takeBack, writeValue } from './objects.ts';
 import { classFor, enqueue } from './scheduler.ts';
 import { Actor, CHANNEL_KIND, failureOf, FunctionStats, OBJECT_STATUS, PENDING_KIND, PendingCall, Task, TASK_STATE, Template, type Channel, type Failure, type ObjectEntry, type Session } from './state.ts';
 
@@ -503,9 +503,14 @@ export function onRelease(core: Core, channel: Channel, r: FrameReader): void {
   };
   for (let i = 0; i < n; i++) {
     const id = r.id();
-    // A client lets go only of what its own session holds; anything else is a claim about others and is passed over.
-    if (core.sessionOf(channel, id) !== session) continue;
+    const of = core.sessionOf(channel, id);
     const index = idIndex(id);
+    if (of !== session) {
+      // Of others' refs it can give back only what was lent to it; anything else is a claim and is passed over.
+      const lent = of?.objects.get(index);
+      if (lent !== undefined) takeBack(core, channel, lent);
+      continue;
+    }
     if (runCount > 0 && index === runFirst + runCount) runCount++;
     else {
       flush();

@@ -4,7 +4,7 @@
  */
 import { CALL_KIND, OP } from '../../base/frame.ts';
 import type { Core } from './core.ts';
-import { releaseHandle, settleFailed, unpin } from './objects.ts';
+import { lend, releaseHandle, settleFailed, unpin } from './objects.ts';
 import { CHANNEL_KIND, Channel, OBJECT_STATUS, Slot, TASK_STATE, type Failure, type FinishedTask, type Job, type Task, type Template, type Worker } from './state.ts';
 
 const FINISHED_KEPT = 10_000;
@@ -66,6 +66,7 @@ export function sendExec(core: Core, slot: Slot, task: Task): void {
     for (let i = 0; i < deps.length; i++) {
       const entry = deps[i]!;
       out.u16((task.depPositions as number[])[i] as number);
+      if (entry.contained !== undefined) lend(slot.channel, entry.contained);
       if (entry.status === OBJECT_STATUS.INLINE) out.u8(0).bytes(entry.value as Uint8Array);
       else {
         const attachment = slot.nextAttachment++;
@@ -74,6 +75,7 @@ export function sendExec(core: Core, slot: Slot, task: Task): void {
       }
     }
   }
+  if (task.contained !== undefined) lend(slot.channel, task.contained);
   out.range(task.batch, task.restStart, task.argsEnd).end();
   markSlot(core, slot);
   const template = task.template.options;

@@ -6,7 +6,7 @@ import { CALL_KIND, OP } from '../../base/frame.ts';
 import { actorCreated, actorDied, callEnded } from './actors.ts';
 import type { Core } from './core.ts';
 import { concludeTask, markSlot, releaseCreated, takeOff } from './dispatch.ts';
-import { releaseSession } from './objects.ts';
+import { releaseSession, takeAllBack } from './objects.ts';
 import { dropLease, measure, remoteTaskEnded, requeue } from './scheduler.ts';
 import { cancelRemote } from './upstreams.ts';
 import { TASK_STATE, type Failure, type Slot, type Task, type Worker } from './state.ts';
@@ -185,13 +185,22 @@ export function slotDied(core: Core, slot: Slot, failure: Failure, ours: boolean
   closeSlotChannel(core, slot);
 }
 
-function closeSlotChannel(core: Core, slot: Slot): void {
+/** The isolate is gone, with its process or alone: what its code owned goes, tasks that only it could have asked about too. */
+export function closeSlotChannel(core: Core, slot: Slot): void {
   const channel = slot.channel;
+  if (channel.closed) return;
   channel.closed = true;
   for (const call of channel.pendingWaits) call.done = true;
   core.channels.delete(channel.number);
   slot.job.channels.delete(channel);
+  const jobEnded = !core.jobs.has(slot.job.id);
+  // Newest first: a task holds the results it waits for, so whoever waits lets go before what it waited for is looked at.
+  for (const entry of [...channel.session.objects.values()].reverse()) {
+    const task = entry.producer;
+    if (task !== undefined && task.channel === channel && task.actor === undefined && (jobEnded || entry.pins === 0)) cancelTask(core, task, true);
+  }
   for (const actor of [...channel.session.actors.values()]) if (!actor.template.options.detached) actorDied(core, actor, { code: 'ACTOR_DIED', message: 'its owner ended', stack: '' });
+  takeAllBack(core, channel);
   releaseSession(core, channel.session);
 }
 

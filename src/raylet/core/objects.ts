@@ -170,6 +170,7 @@ function writeFailure(channel: Channel, request: number, position: number, failu
 /** Answers one position of a GET or RESOLVE from a settled entry. */
 export function writeValue(core: Core, channel: Channel, request: number, position: number, entry: ObjectEntry, needed: number, kind: number): void {
   if (channel.closed) return;
+  if (entry.contained !== undefined) lend(channel, entry.contained);
   if (entry.status === OBJECT_STATUS.INLINE) channel.out.begin(OP.VALUE).u32(request).u32(position).raw(entry.value as Uint8Array).end();
   else if (entry.status === OBJECT_STATUS.FILE) {
     if (kind === PENDING_KIND.RESOLVE) channel.out.begin(OP.VALUE_STORED).u32(request).u32(position).u64(entry.size).end();
@@ -188,6 +189,32 @@ export function writeValue(core: Core, channel: Channel, request: number, positi
 export function refuseValue(core: Core, channel: Channel, request: number, position: number, failure: Failure, needed: number): void {
   writeFailure(channel, request, position, failure);
   core.markChannel(channel, needed);
+}
+
+/** A value with refs inside was handed to a client: it may keep those refs, so they are held for it (Ray's borrower). */
+export function lend(channel: Channel, inner: readonly ObjectEntry[]): void {
+  for (const entry of inner) {
+    if (entry.session === channel.session) {
+      // Its own ref comes back to it: it holds it again if it had let it go.
+      if (entry.handles === 0) entry.handles = 1;
+      continue;
+    }
+    const lent = channel.borrowed.get(entry) ?? 0;
+    if (lent === 0) entry.pins++;
+    channel.borrowed.set(entry, lent + 1);
+  }
+}
+
+/** The client gives one borrowed ref back: all copies of it, since it tells only when the last one is gone. */
+export function takeBack(core: Core, channel: Channel, entry: ObjectEntry): void {
+  if (channel.borrowed.delete(entry)) unpin(core, entry);
+}
+
+export function takeAllBack(core: Core, channel: Channel): void {
+  for (const entry of channel.borrowed.keys()) {
+    channel.borrowed.delete(entry);
+    unpin(core, entry);
+  }
 }
 
 /** Is a value here, or known to have failed? REMOTE is ready too, but its bytes must be fetched before they can be read. */

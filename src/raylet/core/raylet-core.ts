@@ -12,10 +12,10 @@ import type { ResourceVector } from '../../base/resources.ts';
 import { actorDied, actorWorkerStarted, drainCalls, placeWaitingActors } from './actors.ts';
 import * as calls from './client-calls.ts';
 import { Core, idWord, type CoreConfig } from './core.ts';
-import { cancelTask, enforceLimits, execEnded, remoteEnded, remoteLost, slotDied, workerDied } from './endings.ts';
+import { cancelTask, closeSlotChannel, enforceLimits, execEnded, remoteEnded, remoteLost, slotDied, workerDied } from './endings.ts';
 import { onFailure, onLog, onResult } from './guest-results.ts';
-import { expireWaits, releaseSession } from './objects.ts';
-import { enqueue, pump, retireIdleWorkers, workerNotStarted, workerStarted } from './scheduler.ts';
+import { expireWaits, releaseSession, takeAllBack } from './objects.ts';
+import { dropLease, enqueue, pump, retireIdleWorkers, workerNotStarted, workerStarted } from './scheduler.ts';
 import { closeUpstream, forward, killRemote, onUpstreamBatch, takeUpFetches, upstreamTo } from './upstreams.ts';
 import { CHANNEL_KIND, Channel, Job, PENDING_KIND, TASK_STATE, TenantState, type Actor, type ChannelKind, type Failure, type Slot, type TenantQuota, type Upstream, type Worker } from './state.ts';
 
@@ -113,6 +113,7 @@ export class RayletCore {
       const task = entry.producer;
       if (task !== undefined && task.channel === channel && task.actor === undefined) cancelTask(core, task, true);
     }
+    takeAllBack(core, channel);
     releaseSession(core, channel.session);
     if (channel.kind === CHANNEL_KIND.DRIVER) this.#leaveOthers(channel.job);
     this.#endJobIfIdle(channel.job);
@@ -140,9 +141,11 @@ export class RayletCore {
     for (const c of job.classes.values()) {
       for (let task = c.queue.shift(); task !== undefined; task = c.queue.shift()) cancelTask(core, task, true);
       for (const lease of [...c.leases]) {
-        if (lease.slot === undefined) continue;
-        core.out.push({ type: 'kill-worker', worker: lease.worker, reason: 'JOB_ENDED' });
+        // Its worker is still starting: it will be idle when it is up.
+        if (lease.slot === undefined) dropLease(core, lease);
+        else core.out.push({ type: 'kill-worker', worker: lease.worker, reason: 'JOB_ENDED' });
       }
+      c.starting = 0;
       core.classes.delete(c);
     }
     for (const upstream of [...core.upstreams.values()]) if (upstream.job === job) this.upstreamClosed(upstream, { code: 'CANCELLED', message: 'its job ended', stack: '' });
@@ -257,8 +260,11 @@ export class RayletCore {
     this.settle();
   }
 
+  /** The isolate of an actor that ended was closed. */
   slotClosed(slot: Slot): void {
     slot.worker.slots.delete(slot.number);
+    closeSlotChannel(this.state, slot);
+    this.settle();
   }
 
   // --- other raylets and the head ---------------------------------------------------------------------------------------

@@ -241,6 +241,8 @@ export class Channel {
   /** Definitions that were refused: their submissions fail with the reason. */
   readonly refusedTemplates = new Map<number, Failure>();
   readonly pendingWaits = new Set<PendingCall>();
+  /** Refs of other sessions that were handed to this client inside values, how often: held until it gives them back or ends. */
+  readonly borrowed = new Map<ObjectEntry, number>();
   codeUpload: { readonly digest: Uint8Array; readonly digestHex: string; readonly bytes: Uint8Array; filled: number } | undefined = undefined;
   readonly puts = new Map<number, { readonly total: number; offset: number; readonly fileName: string }>();
 
