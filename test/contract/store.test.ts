@@ -136,7 +136,7 @@ describe.each<[string, () => Store]>([
   });
 
   it('deletes the keys of a lease that is not kept alive, and tells watchers', async () => {
-    const lease = await store.grantLease(20);
+    const lease = await store.grantLease(1_000);
     await store.put('leased/1', bytes('1'), { lease });
     await store.put('leased/2', bytes('2'), { lease });
     await store.put('kept', bytes('3'));
@@ -147,10 +147,10 @@ describe.each<[string, () => Store]>([
   });
 
   it('keeps a lease that is kept alive, and ends one that is revoked', async () => {
-    const lease = await store.grantLease(600);
+    const lease = await store.grantLease(1_500);
     await store.put('leased', bytes('1'), { lease });
-    for (let i = 0; i < 5; i++) {
-      await new Promise((resolve) => setTimeout(resolve, 150));
+    for (let i = 0; i < 4; i++) {
+      await new Promise((resolve) => setTimeout(resolve, 400));
       await store.keepAlive(lease);
     }
     expect((await store.get('leased'))?.lease).toBe(lease);
@@ -172,7 +172,7 @@ describe('sqlite store, across processes', () => {
 
   it('has everything after it was closed and opened, history and leases too', async () => {
     const first = SqliteStore.open(path());
-    const lease = await first.grantLease(30);
+    const lease = await first.grantLease(700);
     await first.put('leased', bytes('1'), { lease });
     await first.put('a', bytes('2'));
     await first.close();
