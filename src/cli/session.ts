@@ -76,7 +76,7 @@ export class CallerSession implements AsyncDisposable {
     return session.raylets;
   }
 
-  /** Asks every raylet at once. Throws when all refuse; those that cannot be reached are told beside the answers. */
+  /** Asks every raylet at once. Throws when one refuses or none answers; those that cannot be reached are told beside the answers. */
   async ask<T>(raylets: readonly RayletConnection[], question: (raylet: RayletConnection) => Promise<T>): Promise<{ answers: T[]; unreachable: Unreachable[] }> {
     const answers: T[] = [];
     const unreachable: Unreachable[] = [];
@@ -89,6 +89,8 @@ export class CallerSession implements AsyncDisposable {
         unreachable.push({ nodeId: raylet.nodeId, error });
       }
     }));
+    const [first] = unreachable;
+    if (answers.length === 0) throw first?.error ?? new BulkheadError('UNAVAILABLE', "no raylet lives: nothing runs and nothing can be shown; 'bulkhead status' (administrator) shows the nodes");
     return { answers, unreachable };
   }
 

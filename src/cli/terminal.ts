@@ -8,6 +8,9 @@ export type Colour = 'green' | 'red' | 'yellow' | 'dim' | 'bold';
 const SGR: Readonly<Record<Colour, readonly [number, number]>> = { green: [32, 39], red: [31, 39], yellow: [33, 39], dim: [2, 22], bold: [1, 22] };
 const PROGRESS_AFTER_MS = 1_000;
 
+/** A cell of a table. */
+export type Cell = string | { readonly text: string; readonly colour: Colour | undefined };
+
 /** Wrong usage found by a command itself: exit code 2. */
 export class UsageError extends Error {}
 
@@ -86,12 +89,15 @@ export class Terminal {
   }
 
   /** Rows under headers, columns as wide as their widest cell; `right`: columns of numbers. Foreign text is made printable. */
-  table(headers: readonly string[], rows: readonly (readonly string[])[], right: readonly number[] = []): void {
+  table(headers: readonly string[], rows: readonly (readonly Cell[])[], right: readonly number[] = []): void {
     if (this.json) return;
-    const cells = rows.map((row) => row.map((cell) => printable(cell)));
-    const widths = headers.map((header, i) => Math.max(header.length, ...cells.map((row) => row[i]?.length ?? 0)));
-    const line = (row: readonly string[]): string => row.map((cell, i) => (right.includes(i) ? cell.padStart(widths[i] ?? 0) : i === row.length - 1 ? cell : cell.padEnd(widths[i] ?? 0))).join('  ').trimEnd();
-    process.stdout.write(`${[this.colour('bold', line(headers)), ...cells.map(line)].join('\n')}\n`);
+    const cells = rows.map((row) => row.map((cell) => (typeof cell === 'string' ? { text: printable(cell), colour: undefined } : { text: printable(cell.text), colour: cell.colour })));
+    const widths = headers.map((header, i) => cells.reduce((width, row) => Math.max(width, row[i]?.text.length ?? 0), header.length));
+    const line = (row: readonly { readonly text: string; readonly colour?: Colour | undefined }[]): string => row.map(({ text, colour }, i) => {
+      const padded = right.includes(i) ? text.padStart(widths[i] ?? 0) : i === row.length - 1 ? text : text.padEnd(widths[i] ?? 0);
+      return colour === undefined ? padded : this.colour(colour, padded);
+    }).join('  ').trimEnd();
+    process.stdout.write(`${[this.colour('bold', line(headers.map((text) => ({ text })))), ...cells.map(line)].join('\n')}\n`);
   }
 
   /** Runs `work`; from a second on, says on stderr what is being waited for. */

@@ -179,6 +179,7 @@ describe('a detached cluster', () => {
     ].join('\n'));
     expect(await run('run hello.ts --json -x', 'ana')).toEqual({ code: 0, out: '42 --json,-x\n', err: 'to stderr\n' });
     expect((await run('run hello.ts --fail', 'ana')).code).toBe(7);
+    expect(await run('run hello.ts')).toMatchObject({ code: 2, out: '', err: expect.stringMatching(/of the cluster itself, which runs no programs; use a tenant's/) });
     const { jobs } = await json<{ jobs: { jobId: string; name: string; status: string; tenant: string }[] }>('job list', 'ana');
     const mine = jobs.filter((j) => j.name === 'hello.ts');
     expect(mine).toHaveLength(2);

@@ -163,6 +163,12 @@ describe('output', () => {
       Object.defineProperty(process.stdout, 'isTTY', { value: true, configurable: true });
       expect(new Terminal(false).colour('red', 'x')).toBe('\u001b[31mx\u001b[39m');
       expect(new Terminal(true).colour('red', 'x')).toBe('x');
+      // Padded first, coloured then; foreign text never brings its own codes.
+      const written: string[] = [];
+      const spy = vi.spyOn(process.stdout, 'write').mockImplementation((text) => written.push(String(text)) > 0);
+      new Terminal(false).table(['A', 'LONG', 'N'], [[{ text: 'ok', colour: 'green' }, 'x\u001b[31m', '1'], ['no', 'y', '10']], [2]);
+      spy.mockRestore();
+      expect(written.join('').split('\n')).toEqual(['\u001b[1mA   LONG          N\u001b[22m', '\u001b[32mok\u001b[39m  x\\u001b[31m   1', 'no  y            10', '']);
       vi.stubEnv('NO_COLOR', '1');
       expect(new Terminal(false).colour('red', 'x')).toBe('x');
       vi.stubEnv('NO_COLOR', '');

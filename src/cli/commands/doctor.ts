@@ -49,7 +49,7 @@ function show(terminal: Terminal, { where, insecureDev, layers }: Report): void 
   terminal.say(`${where === HERE ? '\n' : ''}${terminal.colour('bold', where)}${insecureDev ? ' (started with --insecure-dev)' : ''}: ${missing.length === 0 ? `all ${layers.length} layers are on` : `${missing.length} of ${layers.length} layers are MISSING`}`);
   // The same names on every node: where all is well, one line says it; --json has the details.
   if (missing.length === 0 && where !== HERE) return;
-  terminal.table(['LAYER', 'ON', 'SEEN', 'WHAT TO DO'], layers.map((l) => [l.name, l.on ? 'yes' : 'NO', l.detail.slice(0, 60), l.remedy]));
+  terminal.table(['LAYER', 'ON', 'SEEN', 'WHAT TO DO'], layers.map((l) => [l.name, { text: l.on ? 'yes' : 'NO', colour: l.on ? 'green' : 'red' }, l.detail.slice(0, 60), l.remedy]));
 }
 
 export async function doctor(terminal: Terminal, { local, profile }: { readonly local: boolean; readonly profile: string | undefined }): Promise<void> {

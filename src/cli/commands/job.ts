@@ -1,13 +1,15 @@
 /** `bulkhead job …`: jobs as the head knows them. */
 import { Jobs, type Job } from '../../rpc/generated/bulkhead/v1/head_pb.js';
 import { CALL_TIMEOUT_MS, CallerSession } from '../session.ts';
-import { durationText, timeText, type Terminal } from '../terminal.ts';
+import { durationText, timeText, type Cell, type Colour, type Terminal } from '../terminal.ts';
 
 export const JOB_HEADERS = ['JOB', 'NAME', 'STATUS', 'TENANT', 'SUBMITTER', 'STARTED', 'FOR', 'MESSAGE'];
 
-export function jobRow(job: Job): string[] {
+const COLOUR: Readonly<Record<string, Colour>> = { RUNNING: 'green', FAILED: 'red', STOPPED: 'yellow' };
+
+export function jobRow(job: Job): Cell[] {
   const endMs = Number(job.endedMs) || Date.now();
-  return [job.jobId, job.name, job.status, job.tenant, job.submitter.replace(/^spiffe:\/\/[^/]*\/tenant\/[^/]*\//, ''), timeText(Number(job.startedMs)), durationText(endMs - Number(job.startedMs)), job.message];
+  return [job.jobId, job.name, { text: job.status, colour: COLOUR[job.status] }, job.tenant, job.submitter.replace(/^spiffe:\/\/[^/]*\/tenant\/[^/]*\//, ''), timeText(Number(job.startedMs)), durationText(endMs - Number(job.startedMs)), job.message];
 }
 
 /** Newest first. */

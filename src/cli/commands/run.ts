@@ -1,8 +1,8 @@
 /** `bulkhead run` and `bulkhead bench`: a program as a child under Node 24, with its own streams, exit code and signals. */
 import { spawn } from 'node:child_process';
-import { existsSync, statSync } from 'node:fs';
-import { constants } from 'node:os';
-import { basename, resolve } from 'node:path';
+import { existsSync, readFileSync, statSync } from 'node:fs';
+import { constants, homedir } from 'node:os';
+import { basename, join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { BulkheadError } from '../../base/errors.ts';
 import { ExitCode, UsageError } from '../terminal.ts';
@@ -22,8 +22,22 @@ async function runChild(args: readonly string[], env: NodeJS.ProcessEnv): Promis
   if (code !== 0) throw new ExitCode(code);
 }
 
+function profileDirectory(given: string | undefined): string {
+  return resolve(given ?? (process.env['BULKHEAD_PROFILE'] || join(homedir(), '.bulkhead', 'default')));
+}
+
+/** Only for a better message than the refusal that would follow; what is unreadable here is told by the program's own connect. */
+function isAdministrator(directory: string): boolean {
+  try {
+    return /^spiffe:\/\/[^/]+\/system\//.test((JSON.parse(readFileSync(join(directory, 'profile.json'), 'utf8')) as { spiffeId: string }).spiffeId);
+  } catch {
+    return false;
+  }
+}
+
 export async function runDriver(file: string, args: readonly string[], { profile, name }: { readonly profile: string | undefined; readonly name: string | undefined }): Promise<void> {
   if (!existsSync(file) || !statSync(file).isFile()) throw new UsageError(`${file} is not a file; give the program to run, for example: bulkhead run hello.ts`);
+  if (isAdministrator(profileDirectory(profile))) throw new UsageError(`the profile ${profileDirectory(profile)} is of the cluster itself, which runs no programs; use a tenant's: bulkhead identity issue user NAME --tenant T --role developer --out DIR, then bulkhead run --profile DIR ${basename(file)}`);
   const chosen = profile === undefined ? {} : { BULKHEAD_PROFILE: resolve(profile) };
   await runChild(['--import', HOOKS, resolve(file), ...args], { ...process.env, BULKHEAD_JOB_NAME: name ?? basename(file), ...chosen });
 }

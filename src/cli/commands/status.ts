@@ -2,15 +2,15 @@
 import type { Node } from '../../rpc/generated/bulkhead/v1/head_pb.js';
 import { Cluster } from '../../rpc/generated/bulkhead/v1/head_pb.js';
 import { CALL_TIMEOUT_MS, CallerSession } from '../session.ts';
-import { bytesText, durationText, jsonText, timeText, type Terminal } from '../terminal.ts';
+import { bytesText, durationText, jsonText, timeText, type Cell, type Terminal } from '../terminal.ts';
 
 const CPU = 10_000;
 
-export function nodeRow(node: Node, terminal: Terminal): string[] {
+export function nodeRow(node: Node): Cell[] {
   const cpus = (units: bigint | undefined): string => String(Number(units ?? 0n) / CPU);
   const of = (available: string, total: string): string => (node.available === undefined ? total : `${available} of ${total}`);
   return [
-    node.nodeId, terminal.colour(node.state === 'alive' ? 'green' : 'red', node.state), node.address, of(cpus(node.available?.cpuUnits), cpus(node.total?.cpuUnits)),
+    node.nodeId, { text: node.state, colour: node.state === 'alive' ? 'green' : 'red' }, node.address, of(cpus(node.available?.cpuUnits), cpus(node.total?.cpuUnits)),
     of(bytesText(Number(node.available?.memoryBytes ?? 0n)), bytesText(Number(node.total?.memoryBytes ?? 0n))),
     Object.keys(node.total?.custom ?? {}).sort().map((name) => `${name}=${cpus(node.available?.custom[name] ?? node.total?.custom[name])}`).join(' '),
     String(node.queuedTasks), String(node.policyVersion), node.insecureDev ? 'INSECURE-DEV' : '',
@@ -29,5 +29,5 @@ export async function status(terminal: Terminal, profile: string | undefined): P
   terminal.say(`nodes ${alive} alive of ${nodes.length}, tenants ${s.tenants}, policy version ${s.policyVersion}, gateway ${s.gateway === '' ? 'none' : s.gateway}`);
   if (s.insecureDev || nodes.some((n) => n.insecureDev)) terminal.warn('INSECURE-DEV: isolation layers may be missing; see bulkhead doctor');
   terminal.say('');
-  terminal.table(NODE_HEADERS, nodes.map((n) => nodeRow(n, terminal)), [6, 7]);
+  terminal.table(NODE_HEADERS, nodes.map(nodeRow), [6, 7]);
 }
