@@ -13,7 +13,7 @@ import { measureControls, type ControlResult } from './controls.ts';
 import { Drivers } from './drivers.ts';
 import { endOnSignals } from './lifetimes.ts';
 import { RAY_VERSION, RayProcess, rayPython } from './ray.ts';
-import { COLUMNS, machine, tableRows, textTable, verdictOf, type RowResult } from './report.ts';
+import { COLUMNS, machine, shown, tableRows, textTable, verdictOf, type RowResult } from './report.ts';
 import { ROWS, type Row } from './rows.ts';
 import { bulkheadSizes, rayClient, raySizes, type Sizes } from './sizes.ts';
 
@@ -210,7 +210,7 @@ async function main(): Promise<void> {
   if (options.controls) controls = await measureControls({ seconds: options.seconds, runs: options.runs, note });
   write();
   process.stdout.write(`${textTable(COLUMNS, tableRows(results))}\n`);
-  if (controls.length > 0) process.stdout.write(`\n${textTable(['control', 'with', 'without', 'unit', 'cost', ''], controls.map((c) => [c.control, c.with, c.without, c.unit, c.cost, c.note]))}\n`);
+  if (controls.length > 0) process.stdout.write(`\n${textTable(['control', 'row', 'with', 'without', 'unit', 'cost'], controls.map((c) => [c.control, c.row, shown(c.with), shown(c.without), c.unit, c.cost]))}\n`);
   note(`written to ${options.json}`);
   if (results.some((r) => verdictOf(r) === 'FAIL')) process.exitCode = 1;
 }

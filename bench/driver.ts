@@ -1,6 +1,7 @@
 /** One client of the bench: a process of its own with one connection, that prepares rows and measures slices as its parent says (over IPC). */
 import { connect } from '../src/sdk/sdk.ts';
 import { sliceRate } from './measure.ts';
+import { plainTransport } from './plain-transport.ts';
 import { rowNamed, type Step } from './rows.ts';
 import type { ActorHandle } from '../src/sdk/sdk.ts';
 
@@ -15,7 +16,9 @@ export type DriverAnswer = { readonly ok: true; readonly rate?: number } | { rea
 const PARENT_GONE_EXIT = 1;
 process.on('disconnect', () => process.exit(PARENT_GONE_EXIT));
 
-const cluster = await connect();
+/** Set for `--controls` only: a raylet of the bench's own instead of the profile's cluster. */
+const target = process.env['BENCH_TARGET'];
+const cluster = await connect(target === undefined ? {} : { transport: plainTransport(target, process.env['BULKHEAD_PROFILE'] ?? '') });
 const module = await cluster.module<typeof import('./workload.ts')>(new URL('./workload.ts', import.meta.url));
 let step: Step | undefined;
 const kept: ActorHandle<{ ping(): Uint8Array }>[] = [];

@@ -13,8 +13,8 @@ export class Driver {
   readonly ready: Promise<DriverAnswer>;
   readonly #forget: () => void;
 
-  constructor(profile: string, nodeArgs: readonly string[] = []) {
-    this.#child = fork(fileURLToPath(new URL('./driver.ts', import.meta.url)), { env: { ...process.env, BULKHEAD_PROFILE: profile }, execArgv: ['--expose-gc', ...nodeArgs] });
+  constructor(profile: string, nodeArgs: readonly string[] = [], environment: Readonly<Record<string, string>> = {}) {
+    this.#child = fork(fileURLToPath(new URL('./driver.ts', import.meta.url)), { env: { ...process.env, BULKHEAD_PROFILE: profile, ...environment }, execArgv: ['--expose-gc', ...nodeArgs] });
     this.#forget = owned(async () => void this.#child.kill('SIGKILL'));
     this.ready = this.#answer('connect');
     this.ready.catch(() => undefined);
