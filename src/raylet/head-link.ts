@@ -1,9 +1,10 @@
 /**
  * The raylet's stream to the head: reports every heartbeat, takes policy, revocations, nodes, tenants and stopped jobs. While the
- * head is away the raylet goes on with what it knows; when it is back the first update has everything.
+ * head is away the raylet goes on with what it knows; when it is back the first update has everything. Before an SVID under the stream
+ * ends, a second stream takes over: to the head a planned change is no silence.
  */
 import { parseSnapshot, type LiveDecisionPoint } from '../authz/authz.ts';
-import { toSafeError } from '../base/errors.ts';
+import { BulkheadError, toSafeError } from '../base/errors.ts';
 import { parseJobId, parseNodeId } from '../base/ids.ts';
 import { HEARTBEAT_MS } from '../base/limits.ts';
 import type { ResourceVector } from '../base/resources.ts';
@@ -43,7 +44,8 @@ export class HeadLink implements ActorNames, AsyncDisposable {
   readonly #options: HeadLinkOptions;
   #channel: RpcChannel | undefined;
   #stream: MessageStream<HeadUpdate, object> | undefined;
-  #timer: NodeJS.Timeout | undefined;
+  /** Opened to take over from `#stream`; does so with its first update. */
+  #heir: MessageStream<HeadUpdate, object> | undefined;
   #retry: NodeJS.Timeout | undefined;
   #retryMs = RECONNECT_FIRST_MS;
   #closed = false;
@@ -65,22 +67,42 @@ export class HeadLink implements ActorNames, AsyncDisposable {
     return client(NodeSync, (this.#channel ??= this.#options.channel()));
   }
 
+  /** One stream, from its first report to its end. */
   async #run(channel: RpcChannel): Promise<void> {
     const { log, total, insecureDev } = this.#options;
+    let stream: MessageStream<HeadUpdate, object> | undefined;
+    let timer: NodeJS.Timeout | undefined;
     try {
-      const stream = client(NodeSync, channel).sync();
-      this.#stream = stream as MessageStream<HeadUpdate, object>;
+      const opened = client(NodeSync, channel).sync({
+        onStale: () => {
+          if (this.#heir === undefined && this.#stream === opened && !this.#closed) void this.#run(channel);
+        },
+      }) as MessageStream<HeadUpdate, object>;
+      stream = opened;
+      if (this.#stream === undefined) this.#stream = opened;
+      else this.#heir = opened;
       stream.write({ ...this.#facts(), address: this.#options.address(), total: wireResources(total), insecureDev, instance: this.#options.instance });
-      this.#timer = setInterval(() => void stream.write(this.#facts()), HEARTBEAT_MS);
+      timer = setInterval(() => void opened.write(this.#facts()), HEARTBEAT_MS);
       for await (const update of stream) {
+        if (this.#heir === stream) {
+          this.#stream = stream;
+          this.#heir = undefined;
+        }
+        // The head speaks on the newer stream only; what the older one still brings may be older.
+        if (this.#stream !== stream) break;
         this.#retryMs = RECONNECT_FIRST_MS;
         this.#apply(update);
       }
     } catch (error) {
-      if (!this.#closed) log.warn({ code: toSafeError(error).code, err: error }, 'the stream to the head ended; this node goes on with what it knows and tries again');
+      if (!this.#closed && this.#stream === stream && this.#heir === undefined) log.warn({ code: toSafeError(error).code, err: error }, 'the stream to the head ended; this node goes on with what it knows and tries again');
     }
-    clearInterval(this.#timer);
-    this.#stream = undefined;
+    clearInterval(timer);
+    if (this.#heir === stream) this.#heir = undefined;
+    if (this.#stream !== stream) return stream?.end(new BulkheadError('CANCELLED', 'another stream took over'));
+    this.#stream = this.#heir;
+    this.#heir = undefined;
+    // The head ends the older stream when it has the newer one's first report.
+    if (this.#stream !== undefined) return;
     channel.close();
     if (this.#channel === channel) this.#channel = undefined;
     if (this.#closed) return;
@@ -151,8 +173,8 @@ export class HeadLink implements ActorNames, AsyncDisposable {
 
   async [Symbol.asyncDispose](): Promise<void> {
     this.#closed = true;
-    clearInterval(this.#timer);
     clearTimeout(this.#retry);
+    this.#heir?.end();
     this.#stream?.end();
     // Long enough for the goodbye to leave, so that the others need not wait for this node's silence.
     await new Promise((resolve) => setTimeout(resolve, 20));

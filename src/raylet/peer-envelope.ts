@@ -2,7 +2,7 @@
 import { BulkheadError } from '../base/errors.ts';
 import { FrameReader, FrameWriter } from '../base/frame.ts';
 
-export const PEER_OP = { OPEN_CHANNEL: 0xa0, CLOSE_CHANNEL: 0xa1, CHANNEL_REFUSED: 0xa2 } as const;
+export const PEER_OP = { OPEN_CHANNEL: 0xa0, CLOSE_CHANNEL: 0xa1, CHANNEL_REFUSED: 0xa2, STREAM: 0xa3, RESUMED: 0xa4 } as const;
 
 const HEADER_BYTES = 8;
 

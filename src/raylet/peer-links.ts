@@ -1,21 +1,28 @@
 /**
  * The streams between raylets, both ends. As client: one stream per other node, one channel in it per job. As server: each
  * channel is opened under a session credential that is verified here, whatever the other raylet says of it. Must never: open a
- * channel without a valid credential, or keep one beyond the credential's end.
+ * channel without a valid credential, or keep one beyond the credential's end. The streams move to new connections before an SVID under
+ * them ends (`LastingStream`), so that channels outlive both.
  */
+import { randomBytes } from 'node:crypto';
+import type { AppendDurably } from '../base/audit-record.ts';
 import { isErrorCode, BulkheadError, toSafeError } from '../base/errors.ts';
-import type { JobId } from '../base/ids.ts';
+import { SESSION_PREFIX_BYTES, type JobId } from '../base/ids.ts';
 import type { Principal } from '../base/principal.ts';
 import type { Clock } from '../base/time.ts';
 import { Peers } from '../rpc/generated/bulkhead/v1/raylet_pb.js';
-import type { BatchStream, CallContext, Implementation, RpcChannel } from '../rpc/rpc.ts';
-import { CHANNEL_KIND, type Channel, type Upstream } from './core/state.ts';
+import { LastingStream, MovableStream, MovableStreams, RESUME_METADATA, type BatchStream, type CallContext, type Implementation, type RpcChannel } from '../rpc/rpc.ts';
+import { CHANNEL_KIND, failureOf, type Channel, type Failure, type Upstream } from './core/state.ts';
 import { control, PEER_OP, unwrap, wrap } from './peer-envelope.ts';
 import type { PeerLinks, Raylet, RayletLog } from './raylet.ts';
 
 const MAX_CHANNELS_PER_PEER = 10_000;
 /** Frames of a channel whose credential is being verified wait here. */
 const MAX_EARLY_BYTES = 16 * 2 ** 20;
+/** What may wait for a node that does not read; then its link is given up and its calls go elsewhere. */
+const MAX_WAITING_BYTES = 64 * 2 ** 20;
+const GOODBYE_TIMEOUT_MS = 500;
+const MAX_TOKEN_CHARS = 256;
 
 export interface VerifiedCredential {
   readonly principal: Principal;
@@ -31,8 +38,26 @@ export interface PeerLinkOptions {
   /** A channel to a node, by its number; undefined when the node is not known. */
   readonly connect: (nodeNumber: number) => RpcChannel | undefined;
   readonly verify: (credential: string) => Promise<VerifiedCredential>;
+  readonly audit: AppendDurably;
   readonly clock: Clock;
   readonly log: RayletLog;
+}
+
+/** The token in the first message of a stream. */
+function tokenIn(message: Uint8Array): string | undefined {
+  let token: string | undefined;
+  unwrap(message, () => undefined, (reader) => {
+    if (reader.op === PEER_OP.STREAM) token = reader.text(MAX_TOKEN_CHARS);
+  });
+  return token;
+}
+
+function isResumed(message: Uint8Array): boolean {
+  let resumed = false;
+  unwrap(message, () => undefined, (reader) => {
+    resumed = reader.op === PEER_OP.RESUMED;
+  });
+  return resumed;
 }
 
 // --- as client ------------------------------------------------------------------------------------------------------------
@@ -42,12 +67,17 @@ interface Link {
   readonly stream: BatchStream;
   readonly upstreams: Map<number, Upstream>;
   readonly waiting: Uint8Array[];
+  waitingBytes: number;
   blocked: boolean;
+  /** Given up or gone. */
+  over: boolean;
+  readonly ended: PromiseWithResolvers<void>;
 }
 
 export class PeerClients implements PeerLinks {
   readonly #options: PeerLinkOptions;
   readonly #links = new Map<number, Link>();
+  #closed = false;
 
   constructor(options: PeerLinkOptions) {
     this.#options = options;
@@ -56,6 +86,7 @@ export class PeerClients implements PeerLinks {
   open(upstream: Upstream, depth: number): void {
     const link = this.#linkTo(upstream.nodeNumber);
     if (link === undefined) {
+      // Later: the core is in the middle of the step that asked.
       queueMicrotask(() => this.#options.raylet.upstreamClosed(upstream, { code: 'UNAVAILABLE', message: 'the node is not part of the cluster any more', stack: '' }));
       return;
     }
@@ -75,23 +106,38 @@ export class PeerClients implements PeerLinks {
   }
 
   #write(link: Link, message: Uint8Array): void {
-    if (link.blocked) link.waiting.push(message);
-    else link.blocked = !link.stream.write(message);
+    if (link.over) return;
+    if (!link.blocked) {
+      link.blocked = !link.stream.write(message);
+      return;
+    }
+    link.waiting.push(message);
+    link.waitingBytes += message.length;
+    if (link.waitingBytes <= MAX_WAITING_BYTES) return;
+    link.over = true;
+    // Later, as above: its end tells every channel, and what can be retried is.
+    queueMicrotask(() => link.stream.end(new BulkheadError('RESOURCE_EXHAUSTED', `more than ${MAX_WAITING_BYTES} bytes wait for another node, which does not read them`)));
   }
 
   #linkTo(nodeNumber: number): Link | undefined {
     const known = this.#links.get(nodeNumber);
-    if (known !== undefined) return known;
+    if (known !== undefined && !known.over) return known;
+    if (this.#closed) return undefined;
     const channel = this.#options.connect(nodeNumber);
     if (channel === undefined) return undefined;
-    const stream = channel.batchStream(Peers.method.exchange);
-    const link: Link = { channel, stream, upstreams: new Map(), waiting: [], blocked: false };
+    const stream = new LastingStream({
+      open: (token) => channel.batchStream(Peers.method.exchange, token === undefined ? {} : { metadata: { [RESUME_METADATA]: token } }),
+      token: tokenIn,
+      accepted: isResumed,
+    });
+    const link: Link = { channel, stream, upstreams: new Map(), waiting: [], waitingBytes: 0, blocked: false, over: false, ended: Promise.withResolvers<void>() };
     this.#links.set(nodeNumber, link);
     stream.onData = (message) => {
       unwrap(message, (number, batch) => {
         const upstream = link.upstreams.get(number);
         if (upstream !== undefined) this.#options.raylet.upstreamBatch(upstream, batch);
       }, (reader) => {
+        if (reader.op === PEER_OP.STREAM) return;
         const number = reader.u32();
         const code = reader.op === PEER_OP.CHANNEL_REFUSED ? reader.str() : 'UNAVAILABLE';
         const message = reader.op === PEER_OP.CHANNEL_REFUSED ? reader.text(65_536) : 'another node closed the channel';
@@ -102,23 +148,41 @@ export class PeerClients implements PeerLinks {
     };
     stream.onDrain = () => {
       link.blocked = false;
-      while (!link.blocked && link.waiting.length > 0) link.blocked = !stream.write(link.waiting.shift() as Uint8Array);
+      let sent = 0;
+      for (const message of link.waiting) {
+        if (link.blocked || link.over) break;
+        link.blocked = !stream.write(message);
+        link.waitingBytes -= message.length;
+        sent++;
+      }
+      link.waiting.splice(0, sent);
     };
     stream.onEnd = (error) => {
+      link.over = true;
       if (this.#links.get(nodeNumber) === link) this.#links.delete(nodeNumber);
       channel.close();
+      link.ended.resolve();
+      // A node that stops has no use for retries.
+      if (this.#closed) return;
       if (error !== undefined) this.#options.log.warn({ node: nodeNumber, code: error.code, err: error }, 'the stream to another raylet ended');
-      for (const upstream of [...link.upstreams.values()]) this.#options.raylet.upstreamClosed(upstream, { code: 'UNAVAILABLE', message: 'the connection to another node was lost', stack: '' });
+      // First of all, or what ran there would be sent there again.
+      this.#options.raylet.nodeLost(nodeNumber);
+      const failure: Failure = error?.code === 'RESOURCE_EXHAUSTED' ? failureOf(error) : { code: 'UNAVAILABLE', message: 'the connection to another node was lost', stack: '' };
+      for (const upstream of [...link.upstreams.values()]) this.#options.raylet.upstreamClosed(upstream, failure);
     };
     return link;
   }
 
-  closeAll(): void {
-    for (const link of this.#links.values()) {
-      link.stream.end();
-      link.channel.close();
-    }
+  /** Says goodbye on every link: what was written leaves first. */
+  async closeAll(): Promise<void> {
+    this.#closed = true;
+    const links = [...this.#links.values()];
     this.#links.clear();
+    for (const link of links) link.stream.end();
+    let timer: NodeJS.Timeout | undefined;
+    await Promise.race([Promise.all(links.map((link) => link.ended.promise)), new Promise<void>((resolve) => (timer = setTimeout(resolve, GOODBYE_TIMEOUT_MS)))]);
+    clearTimeout(timer);
+    for (const link of links) link.channel.close();
   }
 }
 
@@ -126,12 +190,12 @@ export class PeerClients implements PeerLinks {
 
 class PeerStream {
   readonly #options: PeerLinkOptions;
-  readonly #stream: BatchStream;
+  readonly #stream: MovableStream;
   readonly #channels = new Map<number, Channel>();
   readonly #early = new Map<number, { readonly batches: Uint8Array[]; bytes: number }>();
   readonly #expiry = new Map<number, NodeJS.Timeout>();
 
-  constructor(options: PeerLinkOptions, stream: BatchStream) {
+  constructor(options: PeerLinkOptions, stream: MovableStream, onOver: () => void) {
     this.#options = options;
     this.#stream = stream;
     stream.onData = (message) => unwrap(message, (number, batch) => this.#onBatch(number, batch), (reader) => {
@@ -149,7 +213,9 @@ class PeerStream {
     stream.onDrain = () => {
       for (const channel of this.#channels.values()) options.raylet.drained(channel);
     };
+    // May come twice: the other side's end, then a loss.
     stream.onEnd = () => {
+      onOver();
       for (const number of [...this.#channels.keys()]) this.#close(number, undefined);
       this.#early.clear();
       stream.end();
@@ -222,5 +288,28 @@ class PeerStream {
 }
 
 export function peersService(options: PeerLinkOptions): Implementation<typeof Peers> {
-  return { exchange: (_call: CallContext, stream: BatchStream) => void new PeerStream(options, stream) };
+  const streams = new MovableStreams();
+  return {
+    exchange(call: CallContext, stream: BatchStream) {
+      const owner = call.principal.spiffeId;
+      const token = call.metadata(RESUME_METADATA);
+      if (token !== undefined) {
+        try {
+          return streams.find(token, owner).offer(stream, control(PEER_OP.RESUMED, () => undefined));
+        } catch (thrown) {
+          const error = toSafeError(thrown);
+          stream.pause();
+          const end = (): void => stream.end(error);
+          options.audit('', { type: 'lifecycle', timeMs: options.clock.nowMs(), event: 'peer.move-refused', principal: owner, resourceKind: 'node', resource: call.principal.name, index: -1, detail: error.safeMessage }).then(end, end);
+          return;
+        }
+      }
+      const movable = new MovableStream(stream);
+      const id = randomBytes(SESSION_PREFIX_BYTES).toString('hex');
+      const secret = MovableStreams.newSecret();
+      void new PeerStream(options, movable, () => streams.delete(id));
+      streams.add(id, secret, owner, movable);
+      movable.write(control(PEER_OP.STREAM, (out) => out.text(`${id}:${secret}`)));
+    },
+  };
 }

@@ -39,6 +39,8 @@ const systemRandom: RandomSource = { bytes: (length) => randomBytes(length) };
 export interface RunningRaylet {
   readonly address: string;
   readonly nodeId: string;
+  /** Renews the node's SVID before its time; streams move to new connections, calls go on. Throws what went wrong; the SVID in force stays. */
+  renewIdentity(): Promise<void>;
   stop(): Promise<void>;
 }
 
@@ -158,7 +160,7 @@ export async function startRaylet(config: RayletConfig, log: RayletLog): Promise
   }));
   parts.use(running);
   const peerOptions: PeerLinkOptions = {
-    raylet: running, verify, clock: systemClock, log,
+    raylet: running, verify, audit: appendDurably, clock: systemClock, log,
     connect: (number) => {
       const node = running.core.state.nodes.get(number);
       return node === undefined ? undefined : createChannel({ identity, peers, address: node.address, expectedSpiffeId: node.spiffeId });
@@ -174,7 +176,7 @@ export async function startRaylet(config: RayletConfig, log: RayletLog): Promise
   };
   const server = createServer({ identity, peers, decisions, audit: appendDurably, methods: methodRows() }, { knowsTenant: tenantExists, clock: systemClock, log: rpcLog(log) });
   parts.defer(() => server.close());
-  server.add(Calls, callsService(running, verify));
+  server.add(Calls, callsService({ raylet: running, verify, audit: appendDurably, clock: systemClock }));
   server.add(Peers, peersService(peerOptions));
   server.add(Inspection, inspectionService({ raylet: running, nodeId, insecureDev: weakened, layers: () => probeLayers({ clock: systemClock }) }));
   server.add(Audit, auditService(audit, nodeId, tenantExists));
@@ -185,7 +187,13 @@ export async function startRaylet(config: RayletConfig, log: RayletLog): Promise
   link.start();
   await withTimeout(link.ready, FIRST_UPDATE_TIMEOUT_MS, 'the head did not answer: is it running, and was this node removed?');
   const stack = parts.move();
-  return { address, nodeId, stop: () => stack.disposeAsync() };
+  return {
+    address, nodeId, stop: () => stack.disposeAsync(),
+    async renewIdentity() {
+      const renewed = await identity.renewNow();
+      log.info({ until: new Date(renewed.notAfterMs).toISOString() }, 'the identity of this node was renewed');
+    },
+  };
 }
 
 function rpcLog(log: RayletLog): { info(f: object, m: string): void; warn(f: object, m: string): void; error(f: object, m: string): void } {
@@ -203,7 +211,7 @@ async function withTimeout(work: Promise<void>, ms: number, what: string): Promi
   }
 }
 
-/** The process: configuration in on stdin, one ready line out, until SIGTERM or SIGINT. Exit codes: 0 stopped, 1 failed, 2 wrong configuration, 4 a layer is missing. */
+/** The process: configuration in on stdin, one ready line out, until SIGTERM or SIGINT. SIGHUP renews its identity now (`kill -HUP`, an operator's tool). Exit codes: 0 stopped, 1 failed, 2 wrong configuration, 4 a layer is missing. */
 export async function runRaylet(): Promise<void> {
   const log = pino({ name: 'raylet', base: {}, serializers: { err: pino.stdSerializers.err } }, pino.destination({ dest: 2, sync: true }));
   const fail = (error: unknown): never => {
@@ -217,8 +225,11 @@ export async function runRaylet(): Promise<void> {
     process.once('SIGTERM', () => resolve());
     process.once('SIGINT', () => resolve());
   });
+  let renew = async (): Promise<void> => undefined;
+  process.on('SIGHUP', () => void renew().catch((error: unknown) => log.error({ err: error }, 'the identity of this node could not be renewed; the one in force stays')));
   try {
     const raylet = await startRaylet(readRayletConfig(), log);
+    renew = () => raylet.renewIdentity();
     process.stdout.write(`${JSON.stringify({ ready: true, address: raylet.address, nodeId: raylet.nodeId })}\n`);
     await stopped;
     await raylet.stop();

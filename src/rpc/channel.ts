@@ -150,7 +150,8 @@ class Channel implements RpcChannel {
   }
 
   bidi(method: DescMethod, options: CallOptions = {}): MessageStream<Message, Message> {
-    const { call, over, generation } = this.#start(method, options, (on, path, metadata, callOptions) => on.client.makeBidiStreamRequest(path, identityBytes, identityBytes, metadata, callOptions));
+    const { call, over, generation } = this.#start(method, options, (on, path, metadata, callOptions) =>
+      Object.assign(on.client.makeBidiStreamRequest(path, identityBytes, identityBytes, metadata, callOptions), { onStale: options.onStale }));
     return new TypedStream(new ClientStream(call, over, (error) => this.#explain(generation, error)), method.output, method.input);
   }
 

@@ -43,6 +43,8 @@ export interface CallOptions {
   readonly timeoutMs?: number;
   readonly metadata?: Readonly<Record<string, string>>;
   readonly signal?: AbortSignal;
+  /** Streams of typed messages: as `BatchStream.onStale`. */
+  readonly onStale?: () => void;
 }
 
 export type ClientMethod<M extends DescMethod> =

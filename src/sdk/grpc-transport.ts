@@ -69,7 +69,9 @@ function resumeToken(first: Uint8Array): string | undefined {
 }
 
 function credentialBatch(credential: string): Uint8Array<ArrayBuffer> {
-  return new FrameWriter(credential.length + 64).begin(OP.CREDENTIAL).text(credential).end().take() as Uint8Array<ArrayBuffer>;
+  const out = new FrameWriter(credential.length + 64);
+  out.begin(OP.CREDENTIAL).text(credential).end();
+  return out.take();
 }
 
 function isResumed(first: Uint8Array): boolean {
