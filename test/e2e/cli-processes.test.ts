@@ -58,7 +58,9 @@ test('down does not touch a process that has the pid of an old one', async () =>
 
 test('a damaged record is an error that says what to do, and stays', async () => {
   const good = { version: 1, startedMs: 0, raylets: [{ name: 'raylet-1', process: { pid: 5, startTicks: '1', bootId: 'a' } }] };
-  const bad = ['', '[]', '{"version":2}', '{', JSON.stringify({ ...good, raylets: [{ name: '../../etc', process: good.raylets[0]?.process }] }), JSON.stringify({ ...good, head: { pid: 1, startTicks: '1', bootId: 'a' } }), JSON.stringify({ ...good, head: { pid: '5', startTicks: '1', bootId: 'a' } }), JSON.stringify({ ...good, raylets: [{ name: 'raylet-1', process: { pid: -9, startTicks: '1', bootId: 'a' } }] })];
+  const id = good.raylets[0]?.process;
+  const changes = [{ raylets: [{ name: '../../etc', process: id }] }, { head: { ...id, pid: 1 } }, { head: { ...id, pid: '5' } }, { raylets: [{ name: 'raylet-1', process: { ...id, pid: -9 } }] }, { supervisor: { ...id, startTicks: 1 } }];
+  const bad = ['', '[]', '{"version":2}', '{', ...changes.map((change) => JSON.stringify({ ...good, ...change }))];
   for (const text of bad) {
     writeFileSync(join(data, 'processes.json'), text);
     for (const command of [['down', '--data', data], ['up', '--data', data]]) expect(await runInProcess(command)).toMatchObject({ code: 1, out: '', err: expect.stringMatching(/processes\.json is damaged; look for processes/) });
