@@ -6,7 +6,7 @@ import { existsSync } from 'node:fs';
 import type { DescService } from '@bufbuild/protobuf';
 import { BulkheadError, toSafeError } from '../base/errors.ts';
 import { parseSpiffeId, type ParsedSpiffeId } from '../base/ids.ts';
-import { Cluster, Sessions } from '../rpc/generated/bulkhead/v1/head_pb.js';
+import { Cluster } from '../rpc/generated/bulkhead/v1/head_pb.js';
 import { client, createChannel, type Client, type RpcChannel } from '../rpc/rpc.ts';
 import { openHead, profileDirectory, type HeadConnection } from '../sdk/head-client.ts';
 
@@ -52,28 +52,15 @@ export class CallerSession implements AsyncDisposable {
 
   /** Raylets that live, by node id. */
   async raylets(): Promise<RayletConnection[]> {
-    const nodes = await this.#addresses();
+    const { nodes } = await this.to(Cluster).listNodes({}, { timeoutMs: CALL_TIMEOUT_MS });
     return nodes
+      .filter((n) => n.state === 'alive')
       .sort((a, b) => (a.nodeId < b.nodeId ? -1 : 1))
       .map(({ nodeId, address, spiffeId }) => {
         const channel = createChannel({ identity: this.head.identity, peers: this.head.peers, address, expectedSpiffeId: spiffeId });
         this.#channels.push(channel);
         return { nodeId, to: (service) => client(service, channel) };
       });
-  }
-
-  async #addresses(): Promise<{ nodeId: string; address: string; spiffeId: string }[]> {
-    try {
-      const { nodes } = await this.to(Cluster).listNodes({}, { timeoutMs: CALL_TIMEOUT_MS });
-      return nodes.filter((n) => n.state === 'alive');
-    } catch (thrown) {
-      if (toSafeError(thrown).code !== 'DENIED' || this.tenant === undefined) throw thrown;
-    }
-    // Policy may keep nodes from a tenant; whoever may run programs is told the raylets with a session.
-    const sessions = this.to(Sessions);
-    const session = await sessions.open({ jobName: 'bulkhead-cli' }, { timeoutMs: CALL_TIMEOUT_MS });
-    await sessions.close({ jobId: session.jobId, outcome: 'succeeded', message: '' }, { timeoutMs: CALL_TIMEOUT_MS });
-    return session.raylets;
   }
 
   /** Asks every raylet at once. Throws when one refuses or none answers; those that cannot be reached are told beside the answers. */

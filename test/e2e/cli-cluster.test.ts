@@ -135,12 +135,12 @@ describe('a detached cluster', () => {
     await ok('tenant create globex');
     expect(await run('tenant create Acme!')).toMatchObject({ code: 2, err: expect.stringMatching(/tenant name 'Acme!' is not valid/) });
     expect(await run('tenant create wide --quota cats=2')).toMatchObject({ code: 2, err: expect.stringMatching(/'cats' is not known/) });
-    for (const [name, tenant, roles] of [['ana', 'acme', '--role developer --role auditor'], ['tom', 'acme', '--role tenant-admin'], ['bob', 'globex', '--role developer,auditor']] as const) {
+    for (const [name, tenant, roles] of [['ana', 'acme', '--role developer --role viewer'], ['olga', 'acme', '--role auditor'], ['tom', 'acme', '--role tenant-admin'], ['bob', 'globex', '--role developer,auditor']] as const) {
       const issued = await json(`identity issue user ${name} --tenant ${tenant} ${roles} --out ${join(home, name)}`);
       expect(issued).toMatchObject({ spiffeId: `spiffe://${record().trustDomain}/tenant/${tenant}/user/${name}`, profile: join(home, name) });
     }
     expect(statSync(join(home, 'ana', 'key.pem')).mode & 0o777).toBe(0o600);
-    expect(await json('whoami', 'ana')).toMatchObject({ tenant: 'acme', kind: 'user', roles: ['platform/auditor', 'platform/developer', 'platform/everyone'] });
+    expect(await json('whoami', 'ana')).toMatchObject({ tenant: 'acme', kind: 'user', roles: ['platform/developer', 'platform/everyone', 'platform/viewer'] });
     const [token = ''] = lines((await run('whoami --token', 'ana')).out);
     const claims = JSON.parse(Buffer.from(token.split('.')[1] ?? '', 'base64url').toString()) as { sub: string; exp: number };
     expect(claims.sub).toBe(`spiffe://${record().trustDomain}/tenant/acme/user/ana`);
@@ -199,7 +199,7 @@ describe('a detached cluster', () => {
   }, TEST_TIMEOUT_MS);
 
   test('audit: tail, denials, stats, export, verification offline, and every tampering found', async () => {
-    const tail = lines(await ok('audit tail --json --last 1000', 'ana')).map((l) => JSON.parse(l) as { node: string; index: number; record: { timeMs: number; action?: string; allow?: boolean } });
+    const tail = lines(await ok('audit tail --json --last 1000', 'olga')).map((l) => JSON.parse(l) as { node: string; index: number; record: { timeMs: number; action?: string; allow?: boolean } });
     expect(tail.some((t) => t.record.action === 'task.submit' && t.record.allow === true && t.node !== 'head')).toBe(true);
     expect(tail.map((t) => t.record.timeMs)).toEqual(tail.map((t) => t.record.timeMs).sort((a, b) => a - b));
     const denials = lines(await ok('audit tail --deny', 'bob'));
@@ -208,14 +208,15 @@ describe('a detached cluster', () => {
     for (const line of denials) expect(line).toMatch(/^\S+Z DENY {2}(?:globex\/user\/bob |acme\/user\/\w+ (?:tenant\.read|identity\.issue) )/);
     expect(denials.some((l) => /task\.list on task by wall/.test(l))).toBe(true);
     expect((await run('audit tail --tenant acme', 'bob')).code).toBe(3);
-    const stats = await json<{ records: number; byAction: Record<string, number>; nodes: { nodeId: string }[] }>('audit stats', 'ana');
+    const stats = await json<{ records: number; byAction: Record<string, number>; nodes: { nodeId: string }[] }>('audit stats', 'olga');
     expect(stats.byAction['task.submit']).toBe(2);
     expect(stats.nodes.map((n) => n.nodeId)).toEqual(['head', ...record().raylets.map((r) => r.nodeId).sort()]);
+    expect((await run('audit stats', 'ana')).code).toBe(3);
     const out = join(home, 'export');
-    const exported = await json<{ records: number; logs: { directory: string }[] }>(`audit export -o ${out}`, 'ana');
+    const exported = await json<{ records: number; logs: { directory: string }[] }>(`audit export -o ${out}`, 'olga');
     expect(exported.records).toBeGreaterThanOrEqual(stats.records);
     expect(exported.logs).toHaveLength(3);
-    expect((await run(`audit export -o ${out}`, 'ana')).code).toBe(2);
+    expect((await run(`audit export -o ${out}`, 'olga')).code).toBe(2);
     expect((await run(`audit export -o ${join(home, 'theirs')} --tenant acme`, 'bob')).code).toBe(3);
     expect(await ok(`audit verify ${out} --tenant acme`)).toMatch(/verified: \d+ records of tenant acme are complete and unchanged/);
     expect((await run(`audit verify ${out} --tenant globex`)).code).toBe(1);
@@ -233,7 +234,7 @@ describe('a detached cluster', () => {
   }, TEST_TIMEOUT_MS);
 
   test('following the audit shows what happens, and ends with ^C', async () => {
-    const following = start(['audit', 'tail', '--follow', '--json', '--last', '1'], 'ana');
+    const following = start(['audit', 'tail', '--follow', '--json', '--last', '1'], 'olga');
     const result = finished(following);
     let seen = '';
     following.stdout?.on('data', (text: string) => (seen += text));
