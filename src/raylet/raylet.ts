@@ -245,6 +245,11 @@ export class Raylet implements AsyncDisposable {
     this.flush();
   }
 
+  nodeLost(nodeNumber: number): void {
+    this.core.state.nowMs = this.#options.clock.nowMs();
+    this.core.state.avoidNode(nodeNumber);
+  }
+
   upstreamClosed(upstream: Upstream, failure: Failure): void {
     this.core.state.nowMs = this.#options.clock.nowMs();
     this.core.upstreamClosed(upstream, failure);

@@ -52,7 +52,7 @@ export function placeActor(core: Core, actor: Actor): boolean {
   }
   if (actor.creation.channel.kind !== CHANNEL_KIND.PEER) {
     for (const node of core.nodes.values()) {
-      if (!fits(resources, node.available)) continue;
+      if (!fits(resources, node.available) || !core.reachable(node.number)) continue;
       moveActor(core, actor, node);
       return true;
     }

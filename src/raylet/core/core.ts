@@ -6,6 +6,7 @@ import type { Action, DecisionRequest, PolicyDecisionPoint, Resource } from '../
 import { resource } from '../../base/decision.ts';
 import { BulkheadError } from '../../base/errors.ts';
 import { OBJECT_ID_BYTES, SESSION_PREFIX_BYTES, objectIdText, type JobId, type ObjectIdText } from '../../base/ids.ts';
+import { NODE_DEAD_AFTER_MS } from '../../base/limits.ts';
 import type { ResourceVector } from '../../base/resources.ts';
 import type { RandomSource } from '../../base/time.ts';
 import type { Effect } from './effects.ts';
@@ -62,6 +63,8 @@ export class Core {
   readonly upstreams = new Map<string, Upstream>();
   readonly upstreamsByNumber = new Map<number, Upstream>();
   readonly nodes = new Map<number, RemoteNode>();
+  /** Until when nodes whose connection was lost get no work, by number: the head learns of their end later than we do. */
+  readonly #avoidedUntilMs = new Map<number, number>();
   readonly classes = new Set<SchedulingClass>();
   readonly dirtyChannels: Channel[] = [];
   readonly dirtySlots: Slot[] = [];
@@ -85,6 +88,19 @@ export class Core {
 
   nextNumber(): number {
     return this.#nextNumber++;
+  }
+
+  /** A connection to it was lost, or could not be made. */
+  avoidNode(number: number): void {
+    this.#avoidedUntilMs.set(number, this.nowMs + NODE_DEAD_AFTER_MS);
+  }
+
+  reachable(number: number): boolean {
+    const untilMs = this.#avoidedUntilMs.get(number);
+    if (untilMs === undefined) return true;
+    if (untilMs > this.nowMs) return false;
+    this.#avoidedUntilMs.delete(number);
+    return true;
   }
 
   markChannel(channel: Channel, needed: number): void {

@@ -188,7 +188,8 @@ function evictIdleWorker(core: Core): boolean {
   let oldest: Lease | undefined;
   for (const c of core.classes) {
     for (const lease of c.leases) {
-      if (lease.holding || lease.slot === undefined || lease.slot.execs.size > 0) continue;
+      // What its code started and did not wait for ends with it.
+      if (lease.holding || lease.slot === undefined || lease.slot.execs.size > 0 || lease.slot.channel.inFlight > 0) continue;
       if (oldest === undefined || lease.worker.idleSinceMs < oldest.worker.idleSinceMs) oldest = lease;
     }
   }
@@ -281,7 +282,7 @@ function remoteLease(core: Core, c: SchedulingClass, node: RemoteNode, task: Tas
     if (lease.inFlight < Math.max(1, Math.min(room, roomFor(c, node))) * depthOf(task.template.stats.meanMs)) return lease;
     return undefined;
   }
-  if (!fits(c.resources, node.available)) return undefined;
+  if (!fits(c.resources, node.available) || !core.reachable(node.number)) return undefined;
   if (lease === undefined || lease.upstream.closed) {
     lease = new RemoteLease(upstreamTo(core, node.number, c.job, task.channel.principal.kind === 'job', task.depth));
     c.remoteLeases.set(node.number, lease);
@@ -312,7 +313,7 @@ export function retireIdleWorkers(core: Core): void {
   for (const worker of core.workers.values()) {
     if (worker.state !== 'ALIVE') continue;
     let busy = false;
-    for (const slot of worker.slots.values()) if (slot.execs.size > 0 || slot.actor !== undefined || slot.lease?.holding === true) busy = true;
+    for (const slot of worker.slots.values()) if (slot.execs.size > 0 || slot.channel.inFlight > 0 || slot.actor !== undefined || slot.lease?.holding === true) busy = true;
     if (busy) worker.idleSinceMs = core.nowMs;
     else if (core.nowMs - worker.idleSinceMs > IDLE_WORKER_KEPT_MS) core.out.push({ type: 'kill-worker', worker, reason: 'IDLE' });
   }

@@ -457,6 +457,8 @@ export class Upstream {
   readonly requests = new Map<number, UpstreamRequest>();
   /** Forwarded before WELCOME told the prefix: run when it arrives. */
   deferred: (() => void)[] = [];
+  /** Objects whose fetch is among the deferred. */
+  deferredFetches: ObjectEntry[] = [];
   readonly tasks = new Set<Task>();
 
   constructor(number: number, nodeNumber: number, job: Job, asJob: boolean) {

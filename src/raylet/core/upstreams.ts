@@ -94,6 +94,7 @@ export function takeUpFetches(core: Core): void {
     entry.fetching = true;
     const upstream = entry.remote ?? upstreamTo(core, idWord(id, 4), job.job, job.asJob, 0);
     // A borrowed id that was only spelled out by a client is not ours to release over there: remote stays undefined.
+    if (upstream.prefix === undefined) upstream.deferredFetches.push(entry);
     whenOpen(upstream, () => ask(core, upstream, OP.GET, [entry], [id], undefined, true));
   }
 }
@@ -116,6 +117,7 @@ export function onUpstreamBatch(core: Core, upstream: Upstream, reader: FrameRea
         reader.text(65_536);
         const deferred = upstream.deferred;
         upstream.deferred = [];
+        upstream.deferredFetches = [];
         for (const act of deferred) act();
         break;
       }
@@ -217,6 +219,11 @@ export function closeUpstream(core: Core, upstream: Upstream, failure: Failure):
   for (const [key, value] of core.upstreams) if (value === upstream) core.upstreams.delete(key);
   core.upstreamsByNumber.delete(upstream.number);
   upstream.deferred = [];
+  for (const entry of upstream.deferredFetches) {
+    entry.fetching = false;
+    settleFailed(core, entry, failure);
+  }
+  upstream.deferredFetches = [];
   for (const request of upstream.requests.values()) {
     if (request.task !== undefined) continue;
     for (const entry of request.entries) {
