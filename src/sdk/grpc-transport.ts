@@ -26,7 +26,7 @@ const MAX_WELCOME_BYTES = 1 << 20;
 export interface GrpcTarget extends HeadTarget {
   /** An open job of the same identity to join; default: a new one. */
   readonly job?: string | undefined;
-  /** What job lists show; default: the file name of the running program. */
+  /** What job lists show; default: BULKHEAD_JOB_NAME, which `bulkhead run --name` sets, then the file name of the running program. */
   readonly jobName?: string | undefined;
 }
 
@@ -39,7 +39,7 @@ async function openSession(target: GrpcTarget, handlers: TransportHandlers, open
   const head = await open(target);
   try {
     const sessions = client(Sessions, head.channel);
-    const session = await sessions.open({ jobName: target.jobName ?? basename(process.argv[1] ?? 'driver'), jobId: target.job ?? '' }, { timeoutMs: CALL_TIMEOUT_MS });
+    const session = await sessions.open({ jobName: target.jobName ?? (process.env['BULKHEAD_JOB_NAME'] || basename(process.argv[1] ?? 'driver')), jobId: target.job ?? '' }, { timeoutMs: CALL_TIMEOUT_MS });
     return new GrpcConnection(head, sessions, session, handlers, target.job === undefined);
   } catch (thrown) {
     await head.close();
