@@ -178,11 +178,11 @@ describe('a detached cluster', () => {
       'console.log(await cluster.get(twice(21)), process.argv.slice(2).join());', "console.error('to stderr');", "process.exitCode = process.argv.includes('--fail') ? 7 : 0;",
     ].join('\n'));
     expect(await run('run hello.ts --json -x', 'ana')).toEqual({ code: 0, out: '42 --json,-x\n', err: 'to stderr\n' });
-    expect((await run('run hello.ts --fail', 'ana')).code).toBe(7);
+    expect((await run('run --name nightly hello.ts --fail', 'ana')).code).toBe(7);
     expect(await run('run hello.ts')).toMatchObject({ code: 2, out: '', err: expect.stringMatching(/of the cluster itself, which runs no programs; use a tenant's/) });
     const { jobs } = await json<{ jobs: { jobId: string; name: string; status: string; tenant: string }[] }>('job list', 'ana');
-    const mine = jobs.filter((j) => j.name === 'hello.ts');
-    expect(mine).toHaveLength(2);
+    const mine = jobs.filter((j) => j.name === 'hello.ts' || j.name === 'nightly');
+    expect(mine.map((j) => j.name)).toEqual(['nightly', 'hello.ts']);
     const job = mine[0]?.jobId ?? '';
     expect(await json(`job status ${job}`, 'ana')).toMatchObject({ jobId: job, tenant: 'acme', submitter: expect.stringMatching(/tenant\/acme\/user\/ana$/) });
     expect(await ok(`job logs ${job}`, 'ana')).toMatch(/twice of 21/);

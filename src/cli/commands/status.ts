@@ -8,7 +8,7 @@ const CPU = 10_000;
 
 export function nodeRow(node: Node): Cell[] {
   const cpus = (units: bigint | undefined): string => String(Number(units ?? 0n) / CPU);
-  const of = (available: string, total: string): string => (node.available === undefined ? total : `${available} of ${total}`);
+  const of = (available: string, total: string): string => (node.available === undefined ? total : `${available} free of ${total}`);
   return [
     node.nodeId, { text: node.state, colour: node.state === 'alive' ? 'green' : 'red' }, node.address, of(cpus(node.available?.cpuUnits), cpus(node.total?.cpuUnits)),
     of(bytesText(Number(node.available?.memoryBytes ?? 0n)), bytesText(Number(node.total?.memoryBytes ?? 0n))),
@@ -17,7 +17,7 @@ export function nodeRow(node: Node): Cell[] {
   ];
 }
 
-export const NODE_HEADERS = ['NODE', 'STATE', 'ADDRESS', 'CPUS FREE', 'MEMORY FREE', 'RESOURCES', 'QUEUED', 'POLICY', ''];
+export const NODE_HEADERS = ['NODE', 'STATE', 'ADDRESS', 'CPUS', 'MEMORY', 'RESOURCES', 'QUEUED', 'POLICY', ''];
 
 export async function status(terminal: Terminal, profile: string | undefined): Promise<void> {
   await using session = await CallerSession.open(profile);
