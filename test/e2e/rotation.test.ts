@@ -3,6 +3,7 @@
  * are replaced under them. And the door this opens is shut to everyone but the driver itself.
  */
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { BulkheadError } from '../../src/base/errors.ts';
 import { FrameReader, FrameWriter, OP } from '../../src/base/frame.ts';
 import { Identities, Sessions } from '../../src/rpc/generated/bulkhead/v1/head_pb.js';
 import { Audit, Calls } from '../../src/rpc/generated/bulkhead/v1/raylet_pb.js';
@@ -141,6 +142,134 @@ describe('while calls run', () => {
     expect(cluster.faults()).toEqual([]);
     for (const node of cluster.nodes) expect(cluster.log(node.name)).not.toMatch(/the stream to (?:the head|another raylet) ended/);
     await driver.close();
+  });
+});
+
+/** A driver's stream without an SDK around it: what a thief or a broken client would write. */
+class RawStream {
+  readonly stream: BatchStream;
+  readonly session: { readonly jobId: string; readonly credential: string };
+  readonly #reader = new FrameReader();
+  readonly answered: number[] = [];
+  token = '';
+  resumed = false;
+  end: { readonly error: { readonly code: string } | undefined } | undefined;
+
+  constructor(channel: RpcChannel, session: { readonly jobId: string; readonly credential: string }, metadata: Readonly<{ [name: string]: string }> = {}) {
+    this.session = session;
+    this.stream = channel.batchStream(Calls.method.attach, { metadata: { [SESSION_METADATA]: session.credential, ...metadata } });
+    this.stream.onData = (batch) => {
+      const reader = this.#reader.reset(batch);
+      while (reader.next()) {
+        if (reader.op === OP.WELCOME) {
+          const prefix = Buffer.from(reader.raw(20)).toString('hex');
+          this.token = `${prefix}:${(JSON.parse(reader.text(65_536)) as { resume: string }).resume}`;
+        } else if (reader.op === OP.RESUMED) this.resumed = true;
+        else if (reader.op === OP.DONE) this.answered.push(reader.u32());
+      }
+    };
+    this.stream.onEnd = (error) => {
+      this.end = { error };
+    };
+  }
+
+  /** Asks for the context, which every open channel answers. */
+  ask(request: number): void {
+    const out = new FrameWriter(64);
+    out.begin(OP.CONTEXT).u32(0).u32(request).end();
+    this.stream.write(out.take());
+  }
+
+  async works(request: number): Promise<void> {
+    this.ask(request);
+    await until(`request ${request} is answered`, () => this.answered.includes(request) || this.end !== undefined);
+    expect(this.end).toBeUndefined();
+  }
+}
+
+describe('an open stream is taken over by its own driver only', () => {
+  const session = async (profile: string, jobId = '') => (await cluster.as(profile)).to(Sessions).open({ jobName: 'raw', jobId });
+  const on = async (profile: string): Promise<RpcChannel> => (await cluster.as(profile)).channel('raylet-1');
+
+  async function victim(): Promise<RawStream> {
+    const raw = new RawStream(await on('acme-dev'), await session('acme-dev'));
+    await until('the victim is welcome', () => raw.token !== '');
+    return raw;
+  }
+
+  it('refuses everyone else, leaves the stream as it is, and keeps a record', async () => {
+    const raw = await victim();
+    const prefix = raw.token.slice(0, 40);
+    const secret = raw.token.slice(41);
+    const flipped = `${prefix}:${secret.slice(0, -1)}${secret.endsWith('0') ? '1' : '0'}`;
+    const stranger = await session('globex-dev');
+    const colleague = await session('acme-ana');
+    const otherJob = await session('acme-dev');
+    const attempts: readonly (readonly [what: string, profile: string, credential: string, token: string, code: string])[] = [
+      ['a wrong secret', 'acme-dev', raw.session.credential, flipped, 'DENIED'],
+      ['no secret', 'acme-dev', raw.session.credential, `${prefix}:`, 'DENIED'],
+      ['a session that never was', 'acme-dev', raw.session.credential, `${'0'.repeat(40)}:${'0'.repeat(64)}`, 'DENIED'],
+      ['something else', 'acme-dev', raw.session.credential, 'x'.repeat(2_000), 'DENIED'],
+      ['another job of the same user', 'acme-dev', otherJob.credential, raw.token, 'DENIED'],
+      ['another user of the tenant', 'acme-ana', colleague.credential, raw.token, 'DENIED'],
+      ['another tenant', 'globex-dev', stranger.credential, raw.token, 'DENIED'],
+      ['another tenant with a guessed secret', 'globex-dev', stranger.credential, flipped, 'DENIED'],
+      ['a colleague with the stolen credential', 'acme-ana', raw.session.credential, raw.token, 'UNAUTHENTICATED'],
+      ['another tenant with the stolen credential', 'globex-dev', raw.session.credential, raw.token, 'UNAUTHENTICATED'],
+      ['a credential that is none', 'acme-dev', 'x.y.z', raw.token, 'UNAUTHENTICATED'],
+    ];
+    let request = 1;
+    for (const [what, profile, credential, token, code] of attempts) {
+      const thief = new RawStream(await on(profile), { jobId: '', credential }, { [RESUME_METADATA]: token });
+      thief.ask(1_000);
+      await until(`${what} is refused`, () => thief.end !== undefined);
+      expect([what, thief.end?.error?.code, thief.resumed, thief.answered]).toEqual([what, code, false, []]);
+      await raw.works(request++);
+    }
+    const refused = [...(await events('acme', 'session.move-refused')), ...(await events('globex', 'session.move-refused'))];
+    const by = (name: string): number => refused.filter((r) => r.principal?.endsWith(name) === true).length;
+    expect([by('/acme/user/dev'), by('/acme/user/ana'), by('/globex/user/dev')]).toEqual([6, 2, 3]);
+    expect(JSON.stringify(refused)).not.toContain(secret);
+    expect(refused.filter((r) => r.resource === prefix).length).toBe(8);
+
+    // The owner moves it still, and what it wrote ahead waits for its turn.
+    const next = new RawStream(await on('acme-dev'), raw.session, { [RESUME_METADATA]: raw.token });
+    await until('the owner is let in', () => next.resumed);
+    next.ask(2_000);
+    await raw.works(1_999);
+    expect(next.answered).toEqual([]);
+    raw.stream.end();
+    await until('the new stream is in use', () => next.answered.length === 1);
+    expect([raw.end, next.answered]).toEqual([{ error: undefined }, [2_000]]);
+
+    // Nothing is left of a session that was closed.
+    next.stream.end();
+    await until('it has ended', () => next.end !== undefined);
+    const late = new RawStream(await on('acme-dev'), raw.session, { [RESUME_METADATA]: raw.token });
+    await until('the late one is refused', () => late.end !== undefined);
+    expect(late.end?.error?.code).toBe('DENIED');
+  });
+
+  it('survives offers that come to nothing, and ends when its client ends it without one', async () => {
+    const raw = await victim();
+    const offer = async (): Promise<RawStream> => {
+      const next = new RawStream(await on('acme-dev'), raw.session, { [RESUME_METADATA]: raw.token });
+      await until('the offer is accepted', () => next.resumed);
+      return next;
+    };
+    const cut = await offer();
+    cut.stream.end(new BulkheadError('CANCELLED', 'gone'));
+    await raw.works(1);
+    const first = await offer();
+    const second = await offer();
+    await until('the newer offer counts', () => first.end !== undefined);
+    await raw.works(2);
+    second.stream.end(new BulkheadError('CANCELLED', 'gone'));
+    await raw.works(3);
+    // It may take a moment until the raylet has heard of it.
+    await until('the last offer is gone', () => second.end !== undefined);
+    raw.stream.end();
+    await until('the channel is closed', () => raw.end !== undefined);
   });
 });
 
