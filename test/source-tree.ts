@@ -12,8 +12,8 @@ import { full } from 'acorn-walk';
 
 export const ROOT = fileURLToPath(new URL('..', import.meta.url));
 
-/** Every file of the repository, relative: what git tracks, and what is new and not ignored. Without git (a package), nothing to check. */
-export const FILES: readonly string[] = execFileSync('git', ['ls-files', '--cached', '--others', '--exclude-standard'], { cwd: ROOT, encoding: 'utf8' })
+/** Every file of the repository, relative: what git tracks, and what is new and not ignored; also where the clone is another user's. */
+export const FILES: readonly string[] = execFileSync('git', ['-c', `safe.directory=${ROOT.replace(/\/$/, '')}`, 'ls-files', '--cached', '--others', '--exclude-standard'], { cwd: ROOT, encoding: 'utf8' })
   .split('\n')
   .filter((file) => file !== '' && existsSync(join(ROOT, file)) && statSync(join(ROOT, file)).isFile())
   .sort();
@@ -92,11 +92,11 @@ export function parseSource(file: string): SourceFile {
   const add = (specifier: string, typeOnly: boolean, names: string[]): void => {
     imports.push({ specifier, target: resolve(file, specifier), typeOnly, names });
   };
-  for (const [, keyword, clause, specifier] of blanked.matchAll(/^(import|export)\b([^'";]*?)\bfrom\s*'([^']+)'/gm)) {
+  for (const [, keyword, clause, specifier] of blanked.matchAll(/(?:^|;)[ \t]*(import|export)\b([^'";]*?)\bfrom\s*['"]([^'"]+)['"]/gm)) {
     add(specifier ?? '', /^\s+type\b(?!\s+from)/.test(clause ?? ''), keyword === 'export' && !(clause ?? '').includes('{') ? ['*'] : namesIn(clause ?? ''));
   }
-  for (const [, specifier] of blanked.matchAll(/^import\s*'([^']+)'/gm)) add(specifier ?? '', false, []);
-  for (const [whole, kind, specifier] of blanked.matchAll(/(typeof )?import\('([^']+)'\)/g)) add(specifier ?? '', kind !== undefined || stripped.indexOf(whole) < 0, ['*']);
+  for (const [, specifier] of blanked.matchAll(/(?:^|;)[ \t]*import\s*['"]([^'"]+)['"]/gm)) add(specifier ?? '', false, []);
+  for (const [whole, kind, specifier] of blanked.matchAll(/(typeof )?import\(\s*['"]([^'"]+)['"]\s*\)/g)) add(specifier ?? '', kind !== undefined || stripped.indexOf(whole) < 0, ['*']);
   const mentions = strings.filter((s) => /^[\w./-]+\.(?:ts|js)$/.test(s)).flatMap((s) => [normalize(join(dirname(file), s)), normalize(s)]);
   return { file, text, code: blanked, program, imports, mentions, exports: exportsOf(blanked) };
 }
