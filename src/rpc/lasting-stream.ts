@@ -101,7 +101,9 @@ export class LastingStream implements BatchStream {
   }
 
   #move(): void {
-    if (!this.#stale || this.#token === undefined || this.#ended || this.#over || this.#old !== undefined || this.#next !== undefined || this.#timer !== undefined) return;
+    if (!this.#stale || this.#token === undefined || this.#ended || this.#over || this.#next !== undefined || this.#timer !== undefined) return;
+    // One move at a time: what is held back is of one stream.
+    if (this.#old !== undefined || this.#held.length > 0) return;
     try {
       const next = this.#options.open(this.#token);
       this.#next = next;
