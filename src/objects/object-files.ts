@@ -3,7 +3,7 @@
  * (src/sandbox), so nothing is copied for a read. Must never: follow a name from a client; give one tenant's file to another.
  */
 import { closeSync, fstatSync, mkdirSync, openSync, readSync, renameSync, rmSync, writeSync } from 'node:fs';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { BulkheadError } from '../base/errors.ts';
 import { parseTenantName } from '../base/ids.ts';
 
@@ -62,6 +62,17 @@ export class ObjectFiles {
     if (fd !== undefined) closeSync(fd);
     this.#open.delete(path);
     rmSync(path, { force: true });
+  }
+
+  /** All of a tenant that is gone. */
+  forget(tenant: string): void {
+    const dir = join(this.#dir, parseTenantName(tenant));
+    for (const [path, fd] of this.#open) {
+      if (dirname(path) !== dir) continue;
+      closeSync(fd);
+      this.#open.delete(path);
+    }
+    rmSync(dir, { recursive: true, force: true });
   }
 
   /** Opens for a transfer; the descriptor outlives a deletion, so that a reader is never cut off halfway. */

@@ -3,7 +3,7 @@
  * path from anything but a checked tenant name and job id; grow without bound.
  */
 import { appendFileSync, closeSync, existsSync, mkdirSync, openSync, readdirSync, readSync, rmSync, statSync, watch } from 'node:fs';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { parseJobId, parseTenantName, type JobId } from '../base/ids.ts';
 import { MAX_LOG_BYTES } from '../base/limits.ts';
 
@@ -88,7 +88,9 @@ export class JobLogs {
   }
 
   forget(tenant: string): void {
-    rmSync(join(this.#dir, parseTenantName(tenant)), { recursive: true, force: true });
+    const dir = join(this.#dir, parseTenantName(tenant));
+    for (const path of this.#sizes.keys()) if (dirname(path) === dir) this.#sizes.delete(path);
+    rmSync(dir, { recursive: true, force: true });
   }
 }
 

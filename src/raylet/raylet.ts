@@ -120,10 +120,19 @@ export class Raylet implements AsyncDisposable {
   setTenant(name: string, number: number, quota: Readonly<Record<string, string>>, active: boolean): void {
     const tenant = parseTenantName(name);
     const known = this.core.state.tenants.get(number);
-    if (known === undefined && !active) return;
+    // Names are never given out again, so what lies under the name of a deleted tenant is its own, also from before a restart.
+    if (known === undefined && !active) return this.#forgetTenant(tenant);
     this.core.setTenant(tenant, number, () => this.#openLog(tenant, number), parseQuota(quota), active);
     if (known === undefined) this.objects.prepare(tenant);
     this.flush();
+    if (!active) this.#forgetTenant(tenant);
+  }
+
+  /** Its jobs have ended; its bytes go: objects, code, what it printed. Its audit log stays, for its auditors. */
+  #forgetTenant(tenant: TenantName): void {
+    this.objects.forget(tenant);
+    rmSync(join(this.#codeDir, tenant), { recursive: true, force: true });
+    this.logs.forget(tenant);
   }
 
   #openLog(tenant: TenantName, number: number): AuditLog {
@@ -552,12 +561,14 @@ export class Raylet implements AsyncDisposable {
   }
 
   async #lookupName(effect: Effect & { readonly type: 'lookup-name' }): Promise<void> {
-    let found: { id: Uint8Array; classInfo: string } | undefined;
+    let found: { id: Uint8Array; classInfo: string } | Failure | undefined;
     try {
       await this.#naming.get(nameKey(effect.channel.job.tenant.name, effect.namespace, effect.name))?.catch(() => undefined);
       found = await this.#options.names.lookup(effect.channel.job.tenant.name, effect.namespace, effect.name);
     } catch (error) {
       this.#options.log.warn({ err: error }, 'the head could not be asked for an actor name');
+      // Not the same as "nobody has it": the client may try again.
+      found = { code: 'UNAVAILABLE', message: 'the head cannot be asked for the name now; try again', stack: '' };
     }
     this.core.nameFound(effect.channel, effect.request, found, effect.auditSeq);
     this.flush();

@@ -20,7 +20,8 @@ import { connect, type Cluster } from '../../src/sdk/sdk.ts';
 import { parseCgroupMounts } from '../../src/sandbox/jail/cgroup.ts';
 
 const GUARDIAN = fileURLToPath(new URL('./cluster-guardian.ts', import.meta.url));
-const NODE = fileURLToPath(new URL('../../node_modules/node/bin/node', import.meta.url));
+/** The runtime that the project brings. */
+export const NODE = fileURLToPath(new URL('../../node_modules/node/bin/node', import.meta.url));
 
 export interface Person {
   readonly tenant: string;

@@ -578,8 +578,9 @@ export function onLookupActor(core: Core, channel: Channel, r: FrameReader): voi
   core.out.push({ type: 'lookup-name', channel, request, name: slash < 0 ? name : name.slice(slash + 1), namespace: slash < 0 ? '' : name.slice(0, slash), auditSeq: seq });
 }
 
-export function onNameFound(core: Core, channel: Channel, request: number, found: { id: Uint8Array; classInfo: string } | undefined, auditSeq: number): void {
+export function onNameFound(core: Core, channel: Channel, request: number, found: { id: Uint8Array; classInfo: string } | Failure | undefined, auditSeq: number): void {
   if (channel.closed) return;
+  if (found !== undefined && 'code' in found) return failRequest(core, channel, request, found, auditSeq);
   if (found === undefined || found.id.length !== OBJECT_ID_BYTES) return failRequest(core, channel, request, refused('DENIED', DENIED_TEXT), auditSeq);
   channel.out.begin(OP.ACTOR).u32(request).raw(found.id).text(found.classInfo).end();
   core.markChannel(channel, auditSeq);

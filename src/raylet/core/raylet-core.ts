@@ -42,7 +42,10 @@ export class RayletCore {
     }
     Object.assign(tenant.quota, quota);
     tenant.active = active;
-    if (!active) for (const job of [...core.jobs.values()]) if (job.tenant === tenant) this.stopJob(job.id, 'its tenant was deleted');
+    if (active) return;
+    for (const job of [...core.jobs.values()]) if (job.tenant === tenant) this.stopJob(job.id, 'its tenant was deleted');
+    tenant.code.clear();
+    tenant.finished.length = 0;
   }
 
   setNode(nodeId: string, number: number, address: string, spiffeId: string, total: ResourceVector, available: ResourceVector): void {
@@ -288,7 +291,7 @@ export class RayletCore {
     this.settle();
   }
 
-  nameFound(channel: Channel, request: number, found: { id: Uint8Array; classInfo: string } | undefined, auditSeq: number): void {
+  nameFound(channel: Channel, request: number, found: { id: Uint8Array; classInfo: string } | Failure | undefined, auditSeq: number): void {
     calls.onNameFound(this.state, channel, request, found, auditSeq);
     this.settle();
   }
