@@ -4,7 +4,7 @@ import { createHash } from 'node:crypto';
 import { once } from 'node:events';
 import { existsSync, lstatSync, mkdtempSync, readdirSync, readFileSync, readlinkSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest';
 import { runInProcess, type CommandResult } from './cli-in-process.ts';
@@ -304,3 +304,16 @@ test('after everything was killed at once, the next start cleans up; purge takes
   expect([existsSync(data), existsSync(runDirectory()), groups(trustDomain)]).toEqual([false, false, []]);
   expect(lstatSync(join(home, '.bulkhead', 'default'), { throwIfNoEntry: false })).toBeUndefined();
 }, TEST_TIMEOUT_MS);
+
+test('what up prints works when it is pasted, from a directory that knows nothing of the package, and again', async () => {
+  const paste = async (text: string): Promise<CommandResult> => {
+    const snippet = /\nTry:\n\n([^]*?)\n\n/.exec(text)?.[1] ?? '';
+    return finished(spawn('bash', ['-euc', snippet], { cwd: home, env: { PATH: `${dirname(NODE)}:${process.env['PATH'] ?? ''}`, HOME: home }, stdio: ['ignore', 'pipe', 'pipe'], timeout: COMMAND_TIMEOUT_MS, killSignal: 'SIGKILL' }));
+  };
+  rmSync(join(home, 'ana'), { recursive: true, force: true });
+  const first = await paste(await ok('up --detach --cpus 1 --memory 512MiB'));
+  expect(first, first.err).toMatchObject({ code: 0, out: expect.stringMatching(/\n42\n$/) });
+  await ok('down');
+  expect(await paste(await ok('up --detach --cpus 1 --memory 512MiB'))).toMatchObject({ code: 0, out: '42\n' });
+  await ok('down --purge');
+}, 2 * TEST_TIMEOUT_MS);

@@ -108,7 +108,7 @@ export async function get(terminal: Terminal, text: string, id: string, tenant: 
   terminal.answer(found);
   terminal.table(['FIELD', 'VALUE'], [
     ['kind', found.kind], ['id', found.id], ['name', found.name], ['state', found.state], ['reason', found.reason], ['node', found.nodeId], ['job', found.jobId],
-    ...Object.keys(found.facts).sort().map((name) => [name, factText(name, found.facts[name] ?? '')]),
+    ...Object.keys(found.facts).filter((name) => found.facts[name] !== found.nodeId).sort().map((name) => [name, factText(name, found.facts[name] ?? '')]),
   ].filter(([, value]) => value !== ''));
 }
 

@@ -1,5 +1,5 @@
 /** `bulkhead up`: a cluster on this machine, until ^C, or detached. */
-import { existsSync, lstatSync, readlinkSync, realpathSync, symlinkSync, unlinkSync, mkdirSync } from 'node:fs';
+import { existsSync, lstatSync, mkdirSync, readFileSync, readlinkSync, realpathSync, symlinkSync, unlinkSync } from 'node:fs';
 import { homedir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -46,20 +46,35 @@ function commandName(): string {
   return onPath ? 'bulkhead' : shellWord(fileURLToPath(new URL('../../../bin/bulkhead.js', import.meta.url)));
 }
 
-function snippet(admin: string, isDefault: boolean): string {
+/** Of the profile that the snippet makes: this cluster's already, another's, or none. */
+function snippetProfile(trustDomain: string): 'ours' | 'foreign' | 'none' {
+  const directory = join(homedir(), '.bulkhead', 'ana');
+  if (!existsSync(directory)) return 'none';
+  try {
+    return (JSON.parse(readFileSync(join(directory, 'profile.json'), 'utf8')) as { trustDomain?: unknown }).trustDomain === trustDomain ? 'ours' : 'foreign';
+  } catch {
+    return 'foreign';
+  }
+}
+
+function snippet(admin: string, isDefault: boolean, trustDomain: string): string {
   const program = commandName();
   const as = isDefault ? '' : ` --profile ${shellWord(admin)}`;
+  const profile = snippetProfile(trustDomain);
+  const issue = [
+    `${program} tenant create acme${as}`,
+    `${program} identity issue user ana --tenant acme --role developer --out ~/.bulkhead/ana${profile === 'foreign' ? ' --force' : ''}${as}`,
+  ];
   return [
-    `  ${program} tenant create acme${as}`,
-    `  ${program} identity issue user ana --tenant acme --role developer --out ~/.bulkhead/ana${as}`,
-    "  cat > hello.ts <<'EOF'",
-    "  import { connect } from 'bulkhead';",
-    '  await using cluster = await connect();',
-    '  const double = cluster.task((x: number) => 2 * x);',
-    '  console.log(await cluster.get(double(21)));',
-    '  EOF',
-    `  ${program} run --profile ~/.bulkhead/ana hello.ts`,
-  ].map((line) => line.slice(2)).join('\n');
+    ...(profile === 'ours' ? [] : issue),
+    "cat > hello.ts <<'EOF'",
+    "import { connect } from 'bulkhead';",
+    'await using cluster = await connect();',
+    'const double = cluster.task((x: number) => 2 * x);',
+    'console.log(await cluster.get(double(21)));',
+    'EOF',
+    `${program} run --profile ~/.bulkhead/ana hello.ts`,
+  ].join('\n');
 }
 
 /** Keeps the cluster up until a signal; a process that dies is reported and started again. */
@@ -113,7 +128,7 @@ export async function up(terminal: Terminal, options: ClusterOptions & { readonl
   terminal.answer({ ready: true, address: head?.address, trustDomain: head?.trustDomain, dataDir: options.dataDir, adminProfile: admin, raylets: record.raylets.map((r) => ({ name: r.name, nodeId: r.nodeId, address: r.address })), readyMs });
   terminal.say(`${terminal.colour('green', 'ready')} in ${(readyMs / 1_000).toFixed(1)} s: head ${head?.address}, ${record.raylets.length} raylet${record.raylets.length === 1 ? '' : 's'}, trust domain ${head?.trustDomain}, data in ${options.dataDir}`);
   if (options.insecureDev.length > 0) terminal.warn(`without isolation layers: ${options.insecureDev.join(', ')}; this is stamped on every audit record`);
-  terminal.say(`\nTry:\n\n${snippet(admin, isDefault)}\n`);
+  terminal.say(`\nTry:\n\n${snippet(admin, isDefault, head?.trustDomain ?? '')}\n`);
   if (options.detach) {
     terminal.say(`It runs in the background; stop it with: ${commandName()} down${options.dataDir === defaultDataDir() ? '' : ` --data ${shellWord(options.dataDir)}`}`);
     cluster.detach();
