@@ -12,15 +12,17 @@ import type { Principal } from '../base/principal.ts';
 import type { Clock } from '../base/time.ts';
 import { Peers } from '../rpc/generated/bulkhead/v1/raylet_pb.js';
 import { LastingStream, MovableStream, MovableStreams, RESUME_METADATA, type BatchStream, type CallContext, type Implementation, type RpcChannel } from '../rpc/rpc.ts';
-import { CHANNEL_KIND, failureOf, type Channel, type Failure, type Upstream } from './core/state.ts';
+import { CHANNEL_KIND, type Channel, type Job, type Upstream } from './core/state.ts';
 import { control, PEER_OP, unwrap, wrap } from './peer-envelope.ts';
 import type { PeerLinks, Raylet, RayletLog } from './raylet.ts';
 
 const MAX_CHANNELS_PER_PEER = 10_000;
 /** Frames of a channel whose credential is being verified wait here. */
 const MAX_EARLY_BYTES = 16 * 2 ** 20;
-/** What may wait for a node that does not read; then its link is given up and its calls go elsewhere. */
-const MAX_WAITING_BYTES = 64 * 2 ** 20;
+/** What may wait for a node that reads too slowly: of one channel, before its job's drivers are no longer read; then before it is closed, so that its calls go elsewhere; of all. */
+const HIGH_WATER_BYTES = 8 * 2 ** 20;
+const MAX_CHANNEL_WAITING_BYTES = 64 * 2 ** 20;
+const MAX_LINK_WAITING_BYTES = 256 * 2 ** 20;
 const GOODBYE_TIMEOUT_MS = 500;
 const MAX_TOKEN_CHARS = 256;
 
@@ -62,15 +64,23 @@ function isResumed(message: Uint8Array): boolean {
 
 // --- as client ------------------------------------------------------------------------------------------------------------
 
+interface Waiting {
+  /** Of which channel; control messages too. */
+  readonly number: number;
+  readonly message: Uint8Array;
+}
+
 interface Link {
   readonly channel: RpcChannel;
   readonly stream: BatchStream;
   readonly upstreams: Map<number, Upstream>;
-  readonly waiting: Uint8Array[];
-  waitingBytes: number;
+  waiting: Waiting[];
+  /** Bytes that wait, by channel: one tenant's flood must not cost another's channel. */
+  readonly waitingBytes: Map<number, number>;
+  totalBytes: number;
+  /** Jobs above their high-water mark. */
+  readonly behind: Set<Job>;
   blocked: boolean;
-  /** Given up or gone. */
-  over: boolean;
   readonly ended: PromiseWithResolvers<void>;
 }
 
@@ -91,37 +101,84 @@ export class PeerClients implements PeerLinks {
       return;
     }
     link.upstreams.set(upstream.number, upstream);
-    this.#write(link, control(PEER_OP.OPEN_CHANNEL, (out) => out.u32(upstream.number).u8(upstream.asJob ? 1 : 0).u16(depth).text(upstream.job.credential)));
+    this.#write(link, upstream, control(PEER_OP.OPEN_CHANNEL, (out) => out.u32(upstream.number).u8(upstream.asJob ? 1 : 0).u16(depth).text(upstream.job.credential)));
   }
 
   write(upstream: Upstream, batch: Uint8Array): void {
     const link = this.#links.get(upstream.nodeNumber);
-    if (link?.upstreams.get(upstream.number) === upstream) this.#write(link, wrap(upstream.number, batch));
+    if (link?.upstreams.get(upstream.number) === upstream) this.#write(link, upstream, wrap(upstream.number, batch));
   }
 
   close(upstream: Upstream): void {
     const link = this.#links.get(upstream.nodeNumber);
     if (link === undefined || !link.upstreams.delete(upstream.number)) return;
-    this.#write(link, control(PEER_OP.CLOSE_CHANNEL, (out) => out.u32(upstream.number)));
+    this.#write(link, upstream, control(PEER_OP.CLOSE_CHANNEL, (out) => out.u32(upstream.number)));
   }
 
-  #write(link: Link, message: Uint8Array): void {
-    if (link.over) return;
+  /** Whether a node is behind with what this job sends it: whoever can wait should. */
+  behind(job: Job): boolean {
+    for (const link of this.#links.values()) if (link.behind.has(job)) return true;
+    return false;
+  }
+
+  #write(link: Link, upstream: Upstream, message: Uint8Array): void {
     if (!link.blocked) {
       link.blocked = !link.stream.write(message);
       return;
     }
-    link.waiting.push(message);
-    link.waitingBytes += message.length;
-    if (link.waitingBytes <= MAX_WAITING_BYTES) return;
-    link.over = true;
-    // Later, as above: its end tells every channel, and what can be retried is.
-    queueMicrotask(() => link.stream.end(new BulkheadError('RESOURCE_EXHAUSTED', `more than ${MAX_WAITING_BYTES} bytes wait for another node, which does not read them`)));
+    const { number } = upstream;
+    const bytes = (link.waitingBytes.get(number) ?? 0) + message.length;
+    link.waiting.push({ number, message });
+    link.waitingBytes.set(number, bytes);
+    link.totalBytes += message.length;
+    if (bytes > HIGH_WATER_BYTES) link.behind.add(upstream.job);
+    if (bytes > MAX_CHANNEL_WAITING_BYTES) this.#giveUp(link, number);
+    else if (link.totalBytes > MAX_LINK_WAITING_BYTES) {
+      // The greediest pays, not whoever comes last.
+      let most = number;
+      for (const [other, waiting] of link.waitingBytes) if (waiting > (link.waitingBytes.get(most) ?? 0)) most = other;
+      this.#giveUp(link, most);
+    }
+  }
+
+  #giveUp(link: Link, number: number): void {
+    const upstream = link.upstreams.get(number);
+    link.upstreams.delete(number);
+    this.#forget(link, number);
+    if (upstream === undefined) return;
+    this.#write(link, upstream, control(PEER_OP.CLOSE_CHANNEL, (out) => out.u32(number)));
+    // Later, as above.
+    queueMicrotask(() => this.#options.raylet.upstreamClosed(upstream, { code: 'RESOURCE_EXHAUSTED', message: 'another node is too slow for what this job sends it', stack: '' }));
+  }
+
+  /** Drops what waits for a channel that is given up. */
+  #forget(link: Link, number: number): void {
+    const bytes = link.waitingBytes.get(number);
+    if (bytes === undefined) return;
+    link.waiting = link.waiting.filter((w) => w.number !== number);
+    link.waitingBytes.delete(number);
+    link.totalBytes -= bytes;
+    this.#caughtUp(link);
+  }
+
+  #caughtUp(link: Link): void {
+    if (link.behind.size === 0) return;
+    const still = new Set<Job>();
+    for (const [number, bytes] of link.waitingBytes) {
+      const job = link.upstreams.get(number)?.job;
+      if (job !== undefined && bytes > HIGH_WATER_BYTES / 2) still.add(job);
+    }
+    for (const job of [...link.behind]) {
+      if (still.has(job)) continue;
+      link.behind.delete(job);
+      // Later, as above.
+      queueMicrotask(() => this.#options.raylet.jobDrained(job));
+    }
   }
 
   #linkTo(nodeNumber: number): Link | undefined {
     const known = this.#links.get(nodeNumber);
-    if (known !== undefined && !known.over) return known;
+    if (known !== undefined) return known;
     if (this.#closed) return undefined;
     const channel = this.#options.connect(nodeNumber);
     if (channel === undefined) return undefined;
@@ -130,7 +187,7 @@ export class PeerClients implements PeerLinks {
       token: tokenIn,
       accepted: isResumed,
     });
-    const link: Link = { channel, stream, upstreams: new Map(), waiting: [], waitingBytes: 0, blocked: false, over: false, ended: Promise.withResolvers<void>() };
+    const link: Link = { channel, stream, upstreams: new Map(), waiting: [], waitingBytes: new Map(), totalBytes: 0, behind: new Set(), blocked: false, ended: Promise.withResolvers<void>() };
     this.#links.set(nodeNumber, link);
     stream.onData = (message) => {
       unwrap(message, (number, batch) => {
@@ -149,26 +206,31 @@ export class PeerClients implements PeerLinks {
     stream.onDrain = () => {
       link.blocked = false;
       let sent = 0;
-      for (const message of link.waiting) {
-        if (link.blocked || link.over) break;
+      for (const { number, message } of link.waiting) {
+        if (link.blocked) break;
         link.blocked = !stream.write(message);
-        link.waitingBytes -= message.length;
+        const left = (link.waitingBytes.get(number) ?? 0) - message.length;
+        if (left > 0) link.waitingBytes.set(number, left);
+        else link.waitingBytes.delete(number);
+        link.totalBytes -= message.length;
         sent++;
       }
       link.waiting.splice(0, sent);
+      this.#caughtUp(link);
     };
     stream.onEnd = (error) => {
-      link.over = true;
       if (this.#links.get(nodeNumber) === link) this.#links.delete(nodeNumber);
       channel.close();
       link.ended.resolve();
+      link.waiting.length = 0;
+      link.waitingBytes.clear();
+      this.#caughtUp(link);
       // A node that stops has no use for retries.
       if (this.#closed) return;
       if (error !== undefined) this.#options.log.warn({ node: nodeNumber, code: error.code, err: error }, 'the stream to another raylet ended');
       // First of all, or what ran there would be sent there again.
       this.#options.raylet.nodeLost(nodeNumber);
-      const failure: Failure = error?.code === 'RESOURCE_EXHAUSTED' ? failureOf(error) : { code: 'UNAVAILABLE', message: 'the connection to another node was lost', stack: '' };
-      for (const upstream of [...link.upstreams.values()]) this.#options.raylet.upstreamClosed(upstream, failure);
+      for (const upstream of [...link.upstreams.values()]) this.#options.raylet.upstreamClosed(upstream, { code: 'UNAVAILABLE', message: 'the connection to another node was lost', stack: '' });
     };
     return link;
   }

@@ -48,6 +48,8 @@ export interface PeerLinks {
   open(upstream: Upstream, depth: number): void;
   write(upstream: Upstream, batch: Uint8Array): void;
   close(upstream: Upstream): void;
+  /** Another raylet is behind with what this job sends; `jobDrained` when it no longer is. */
+  behind(job: Job): boolean;
 }
 
 export interface RayletLog {
@@ -204,7 +206,7 @@ export class Raylet implements AsyncDisposable {
 
   /** Back-pressure: a client that is far ahead of its results, or does not read them, is not read from. */
   #throttle(channel: Channel, shell: ChannelShell): void {
-    const over = shell.blocked || channel.inFlight > MAX_CALLS_IN_FLIGHT || shell.outbox.waitingBytes > HIGH_WATER_BYTES;
+    const over = shell.blocked || channel.inFlight > MAX_CALLS_IN_FLIGHT || shell.outbox.waitingBytes > HIGH_WATER_BYTES || this.peers?.behind(channel.job) === true;
     if (over === shell.paused || shell.port === undefined) return;
     shell.paused = over;
     if (over) shell.port.pause();
@@ -221,6 +223,14 @@ export class Raylet implements AsyncDisposable {
       if (next()) shell.streams.shift();
     }
     this.#throttle(channel, shell);
+  }
+
+  /** Other raylets have caught up with a job. */
+  jobDrained(job: Job): void {
+    for (const channel of job.channels) {
+      const shell = this.#channels.get(channel);
+      if (shell !== undefined) this.#throttle(channel, shell);
+    }
   }
 
   closeChannel(channel: Channel, error: BulkheadError | undefined): void {
