@@ -970,6 +970,33 @@ function copyOut(encoder: Encoder): EncodedValue {
   return { bytes, contained: encoder.contained.length === 0 ? NOTHING_CONTAINED : encoder.contained };
 }
 
+/**
+ * Whether an encoded value of `total` octets, of which `start` is the beginning, is one buffer or typed array and nothing else. Then its octets,
+ * from `headBytes` on, can be gathered in a buffer of their own, and `finish` makes the value of it without a copy.
+ */
+export function singleBuffer(start: Uint8Array, total: number): { readonly headBytes: number; readonly finish: (octets: ArrayBuffer) => unknown } | undefined {
+  let at = 0;
+  const argument = (info: number): number => {
+    if (info < 24) return info;
+    const bytes = info === 24 ? 1 : info === 25 ? 2 : info === 26 ? 4 : info === 27 ? 8 : 0;
+    let n = bytes === 0 || at + bytes > start.length ? Number.NaN : 0;
+    for (let i = 0; i < bytes; i++) n = n * 256 + (start[at++] ?? 0);
+    return n;
+  };
+  let tag: number = TAG.UINT8;
+  let initial = start[at++] ?? 0;
+  if (initial >> 5 === 6) {
+    tag = argument(initial & 0x1f);
+    initial = start[at++] ?? 0;
+  }
+  if (initial >> 5 !== 2 || argument(initial & 0x1f) + at !== total) return undefined;
+  if (tag === TAG.UINT8) return { headBytes: at, finish: (octets) => new Uint8Array(octets) };
+  if (tag === TAG.ARRAY_BUFFER) return { headBytes: at, finish: (octets) => octets };
+  const constructor = TYPED_ARRAY_BY_TAG.get(tag);
+  if (constructor === undefined || (total - at) % constructor.BYTES_PER_ELEMENT !== 0) return undefined;
+  return { headBytes: at, finish: (octets) => new constructor(octets) };
+}
+
 /** Decodes one value. Throws INVALID_ARGUMENT on anything malformed; allocates no more than a small multiple of the input. */
 export function decodeValue(bytes: Uint8Array, hooks?: RefHooks): unknown {
   const decoder = idleDecoders.pop() ?? new Decoder();

@@ -11,7 +11,7 @@ import type { CallContext, Implementation } from '../rpc/rpc.ts';
 import { LAYER_REMEDIES, type Layer } from '../sandbox/jail/layers.ts';
 import { taskName } from './core/dispatch.ts';
 import { pendingReason } from './core/scheduler.ts';
-import { TASK_STATE, type Actor, type ObjectEntry, type Task, type TenantState, type Worker } from './core/state.ts';
+import { CHANNEL_KIND, TASK_STATE, type Actor, type ObjectEntry, type Task, type TenantState, type Worker } from './core/state.ts';
 import type { Raylet } from './raylet.ts';
 
 type Entity = MessageInitShape<typeof EntitySchema>;
@@ -43,7 +43,8 @@ function* entities({ raylet, nodeId }: InspectionContext, tenant: TenantState, k
         if (session.tenant !== tenant) continue;
         for (const entry of session.objects.values()) {
           const task = entry.producer;
-          if (task === undefined || seen.has(task) || task.template.kind !== CALL_KIND.TASK || !wanted(task.channel.job.id)) continue;
+          // A forwarded task is listed where it was submitted, under the id that its owner knows.
+          if (task === undefined || seen.has(task) || task.template.kind !== CALL_KIND.TASK || task.channel.kind === CHANNEL_KIND.PEER || !wanted(task.channel.job.id)) continue;
           seen.add(task);
           yield shownTask(raylet, nodeId, task);
         }

@@ -9,7 +9,7 @@ import { OBJECT_ID_BYTES, SESSION_PREFIX_BYTES, objectIdText } from '../base/ids
 import {
   CHUNK_BYTES, MAX_DEPENDENCIES, MAX_ERROR_MESSAGE_CHARS, MAX_FRAME_BYTES, MAX_INLINE_BYTES, MAX_OBJECT_BYTES, MAX_REFS_PER_CALL, MAX_STACK_CHARS, MAX_TEMPLATES_PER_CHANNEL,
 } from '../base/limits.ts';
-import { decodeValue, encodeValue, type EncodedValue, type RefHooks } from '../base/value.ts';
+import { decodeValue, encodeValue, singleBuffer, type EncodedValue, type RefHooks } from '../base/value.ts';
 import { actorHandle, describeActorHandle, type ClassInfo } from './actor-handle.ts';
 import { ObjectRef } from './object-ref.ts';
 
@@ -62,13 +62,22 @@ export interface Template {
   readonly returns: number;
 }
 
+/** A large value that comes in parts. One buffer or typed array is gathered without its head, so that it need not be copied again. */
+interface Assembly {
+  readonly bytes: Uint8Array<ArrayBuffer>;
+  readonly total: number;
+  readonly skip: number;
+  at: number;
+  readonly finish: ((octets: ArrayBuffer) => unknown) | undefined;
+}
+
 interface Pending {
   readonly parent: number;
   /** The refs stay alive while they are waited for. */
   readonly refs: readonly ObjectRef[];
   readonly values: unknown[];
   missing: number;
-  parts: Map<number, { readonly bytes: Uint8Array<ArrayBuffer>; at: number }> | undefined;
+  parts: Map<number, Assembly> | undefined;
   timer: unknown;
   readonly resolve: (value: never) => void;
   readonly reject: (error: BulkheadError) => void;
@@ -605,8 +614,12 @@ export class ClientCore {
     } catch (thrown) {
       return this.#fail(request, thrown instanceof BulkheadError ? thrown : new BulkheadError('INTERNAL', 'a value did not decode'));
     }
-    pending.values[position] = value;
     if (bytes.length <= (this.#options.keptValueBytes ?? 0)) ObjectRef.know(pending.refs[position] as ObjectRef, bytes.slice());
+    this.#arrived(pending, request, position, value);
+  }
+
+  #arrived(pending: Pending, request: number, position: number, value: unknown): void {
+    pending.values[position] = value;
     if (--pending.missing === 0) this.#done(request, pending.values);
   }
 
@@ -617,15 +630,20 @@ export class ClientCore {
     let assembled = pending.parts.get(position);
     if (assembled === undefined) {
       if (total > MAX_OBJECT_BYTES || position >= pending.refs.length) throw new BulkheadError('INVALID_ARGUMENT', 'malformed frame: a value in parts is too large or out of range');
-      assembled = { bytes: new Uint8Array(total), at: 0 };
+      const single = singleBuffer(part, total);
+      const skip = single?.headBytes ?? 0;
+      assembled = { bytes: new Uint8Array(total - skip), total, skip, at: 0, finish: single?.finish };
       pending.parts.set(position, assembled);
     }
-    if (offset !== assembled.at || assembled.bytes.length !== total || part.length > total - offset) throw new BulkheadError('INVALID_ARGUMENT', 'malformed frame: the parts of a value are out of order');
-    assembled.bytes.set(part, offset);
+    if (offset !== assembled.at || assembled.total !== total || part.length > total - offset) throw new BulkheadError('INVALID_ARGUMENT', 'malformed frame: the parts of a value are out of order');
+    const { skip } = assembled;
+    if (offset >= skip) assembled.bytes.set(part, offset - skip);
+    else if (part.length > skip - offset) assembled.bytes.set(part.subarray(skip - offset), 0);
     assembled.at += part.length;
     if (assembled.at !== total) return;
     pending.parts.delete(position);
-    this.#value(request, position, assembled.bytes);
+    if (assembled.finish === undefined) this.#value(request, position, assembled.bytes);
+    else this.#arrived(pending, request, position, assembled.finish(assembled.bytes.buffer));
   }
 
   /** Rejects what one task or actor call waits for. */

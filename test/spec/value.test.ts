@@ -4,7 +4,7 @@ import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import { BulkheadError } from '../../src/base/errors.ts';
 import { MAX_VALUE_DEPTH } from '../../src/base/limits.ts';
-import { decodeValue, encodeValue } from '../../src/base/value.ts';
+import { decodeValue, encodeValue, singleBuffer } from '../../src/base/value.ts';
 
 const roundTrip = (value: unknown): unknown => decodeValue(encodeValue(value).bytes);
 const hex = (value: unknown): string => Buffer.from(encodeValue(value).bytes).toString('hex');
@@ -187,5 +187,25 @@ describe('refusals', () => {
     const mine = new Error('from the getter');
     expect(() => encodeValue({ get x() { throw mine; } })).toThrow(mine);
     expect(roundTrip({ get x() { return roundTrip([1, { y: 2 }]); } })).toEqual({ x: [1, { y: 2 }] });
+  });
+});
+
+describe('a value that is one buffer', () => {
+  it.each([new Uint8Array([1, 2, 3]), new Uint8Array(70_000).fill(5), new Float64Array([1.5, -0, NaN]), new Uint16Array(300).fill(9), new Uint8Array([7, 8]).buffer, new BigInt64Array([5n])])('is made of its octets alone (%#)', (value) => {
+    const { bytes } = encodeValue(value);
+    const single = singleBuffer(bytes.subarray(0, 16), bytes.length);
+    expect(single).toBeDefined();
+    expect(single?.finish(bytes.slice(single.headBytes).buffer)).toEqual(value);
+  });
+
+  it.each([[1], 'text', new Map([[1, 2]]), { a: new Uint8Array(4) }, new DataView(new ArrayBuffer(4)), 5, null])('is recognised only when it is nothing else (%#)', (value) => {
+    const { bytes } = encodeValue(value);
+    expect(singleBuffer(bytes.subarray(0, 16), bytes.length)).toBeUndefined();
+  });
+
+  it('is not claimed for octets that are cut, too many, or of a broken element', () => {
+    const { bytes } = encodeValue(new Float64Array(4));
+    for (const [length, total] of [[0, bytes.length], [1, bytes.length], [3, bytes.length], [16, bytes.length + 1], [16, bytes.length - 1]] as const) expect(singleBuffer(bytes.subarray(0, length), total)).toBeUndefined();
+    expect(singleBuffer(Uint8Array.of(0xd8, 86, 0x43, 1, 2, 3), 6)).toBeUndefined();
   });
 });

@@ -81,7 +81,7 @@ export function buildIndex<R extends Conditional, Bucket>(rules: readonly R[], m
 }
 
 /** The buckets in which a rule for these attributes can be; for explanations. The decision point walks the index itself. */
-export function candidateBuckets<Bucket>(index: EqualityIndex<Bucket>, attributes: ResourceAttributes): Bucket[] {
+function candidateBuckets<Bucket>(index: EqualityIndex<Bucket>, attributes: ResourceAttributes): Bucket[] {
   const found = index.unkeyed === undefined ? [] : [index.unkeyed];
   for (const { attribute, buckets } of index.keyed) {
     const bucket = buckets.get(attributes[attribute]);

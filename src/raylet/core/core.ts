@@ -4,7 +4,6 @@
  */
 import type { Action, DecisionRequest, PolicyDecisionPoint, Resource } from '../../base/decision.ts';
 import { resource } from '../../base/decision.ts';
-import { BulkheadError } from '../../base/errors.ts';
 import { OBJECT_ID_BYTES, SESSION_PREFIX_BYTES, objectIdText, type JobId, type ObjectIdText } from '../../base/ids.ts';
 import { NODE_DEAD_AFTER_MS } from '../../base/limits.ts';
 import type { ResourceVector } from '../../base/resources.ts';
@@ -182,7 +181,3 @@ export class Core {
 }
 
 export const DENIED_TEXT = 'not found, or not permitted';
-
-export function denied(): BulkheadError {
-  return new BulkheadError('DENIED', DENIED_TEXT);
-}

@@ -112,7 +112,7 @@ export function concludeTask(core: Core, task: Task, failure: Failure | undefine
   task.deps = undefined;
   task.contained = undefined;
   const finished: FinishedTask[] = channel.job.tenant.finished;
-  if (task.template.kind === CALL_KIND.TASK) {
+  if (task.template.kind === CALL_KIND.TASK && channel.kind !== CHANNEL_KIND.PEER) {
     finished.push({ session: channel.session, seq: task.seq, job: channel.job.id, name: taskName(task), state: failure === undefined ? 'FINISHED' : 'FAILED', reason: failure === undefined ? '' : `${failure.code}: ${failure.message}`, startedMs: task.startedMs, endedMs: core.nowMs });
     if (finished.length > 2 * FINISHED_KEPT) finished.splice(0, finished.length - FINISHED_KEPT);
   }

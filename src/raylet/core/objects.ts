@@ -3,7 +3,6 @@
  * and never changes. Counting is the raylet's own; what a worker says about references is a claim about its own session only.
  */
 import { OP } from '../../base/frame.ts';
-import { MAX_INLINE_BYTES } from '../../base/limits.ts';
 import { DENIED_TEXT, idIndex, makeId, type Core } from './core.ts';
 import { CHANNEL_KIND, OBJECT_STATUS, ObjectEntry, PENDING_KIND, PendingCall, TASK_STATE, type Channel, type Failure, type Session, type Task, type Waiter } from './state.ts';
 
@@ -260,8 +259,4 @@ export function releaseSession(core: Core, session: Session): void {
     collect(core, entry);
   }
   if (session.objects.size === 0 && session.actors.size === 0) core.sessions.delete(session.prefixHex);
-}
-
-export function fitsInline(size: number): boolean {
-  return size <= MAX_INLINE_BYTES;
 }

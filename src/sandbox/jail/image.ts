@@ -2,7 +2,7 @@
  * What a worker's jail shows: the node binary, its C libraries by name, two addons, the bundled worker host, the guest prelude and the
  * two filters. Built once per pool into a directory that only the raylet can write. Must never hold anything of a tenant or a secret.
  */
-import { build } from 'esbuild';
+import { build, stop } from 'esbuild';
 import { accessSync, constants, copyFileSync, existsSync, linkSync, mkdirSync, realpathSync, statSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -83,6 +83,8 @@ export async function buildImage(options: ImageOptions): Promise<JailImage> {
   const directory = options.directory;
   mkdirSync(directory, { recursive: true, mode: 0o755 });
   const [host, prelude] = await Promise.all([bundleHost(), options.prelude ?? buildPrelude()]);
+  // The bundler's own process has done its work; it would stay for as long as the raylet does.
+  await stop();
   const at = (name: string): string => join(directory, name);
   writeFileSync(at('worker-host.cjs'), host, { mode: 0o644 });
   writeFileSync(at('prelude.js'), prelude, { mode: 0o644 });
