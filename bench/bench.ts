@@ -17,14 +17,16 @@ import { COLUMNS, machine, shown, tableRows, textTable, verdictOf, type RowResul
 import { ROWS, type Row } from './rows.ts';
 import { bulkheadSizes, rayClient, raySizes, type Sizes } from './sizes.ts';
 
-const USAGE = `usage: npm run bench -- [--ray] [--rows TEXT] [--runs N] [--seconds S] [--controls] [--json FILE]
+const USAGE = `usage: npm run bench -- [--ray] [--rows TEXT] [--runs N] [--seconds S] [--controls] [--json FILE] [--profile DIR]
   --ray       install Ray ${RAY_VERSION} in a virtual environment (once) and measure it in the same run
   --rows      only the rows whose name contains TEXT (several: separated by '|')
   --runs      runs of each row, of which the median counts (default 3)
   --seconds   length of one slice (default 2)
   --controls  what each control costs: mTLS, policy, audit, jail, with and without
-  --json      also write the results to FILE (default bench/results/latest.json)`;
-const WARM_UP_SECONDS = 1;
+  --json      also write the results to FILE (default bench/results/latest.json)
+  --profile   write V8 CPU profiles of head, raylet and drivers into DIR (rates are lower then)`;
+/** Long enough for both sides to have started the worker processes that the row needs. */
+const WARM_UP_SECONDS = 2;
 const MIB = 2 ** 20;
 
 interface Options {
@@ -35,6 +37,8 @@ interface Options {
   readonly runs: number;
   readonly seconds: number;
   readonly json: string;
+  /** Options of the node binary of every process. */
+  readonly nodeArgs: readonly string[];
 }
 
 class UsageError extends Error {}
@@ -44,7 +48,7 @@ export function parseOptions(args: readonly string[]): Options {
   try {
     ({ values } = parseArgs({
       args: [...args], strict: true, allowPositionals: false,
-      options: { ray: { type: 'boolean' }, controls: { type: 'boolean' }, rows: { type: 'string' }, runs: { type: 'string' }, seconds: { type: 'string' }, json: { type: 'string' }, help: { type: 'boolean', short: 'h' } },
+      options: { ray: { type: 'boolean' }, controls: { type: 'boolean' }, rows: { type: 'string' }, runs: { type: 'string' }, seconds: { type: 'string' }, json: { type: 'string' }, profile: { type: 'string' }, help: { type: 'boolean', short: 'h' } },
     }));
   } catch (thrown) {
     throw new UsageError(thrown instanceof Error ? thrown.message : '');
@@ -62,6 +66,7 @@ export function parseOptions(args: readonly string[]): Options {
   return {
     ray: values.ray === true, controls: values.controls === true, wanted, all: filters === undefined, runs: number('runs', 3, 1, 100), seconds: number('seconds', 2, 0.05, 60),
     json: resolve(values.json ?? fileURLToPath(new URL('./results/latest.json', import.meta.url))),
+    nodeArgs: values.profile === undefined ? [] : ['--cpu-prof', `--cpu-prof-dir=${resolve(values.profile)}`],
   };
 }
 
@@ -102,12 +107,12 @@ async function measureRow(drivers: Drivers, row: Row, options: Options, ray: ((s
   try {
     if (row.missing !== undefined) throw new Error(row.missing);
     prepared = await drivers.prepare(row);
-    await prepared.run(Math.min(WARM_UP_SECONDS, options.seconds));
+    await prepared.run(Math.min(WARM_UP_SECONDS, 2 * options.seconds));
   } catch (thrown) {
     failures.push(reasonOf(thrown));
     prepared = undefined;
   }
-  await raySlice(Math.min(WARM_UP_SECONDS, options.seconds), false);
+  await raySlice(Math.min(WARM_UP_SECONDS, 2 * options.seconds), false);
   for (let i = 0; i < options.runs; i++) {
     try {
       if (prepared !== undefined) result.bulkhead.push(await prepared.run(options.seconds));
@@ -124,8 +129,8 @@ async function measureRow(drivers: Drivers, row: Row, options: Options, ray: ((s
 async function rateRows(options: Options, python: string | undefined, report: (result: RowResult) => void): Promise<void> {
   const rows = ROWS.filter((row) => options.wanted(row.name));
   if (rows.length === 0) return;
-  await using cluster = await startCluster();
-  await using drivers = new Drivers(cluster);
+  await using cluster = await startCluster({ nodeArgs: options.nodeArgs });
+  await using drivers = new Drivers(cluster, options.nodeArgs);
   const done = new Set<string>();
   const wantedOfRay = rows.filter((row) => row.ray).map((row) => row.name);
   if (python !== undefined && wantedOfRay.length > 0) {
@@ -159,11 +164,14 @@ async function rateRows(options: Options, python: string | undefined, report: (r
   for (const row of rows) {
     if (done.has(row.name)) continue;
     if (python !== undefined && row.name === 'client: get gigabytes') {
-      const remote = await rayClient(python);
+      let remote: Awaited<ReturnType<typeof rayClient>> | undefined;
+      const starting = rayClient(python).then((started) => (remote = started));
+      starting.catch(() => undefined);
       try {
-        report(await measureRow(drivers, row, options, remote.get));
+        report(await measureRow(drivers, row, options, async (seconds) => (await starting).get(seconds)));
       } finally {
-        await remote.stop();
+        await starting.catch(() => undefined);
+        await remote?.stop();
       }
     } else report(await measureRow(drivers, row, options, undefined));
   }

@@ -16,6 +16,7 @@ import { owned } from './lifetimes.ts';
 
 export const TENANTS = ['acme', 'globex'] as const;
 const TRUST_DOMAIN = 'bench.example';
+const SOURCES = fileURLToPath(new URL('../src', import.meta.url));
 const READY_TIMEOUT_MS = 30_000;
 const STOP_TIMEOUT_MS = 10_000;
 
@@ -23,11 +24,8 @@ export interface ClusterOptions {
   readonly raylets?: number;
   /** CPUs that each raylet offers. */
   readonly cpus?: number;
-  /** Sources to run; default: this checkout. */
-  readonly source?: string;
-  /** Options of the node binary for profiling. */
-  readonly nodeArgs?: { readonly head?: readonly string[]; readonly raylet?: readonly string[] };
-  readonly warmWorkers?: number;
+  /** Options of the node binary for head and raylets: profiling. */
+  readonly nodeArgs?: readonly string[];
 }
 
 export interface BenchCluster extends AsyncDisposable {
@@ -49,9 +47,9 @@ interface Started {
 }
 
 /** The process loads its modules while its configuration is not there yet. */
-function launch(source: string, main: string, log: string, nodeArgs: readonly string[]): Started {
+function launch(main: string, log: string, nodeArgs: readonly string[]): Started {
   const descriptor = openSync(log, 'w', 0o600);
-  const child = spawn(process.execPath, [...nodeArgs, main], { cwd: source, stdio: ['pipe', 'pipe', descriptor] });
+  const child = spawn(process.execPath, [...nodeArgs, main], { cwd: SOURCES, stdio: ['pipe', 'pipe', descriptor] });
   closeSync(descriptor);
   child.stdin?.on('error', () => undefined);
   const ready = new Promise<Record<string, string>>((resolve, reject) => {
@@ -83,7 +81,7 @@ async function end(child: ChildProcess): Promise<void> {
 }
 
 export async function startCluster(options: ClusterOptions = {}): Promise<BenchCluster> {
-  const { raylets: count = 1, cpus = 2, source = fileURLToPath(new URL('../src', import.meta.url)), nodeArgs = {}, warmWorkers } = options;
+  const { raylets: count = 1, cpus = 2, nodeArgs = [] } = options;
   const directory = mkdtempSync(join(tmpdir(), 'bulkhead-bench-'));
   const runDirectory = mkdtempSync('/dev/shm/bulkhead-bench-');
   // Workers run as users of their own and must reach their directories below.
@@ -102,9 +100,9 @@ export async function startCluster(options: ClusterOptions = {}): Promise<BenchC
   const forget = owned(stop);
   try {
     const begun = performance.now();
-    const head = launch(source, 'gcs/main.ts', join(directory, 'head.log'), nodeArgs.head ?? []);
+    const head = launch('gcs/main.ts', join(directory, 'head.log'), nodeArgs);
     children.push(head.process);
-    const started = Array.from({ length: count }, (_, i) => launch(source, 'raylet/main.ts', join(directory, `raylet-${i}.log`), nodeArgs.raylet ?? []));
+    const started = Array.from({ length: count }, (_, i) => launch('raylet/main.ts', join(directory, `raylet-${i}.log`), nodeArgs));
     children.push(...started.map((s) => s.process));
     const { address = '' } = await head.configure({ dataDir: join(directory, 'head'), trustDomain: TRUST_DOMAIN });
     const admin = await readProfile(join(directory, 'head', 'admin'));
@@ -119,7 +117,7 @@ export async function startCluster(options: ClusterOptions = {}): Promise<BenchC
         const { token, attestationAddress, trustBundle } = await identities.createJoinToken({ nodeId: `node-${i + 1}` });
         await raylet.configure({
           dataDir: join(directory, `raylet-${i}`), runDir: join(runDirectory, `raylet-${i}`), trustDomain: TRUST_DOMAIN, headAddress: address, cpus,
-          ...(warmWorkers === undefined ? {} : { warmWorkers }), join: { token, attestationAddress, trustBundle },
+          join: { token, attestationAddress, trustBundle },
         });
       }));
       const readyMs = performance.now() - begun;

@@ -9,7 +9,6 @@ export type DriverCommand =
   | { readonly do: 'prepare'; readonly row: string; readonly index: number; readonly key: string }
   | { readonly do: 'run'; readonly seconds: number }
   | { readonly do: 'create-actors'; readonly count: number }
-  | { readonly do: 'collect' }
   | { readonly do: 'stop' };
 export type DriverAnswer = { readonly ok: true; readonly rate?: number } | { readonly error: string };
 
@@ -38,9 +37,6 @@ async function perform(command: DriverCommand): Promise<DriverAnswer> {
       kept.push(...actors);
       return { ok: true, rate: (command.count / (performance.now() - start)) * 1_000 };
     }
-    case 'collect':
-      (globalThis as { gc?: () => void }).gc?.();
-      return { ok: true };
     case 'stop':
       await cluster.close();
       return { ok: true };

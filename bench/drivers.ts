@@ -14,7 +14,7 @@ export class Driver {
   readonly #forget: () => void;
 
   constructor(profile: string, nodeArgs: readonly string[] = [], environment: Readonly<Record<string, string>> = {}) {
-    this.#child = fork(fileURLToPath(new URL('./driver.ts', import.meta.url)), { env: { ...process.env, BULKHEAD_PROFILE: profile, ...environment }, execArgv: ['--expose-gc', ...nodeArgs] });
+    this.#child = fork(fileURLToPath(new URL('./driver.ts', import.meta.url)), { env: { ...process.env, BULKHEAD_PROFILE: profile, ...environment }, execArgv: [...nodeArgs] });
     this.#forget = owned(async () => void this.#child.kill('SIGKILL'));
     this.ready = this.#answer('connect');
     this.ready.catch(() => undefined);
@@ -63,16 +63,18 @@ export class Driver {
 /** Drivers of both tenants, started when a row first needs them. */
 export class Drivers implements AsyncDisposable {
   readonly #cluster: BenchCluster;
+  readonly #nodeArgs: readonly string[];
   readonly #started = new Map<string, Driver>();
 
-  constructor(cluster: BenchCluster) {
+  constructor(cluster: BenchCluster, nodeArgs: readonly string[] = []) {
     this.#cluster = cluster;
+    this.#nodeArgs = nodeArgs;
   }
 
   #driver(tenant: (typeof TENANTS)[number], number: number): Driver {
     const key = `${tenant}-${number}`;
     let driver = this.#started.get(key);
-    if (driver === undefined) this.#started.set(key, (driver = new Driver(this.#cluster.profiles[tenant])));
+    if (driver === undefined) this.#started.set(key, (driver = new Driver(this.#cluster.profiles[tenant], this.#nodeArgs)));
     return driver;
   }
 

@@ -69,12 +69,12 @@ def extras():
     import ray
 
     kept = {}
-    client = None
+    client = session = None
     for command in commands():
         do = command["do"]
         if do == "init":
             start = time.perf_counter()
-            kept["context"] = ray.init(logging_level="WARNING", log_to_driver=False)
+            ray.init(logging_level="WARNING", log_to_driver=False)
             ready = time.perf_counter()
 
             @ray.remote
@@ -103,24 +103,30 @@ def extras():
             for actor in kept.pop("actors", []):
                 ray.kill(actor)
             say(ok=True)
-        elif do == "serve":
-            from ray.util.client.server.server import serve
+        elif do == "client":
+            # As Ray's own rows of its client do it: server and client in one process, gRPC between them.
+            from ray._private.client_mode_hook import disable_client_hook
+            from ray.util.client.ray_client_helpers import ray_start_client_server
 
-            kept["server"] = serve("127.0.0.1", command["port"], ray_connect_handler=lambda job_config=None, **options: kept["context"])
-            say(ok=True)
-        elif do == "connect":
-            # In a process of its own: a driver of the cluster cannot be a Ray Client too.
-            client = ray.util.connect(command["address"])
+            def cluster(job_config=None, **options):
+                with disable_client_hook():
+                    if not ray.is_initialized():
+                        ray.init(logging_level="WARNING", log_to_driver=False)
+
+            session = ray_start_client_server(ray_connect_handler=cluster)
+            client = session.__enter__()
             kept["array"] = np.zeros(command["bytes"] // 8, dtype=np.int64)
-            say(ok=bool(client))
-        elif do == "put":
-            say(rate=slice_rate(lambda: ray.put(kept["array"]), kept["array"].nbytes / 1e9, command["seconds"]))
+            say(ok=True)
         elif do == "get":
-            ref = ray.put(kept["array"])
-            say(rate=slice_rate(lambda: ray.get(ref), kept["array"].nbytes / 1e9, command["seconds"]))
+            array = kept["array"]
+            ref = kept.setdefault("ref", client.put(array))
+            say(rate=slice_rate(lambda: client.get(ref), array.nbytes / 1e9, command["seconds"]))
         elif do == "stop":
             break
-    if client is None and ray.is_initialized():
+    if session is not None:
+        kept.clear()
+        session.__exit__(None, None, None)
+    elif ray.is_initialized():
         ray.shutdown()
 
 

@@ -10,7 +10,6 @@ const ACTORS = 200;
 const RAY_ACTORS = 20;
 const SETTLE_MS = 2_000;
 const IDLE_WATCH_MS = 3_000;
-const RAY_CLIENT_PORT = 50_071;
 
 export interface Sizes {
   readonly readyMs: number;
@@ -71,21 +70,14 @@ export async function raySizes(python: string, actors = RAY_ACTORS): Promise<Siz
   }
 }
 
-/** GB/s of large values between a Ray Client in a process of its own and a Ray cluster; as a row's slices. */
+/** GB/s of large values that a Ray Client gets from its cluster; a row's slices. */
 export async function rayClient(python: string): Promise<{ get(seconds: number): Promise<number>; stop(): Promise<void> }> {
-  const cluster = new RayProcess(python, ['extras']);
-  const remote = new RayProcess(python, ['extras']);
-  const stop = async (): Promise<void> => {
-    await remote.stop();
-    await cluster.stop();
-  };
+  const ray = new RayProcess(python, ['extras']);
   try {
-    await cluster.ask({ do: 'init' });
-    await cluster.ask({ do: 'serve', port: RAY_CLIENT_PORT });
-    await remote.ask({ do: 'connect', address: `127.0.0.1:${RAY_CLIENT_PORT}`, bytes: LARGE_BYTES });
-    return { get: async (seconds) => (await remote.ask({ do: 'get', seconds })).rate ?? Number.NaN, stop };
+    await ray.ask({ do: 'client', bytes: LARGE_BYTES });
+    return { get: async (seconds) => (await ray.ask({ do: 'get', seconds })).rate ?? Number.NaN, stop: () => ray.stop() };
   } catch (thrown) {
-    await stop();
+    await ray.stop();
     throw thrown;
   }
 }
