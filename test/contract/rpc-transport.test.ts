@@ -5,12 +5,13 @@ import { join } from 'node:path';
 import { afterEach, describe, expect, it } from 'vitest';
 import { BulkheadError } from '../../src/base/errors.ts';
 import type { SpiffePath } from '../../src/base/ids.ts';
-import { svidMaterial, writeProfile } from '../../src/pki/pki.ts';
+import { publicKeyFromCsr, svidMaterial, writeProfile } from '../../src/pki/pki.ts';
 import { Identities, Sessions } from '../../src/rpc/generated/bulkhead/v1/head_pb.js';
 import { Calls } from '../../src/rpc/generated/bulkhead/v1/raylet_pb.js';
-import { client, createServer, type BatchStream, type CallContext, type Implementation } from '../../src/rpc/rpc.ts';
+import { FrameReader, FrameWriter, OP } from '../../src/base/frame.ts';
+import { client, createServer, MovableStream, RESUME_METADATA, type BatchStream, type CallContext, type Implementation } from '../../src/rpc/rpc.ts';
 import { grpcTransport, SESSION_METADATA } from '../../src/sdk/grpc-transport.ts';
-import { openHead } from '../../src/sdk/head-client.ts';
+import { openHead, type HeadConnection } from '../../src/sdk/head-client.ts';
 import { CALLS_ROW, TRUST_DOMAIN, node, openFixture, row, system, until, user, type Fixture } from './rpc-fixture.ts';
 
 const closers: (() => unknown)[] = [];
@@ -42,7 +43,7 @@ async function bench(attach: (call: CallContext, stream: BatchStream) => void, o
   made.raylets.push({ nodeId: 'n1', nodeNumber: 1, address: `127.0.0.1:${rayletPort}`, spiffeId: rayletIdentity.spiffeId });
 
   const head = createServer(fixture.security(await fixture.issue(options.headIs ?? system('head')), [...SESSION_ROWS, ...IDENTITY_ROWS]), { knowsTenant: () => true });
-  const session = (jobId: string): object => ({ jobId, credential: 'credential-of-the-session', expiresMs: BigInt(Date.now() + (options.expiresInMs ?? 300_000)), raylets: made.raylets });
+  const session = (jobId: string): object => ({ jobId, credential: made.refreshes === 0 ? 'credential-of-the-session' : `credential-${made.refreshes}`, expiresMs: BigInt(Date.now() + (options.expiresInMs ?? 300_000)), raylets: made.raylets });
   const never = async (): Promise<never> => Promise.reject(new BulkheadError('DENIED', 'no'));
   head.add(Sessions, {
     open: async (_call, request) => session(request.jobId === '' ? 'job-000000000000000000000001' : request.jobId),
@@ -50,8 +51,12 @@ async function bench(attach: (call: CallContext, stream: BatchStream) => void, o
     close: async (_call, request) => (made.closes.push({ jobId: request.jobId, outcome: request.outcome }), {}),
   });
   head.add(Identities, {
-    issue: never, renew: never, revoke: never, showPki: never, rotateAuthority: never, createJoinToken: never, getTrustBundle: never,
+    issue: never, revoke: never, showPki: never, rotateAuthority: never, createJoinToken: never, getTrustBundle: never,
     whoAmI: async (call) => ({ spiffeId: call.principal.spiffeId }),
+    renew: async (call, request) => {
+      const issued = await fixture.authority.issueX509Svid({ spiffeId: call.principal.spiffeId, publicKeySpkiDer: publicKeyFromCsr(request.csr) });
+      return { spiffeId: call.principal.spiffeId, svidChain: issued.certificateChainPem, trustBundle: fixture.authority.trustBundlePem(), notAfterMs: BigInt(issued.notAfterMs) };
+    },
   } as Implementation<typeof Identities>);
   const headPort = (await head.listen('127.0.0.1:0')).port;
   closers.push(() => head.close());
@@ -150,6 +155,87 @@ describe('the transport', () => {
     await until(() => closed !== undefined && b.closes.length === 1, 'it is closed');
     expect([closed?.code, closed?.message]).toEqual(['QUOTA_EXCEEDED', 'the job was stopped']);
     expect(b.closes[0]?.outcome).toBe('failed');
+  });
+});
+
+const PREFIX = 'ab'.repeat(20);
+const SECRET = 'cd'.repeat(32);
+
+function frame(op: number, write: (out: FrameWriter) => void): Uint8Array {
+  const out = new FrameWriter();
+  out.begin(op);
+  write(out);
+  out.end();
+  return out.take();
+}
+
+const welcome = (): Uint8Array => frame(OP.WELCOME, (out) => out.raw(Buffer.from(PREFIX, 'hex')).text(JSON.stringify({ job: 'job-1', resume: SECRET })));
+
+describe('renewals', () => {
+  it('give the raylet each new credential, and the stream a new connection under it', async () => {
+    const received: string[] = [];
+    let movable: MovableStream | undefined;
+    const b = await bench((call, stream) => {
+      if (call.metadata(RESUME_METADATA) !== undefined) return movable?.offer(stream, frame(OP.RESUMED, () => undefined));
+      const moving = new MovableStream(stream);
+      movable = moving;
+      moving.onData = (batch) => {
+        const reader = new FrameReader().reset(batch);
+        while (reader.next()) received.push(reader.op === OP.CREDENTIAL ? reader.text(8_192) : `op ${reader.op}`);
+        moving.write(batch);
+      };
+      moving.onEnd = (error) => {
+        if (error === undefined) moving.end();
+      };
+      moving.write(welcome());
+    }, { expiresInMs: 2_000 });
+    let head: HeadConnection | undefined;
+    const got: number[] = [];
+    const connection = await grpcTransport({ profile: b.profile }, async (target) => (head = await openHead(target))).open({
+      batch: (batch) => {
+        const reader = new FrameReader().reset(batch);
+        if (reader.next() && reader.op === OP.GET) got.push(reader.u32());
+        else got.push(-reader.op);
+      }, closed: () => undefined,
+    });
+    await until(() => received.includes('credential-1'), 'the new credential');
+    for (let i = 0; i < 50; i++) {
+      void connection.send(frame(OP.GET, (out) => out.u32(i)) as Uint8Array<ArrayBuffer>);
+      if (i === 25) await head?.identity.renewNow();
+    }
+    await until(() => got.filter((n) => n >= 0).length === 50 && b.attached.length === 2, 'every echo, over two streams');
+    expect(got.filter((n) => n >= 0)).toEqual(Array.from({ length: 50 }, (_, i) => i));
+    // The transport's own frames stay below the SDK.
+    expect(got.filter((n) => n === -OP.RESUMED)).toEqual([]);
+    expect(got[0]).toBe(-OP.WELCOME);
+    expect(b.attached[1]?.metadata(RESUME_METADATA)).toBe(`${PREFIX}:${SECRET}`);
+    expect(b.attached[1]?.metadata(SESSION_METADATA)).toMatch(/^credential-\d+$/);
+    await connection.close();
+    expect(b.closes).toHaveLength(1);
+  });
+
+  it('that the raylet refuses change nothing until the old connection ends, and then say so', async () => {
+    let first: BatchStream | undefined;
+    const b = await bench((call, stream) => {
+      if (call.metadata(RESUME_METADATA) !== undefined) return stream.end(new BulkheadError('UNAUTHENTICATED', 'the session is not yours'));
+      first = stream;
+      stream.write(welcome());
+      stream.onData = (batch) => void stream.write(batch);
+    });
+    let head: HeadConnection | undefined;
+    let batches = 0;
+    let closed: BulkheadError | undefined;
+    const connection = await grpcTransport({ profile: b.profile }, async (target) => (head = await openHead(target))).open({ batch: () => batches++, closed: (error) => (closed = error as BulkheadError) });
+    await until(() => batches === 1, 'the welcome');
+    await head?.identity.renewNow();
+    // A second attempt shows that the first one's refusal has arrived.
+    await until(() => b.attached.length >= 3, 'attempts to move');
+    void connection.send(Uint8Array.of(1) as Uint8Array<ArrayBuffer>);
+    await until(() => batches === 2, 'the echo');
+    expect(closed).toBeUndefined();
+    first?.end(new BulkheadError('UNAVAILABLE', 'the connection is too old'));
+    await until(() => closed !== undefined && b.closes.length === 1, 'it is closed');
+    expect(closed?.message).toBe('the connection is too old; it could not be replaced before: the session is not yours');
   });
 });
 
