@@ -122,7 +122,12 @@ export class FrameWriter {
   }
 
   end(): void {
-    const length = this.#at - this.#start - 4;
+    this.endBeforeTail(0);
+  }
+
+  /** Ends the frame although `octets` of it are still missing: whoever sends the batch sends them right behind it. */
+  endBeforeTail(octets: number): void {
+    const length = this.#at - this.#start - 4 + octets;
     if (length > MAX_FRAME_BYTES) {
       this.#at = this.#start;
       throw new BulkheadError('RESOURCE_EXHAUSTED', `a frame of ${length} bytes exceeds the limit of ${MAX_FRAME_BYTES}`);

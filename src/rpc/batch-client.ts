@@ -202,20 +202,25 @@ class Http2BatchStream implements ClientBatchStream {
     }
   }
 
-  write(frames: Uint8Array): boolean {
+  write(frames: Uint8Array, tail?: Uint8Array): boolean {
     if (this.#gone || this.#ended) return false;
-    const batch = new EncodedBatch(frames);
-    if (batch.length > MAX_BATCH_BYTES + 16) throw new BulkheadError('RESOURCE_EXHAUSTED', `a batch of ${frames.length} bytes exceeds the limit of ${MAX_BATCH_BYTES}`);
-    const message = Buffer.allocUnsafe(PREFIX_BYTES + batch.length);
+    const batch = new EncodedBatch(frames, tail);
+    if (batch.length > MAX_BATCH_BYTES + 16) throw new BulkheadError('RESOURCE_EXHAUSTED', `a batch of ${batch.length} bytes exceeds the limit of ${MAX_BATCH_BYTES}`);
+    if (this.#buffered + PREFIX_BYTES + batch.length > MAX_STREAM_BUFFER_BYTES) throw new BulkheadError('RESOURCE_EXHAUSTED', `more than ${MAX_STREAM_BUFFER_BYTES} bytes wait on one stream; wait for onDrain`);
+    const message = Buffer.allocUnsafe(PREFIX_BYTES + batch.length - (tail?.length ?? 0));
     message[0] = 0;
     message.writeUInt32BE(batch.length, 1);
-    batch.copy(message, PREFIX_BYTES);
-    if (this.#buffered + message.length > MAX_STREAM_BUFFER_BYTES) throw new BulkheadError('RESOURCE_EXHAUSTED', `more than ${MAX_STREAM_BUFFER_BYTES} bytes wait on one stream; wait for onDrain`);
-    this.#buffered += message.length;
-    if (this.#stream === undefined) this.#waiting.push(message);
-    else this.#send(message);
+    if (batch.length > 0) batch.copyHead(message, PREFIX_BYTES);
+    this.#put(message);
+    if (tail !== undefined) this.#put(Buffer.from(tail.buffer, tail.byteOffset, tail.byteLength));
     this.#blocked = this.#blocked || this.#buffered >= STREAM_HIGH_WATER_BYTES;
     return !this.#blocked;
+  }
+
+  #put(octets: Buffer): void {
+    this.#buffered += octets.length;
+    if (this.#stream === undefined) this.#waiting.push(octets);
+    else this.#send(octets);
   }
 
   #send(message: Buffer): void {

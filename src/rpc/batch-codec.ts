@@ -18,24 +18,35 @@ export class EncodedBatch {
   readonly length: number;
   readonly byteLength: number;
   readonly #frames: Uint8Array;
+  readonly #tail: Uint8Array | undefined;
 
-  constructor(frames: Uint8Array) {
+  /** `tail` continues `frames`. */
+  constructor(frames: Uint8Array, tail?: Uint8Array) {
+    const octets = frames.length + (tail?.length ?? 0);
     let lengthBytes = 1;
-    for (let rest = frames.length >>> 7; rest > 0; rest >>>= 7) lengthBytes++;
-    this.length = frames.length === 0 ? 0 : 1 + lengthBytes + frames.length;
+    for (let rest = octets >>> 7; rest > 0; rest >>>= 7) lengthBytes++;
+    this.length = octets === 0 ? 0 : 1 + lengthBytes + octets;
     this.byteLength = this.length;
     this.#frames = frames;
+    this.#tail = tail;
   }
 
   copy(into: Uint8Array, start: number): number {
     if (this.length === 0) return 0;
+    const at = this.copyHead(into, start);
+    if (this.#tail !== undefined) into.set(this.#tail, at);
+    return this.length;
+  }
+
+  /** All but the tail, which the caller sends from where it is. Returns where the tail would begin. */
+  copyHead(into: Uint8Array, start: number): number {
     let at = start;
     into[at++] = TAG;
-    let rest = this.#frames.length;
+    let rest = this.#frames.length + (this.#tail?.length ?? 0);
     for (; rest > 0x7f; rest >>>= 7) into[at++] = (rest & 0x7f) | 0x80;
     into[at++] = rest;
     into.set(this.#frames, at);
-    return this.length;
+    return at + this.#frames.length;
   }
 }
 

@@ -191,8 +191,8 @@ export class LastingStream implements BatchStream {
     this.onEnd?.(error);
   }
 
-  write(frames: Uint8Array): boolean {
-    return !this.#over && !this.#ended && this.#current.write(frames);
+  write(frames: Uint8Array, tail?: Uint8Array): boolean {
+    return !this.#over && !this.#ended && this.#current.write(frames, tail);
   }
 
   pause(): void {
@@ -288,8 +288,8 @@ export class MovableStream implements BatchStream {
     this.onDrain?.();
   }
 
-  write(frames: Uint8Array): boolean {
-    return !this.#over && this.#stream.write(frames);
+  write(frames: Uint8Array, tail?: Uint8Array): boolean {
+    return !this.#over && this.#stream.write(frames, tail);
   }
 
   pause(): void {

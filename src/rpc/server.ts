@@ -446,8 +446,8 @@ class ServerStream implements BatchStream, RawStream {
     this.#call = call;
   }
 
-  write(frames: Uint8Array): boolean {
-    return this.writeRaw(new EncodedBatch(frames));
+  write(frames: Uint8Array, tail?: Uint8Array): boolean {
+    return this.writeRaw(new EncodedBatch(frames, tail));
   }
 
   writeRaw(message: Buffer | EncodedBatch): boolean {

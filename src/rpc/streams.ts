@@ -6,8 +6,11 @@ import type { BulkheadError } from '../base/errors.ts';
  * handed over; reading begins after it.
  */
 export interface BatchStream {
-  /** Sends one batch and takes the array over (do not write to it afterwards). False: wait for `onDrain`. Far beyond that it throws RESOURCE_EXHAUSTED. */
-  write(frames: Uint8Array): boolean;
+  /**
+   * Sends one batch and takes the array over (do not write to it afterwards). `tail` continues it: a large payload that clients send from where it
+   * lies. False: wait for `onDrain`. Far beyond that it throws RESOURCE_EXHAUSTED.
+   */
+  write(frames: Uint8Array, tail?: Uint8Array): boolean;
   onDrain: (() => void) | undefined;
   /** A view into a received message: keep it or copy it, it is not reused. A thrown error ends the stream with that error. */
   onData: ((frames: Uint8Array) => void) | undefined;

@@ -42,6 +42,8 @@ export interface ClientCoreOptions {
   readonly attachment?: ((number: number) => Uint8Array) | undefined;
   /** Resolves when more may be sent; undefined: now. Only parts of large values wait for it. */
   readonly drained?: (() => Promise<void> | undefined) | undefined;
+  /** Sends what the writer holds and `octets` right behind it, uncopied. They are never written to afterwards. */
+  readonly sendTail?: ((octets: Uint8Array) => void) | undefined;
   readonly timers?: { set(ms: number, fire: () => void): unknown; clear(timer: unknown): void } | undefined;
   /** Where the runtime has no FinalizationRegistry, refs are released explicitly or with the session. */
   readonly collects?: typeof FinalizationRegistry | undefined;
@@ -378,9 +380,13 @@ export class ClientCore {
     return this.#newRef(seq);
   }
 
-  /** A whole part of a large value; the owner flushes a full writer at once, so that each part is copied only once here. */
+  /** One part of a large value. With `sendTail` its octets leave from where they lie, behind the frames written so far. */
   #part(parent: number, seq: number, bytes: Uint8Array, offset: number): void {
-    this.#frame(OP.PUT_CHUNK, (w) => w.u32(parent).u32(seq).u64(bytes.length).u64(offset).raw(bytes.subarray(offset, offset + CHUNK_BYTES)));
+    const octets = bytes.subarray(offset, offset + CHUNK_BYTES);
+    const { sendTail } = this.#options;
+    if (sendTail === undefined) return this.#frame(OP.PUT_CHUNK, (w) => w.u32(parent).u32(seq).u64(bytes.length).u64(offset).raw(octets));
+    this.#writer.begin(OP.PUT_CHUNK).u32(parent).u32(seq).u64(bytes.length).u64(offset).endBeforeTail(octets.length);
+    sendTail(octets);
   }
 
   /** PUT_CHUNK names no contained refs, so those are held until the session ends. */

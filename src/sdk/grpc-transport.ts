@@ -167,10 +167,10 @@ class GrpcConnection implements Connection {
     this.#refresh.unref();
   }
 
-  send(batch: Uint8Array<ArrayBuffer>): void | Promise<void> {
+  send(batch: Uint8Array<ArrayBuffer>, tail?: Uint8Array): void | Promise<void> {
     if (this.#gone || this.#stream === undefined) return undefined;
     this.#settled = true;
-    if (this.#stream.write(batch) || this.#gone) return undefined;
+    if (this.#stream.write(batch, tail) || this.#gone) return undefined;
     let waiting = this.#waiting;
     if (waiting === undefined) {
       const { promise, resolve } = Promise.withResolvers<void>();

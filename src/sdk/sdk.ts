@@ -198,16 +198,28 @@ export async function connect(options: ConnectOptions = {}): Promise<Cluster> {
   };
   const flush = (): void => {
     core?.writeReleases();
-    if (writer.length === 0 || connection === undefined) return;
-    const sent = connection.send(writer.takeView());
-    if (sent === undefined) return;
-    const waiting = sent.then(
-      () => {
-        if (sending === waiting) sending = undefined;
-      },
-      (error: unknown) => lost(error instanceof Error ? error : undefined),
-    );
-    sending = waiting;
+    if (writer.length > 0) sendBehind(undefined);
+  };
+  /** Batches in order while the connection asks to wait: what is in them is the program's own, so that nothing is refused for being large. */
+  const queued: { readonly batch: Uint8Array<ArrayBuffer>; readonly tail: Uint8Array | undefined }[] = [];
+  const sendBehind = (tail: Uint8Array | undefined): void => {
+    if (connection === undefined) return;
+    queued.push({ batch: writer.takeView(), tail });
+    sending ??= drain();
+  };
+  const drain = (): Promise<void> | undefined => {
+    for (let next = queued.shift(); next !== undefined; next = queued.shift()) {
+      const wait = connection?.send(next.batch, next.tail);
+      if (wait === undefined) continue;
+      return wait.then(
+        () => {
+          sending = drain();
+          return sending;
+        },
+        (error: unknown) => lost(error instanceof Error ? error : undefined),
+      );
+    }
+    return undefined;
   };
   const touched = (): void => {
     if (writer.length >= FLUSH_BYTES) return flush();
@@ -223,7 +235,7 @@ export async function connect(options: ConnectOptions = {}): Promise<Cluster> {
     const info = JSON.parse(frame.text(MAX_WELCOME_BYTES)) as Welcome['info'];
     frame.finish();
     core = new ClientCore({
-      sessionPrefix: prefix, writer, touched, parent: () => 0, drained: () => sending, keptValueBytes: KEPT_VALUE_BYTES, collects: FinalizationRegistry,
+      sessionPrefix: prefix, writer, touched, parent: () => 0, drained: () => sending, sendTail: sendBehind, keptValueBytes: KEPT_VALUE_BYTES, collects: FinalizationRegistry,
       timers: { set: (ms, fire) => setTimeout(fire, ms), clear: (timer) => clearTimeout(timer as NodeJS.Timeout) },
       onRejected: (error) => process.emitWarning(error.safeMessage, 'BulkheadRejected', error.code),
     });

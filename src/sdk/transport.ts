@@ -11,8 +11,8 @@ export interface TransportHandlers {
 }
 
 export interface Connection {
-  /** Sends one batch. A promise asks the caller to wait before it sends more bulk data; calls need not wait. */
-  send(batch: Uint8Array<ArrayBuffer>): void | Promise<void>;
+  /** Sends one batch; `tail` continues it. A promise asks the caller to wait before it sends more bulk data; calls need not wait. */
+  send(batch: Uint8Array<ArrayBuffer>, tail?: Uint8Array): void | Promise<void>;
   close(): Promise<void>;
 }
 

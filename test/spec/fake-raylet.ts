@@ -164,10 +164,11 @@ export class FakeRaylet implements Transport {
     welcome.begin(OP.WELCOME).raw(prefix).text(JSON.stringify({ job: 'job-fake', node: 'node-1', tenant: 'acme', limits: {} })).end();
     client.send(welcome);
     return {
-      send: (batch) => {
+      send: (batch, tail) => {
         this.batches++;
+        const whole = tail === undefined ? batch : Buffer.concat([batch, tail]);
         setImmediate(() => {
-          const reader = new FrameReader().reset(batch);
+          const reader = new FrameReader().reset(whole);
           while (reader.next()) this.call(client, reader);
         });
       },
