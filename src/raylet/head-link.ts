@@ -72,10 +72,15 @@ export class HeadLink implements ActorNames, AsyncDisposable {
     const { log, total, insecureDev } = this.#options;
     let stream: MessageStream<HeadUpdate, object> | undefined;
     let timer: NodeJS.Timeout | undefined;
+    let stale = false;
+    const replace = (): void => {
+      if (stale && this.#heir === undefined && this.#stream === stream && this.#channel === channel && !this.#closed) void this.#run(channel);
+    };
     try {
       const opened = client(NodeSync, channel).sync({
         onStale: () => {
-          if (this.#heir === undefined && this.#stream === opened && !this.#closed) void this.#run(channel);
+          stale = true;
+          replace();
         },
       }) as MessageStream<HeadUpdate, object>;
       stream = opened;
@@ -90,6 +95,8 @@ export class HeadLink implements ActorNames, AsyncDisposable {
         }
         // The head speaks on the newer stream only; what the older one still brings may be older.
         if (this.#stream !== stream) break;
+        // Told while it was not in use yet.
+        replace();
         this.#retryMs = RECONNECT_FIRST_MS;
         this.#apply(update);
       }
@@ -97,7 +104,13 @@ export class HeadLink implements ActorNames, AsyncDisposable {
       if (!this.#closed && this.#stream === stream && this.#heir === undefined) log.warn({ code: toSafeError(error).code, err: error }, 'the stream to the head ended; this node goes on with what it knows and tries again');
     }
     clearInterval(timer);
-    if (this.#heir === stream) this.#heir = undefined;
+    if (this.#heir === stream) {
+      this.#heir = undefined;
+      // The older stream goes on for now.
+      setTimeout(() => {
+        if (this.#stream !== undefined && this.#heir === undefined && this.#channel === channel && !this.#closed) void this.#run(channel);
+      }, RECONNECT_MOST_MS).unref();
+    }
     if (this.#stream !== stream) return stream?.end(new BulkheadError('CANCELLED', 'another stream took over'));
     this.#stream = this.#heir;
     this.#heir = undefined;
