@@ -8,7 +8,7 @@
 import { resource, type Resource } from '../../base/decision.ts';
 import { OP } from '../../base/frame.ts';
 import { MAX_ACTORS_PER_WORKER } from '../../base/limits.ts';
-import { add, fits, subtract } from '../../base/resources.ts';
+import { add, fits, subtract, UNITS_PER_CPU } from '../../base/resources.ts';
 import { idIndex, makeId, type Core } from './core.ts';
 import { concludeTask, openSlot, sendExec } from './dispatch.ts';
 import { failedArgument, isolateBytes } from './scheduler.ts';
@@ -46,6 +46,7 @@ export function placeActor(core: Core, actor: Actor): boolean {
     actor.holding = true;
     const worker = actorWorker(core, actor);
     worker.seats++;
+    worker.booting++;
     actor.worker = worker;
     if (worker.state === 'ALIVE') seatActor(core, actor);
     return true;
@@ -68,16 +69,27 @@ function moveActor(core: Core, actor: Actor, node: RemoteNode): void {
   forward(core, upstream, task, OP.CREATE_ACTOR, undefined);
 }
 
+/** A process makes one isolate at a time; with this many waiting in each, another process is worth its start. */
+const BOOTING_PER_WORKER = 4;
+/** Their calls all pass the process's one host thread: beyond this many actors a second core is worth a process of its own. */
+const SEATS_PER_WORKER = 8;
+
 /** Workers of a tenant are shared by its actors, up to a bound; one that asks for memory of its own size gets one that has it. */
 function actorWorker(core: Core, actor: Actor): Worker {
   const bytes = isolateBytes(core, actor.template.options.resources);
+  const cpus = Math.max(1, Math.floor(core.config.total.cpuUnits / UNITS_PER_CPU));
+  let least: Worker | undefined;
+  let workers = 0;
   for (const worker of core.workers.values()) {
-    if (worker.tenant === actor.job.tenant && worker.purpose === 'actors' && worker.state !== 'DEAD' && worker.memoryBytes >= bytes && worker.seats < MAX_ACTORS_PER_WORKER) return worker;
+    if (worker.tenant !== actor.job.tenant || worker.purpose !== 'actors' || worker.state === 'DEAD') continue;
+    workers++;
+    if (worker.memoryBytes >= bytes && worker.seats < MAX_ACTORS_PER_WORKER && (least === undefined || worker.booting < least.booting || (worker.booting === least.booting && worker.seats < least.seats))) least = worker;
   }
+  if (least !== undefined && ((least.booting < BOOTING_PER_WORKER && least.seats < SEATS_PER_WORKER) || workers >= cpus)) return least;
   const worker = new Worker(core.nextNumber(), actor.job.tenant, bytes, 'actors');
   core.workers.set(worker.key, worker);
   // Its actors may be busy side by side; what they hold is counted by the scheduler.
-  core.out.push({ type: 'start-worker', worker, cpus: Math.max(1, core.config.total.cpuUnits / 10_000) });
+  core.out.push({ type: 'start-worker', worker, cpus });
   return worker;
 }
 
@@ -108,6 +120,7 @@ export function placeWaitingActors(core: Core): void {
 /** The constructor has returned, here or on the other node. */
 export function actorCreated(core: Core, actor: Actor): void {
   actor.state = 'ALIVE';
+  if (actor.worker !== undefined) actor.worker.booting--;
   if (actor.upstream !== undefined && actor.upstream.prefix !== undefined) actor.remoteId = makeId(actor.upstream.prefix, actor.creation.remoteSeq);
   core.lifecycle(actor.job.tenant, 'actor.created', actor.session.ownerId, 'actor', actor.session.prefixHex, actor.index, actor.template.detail);
   for (const caller of [...actor.queues.keys()]) drainCalls(core, actor, caller);
@@ -165,7 +178,10 @@ export function actorDied(core: Core, actor: Actor, failure: Failure): void {
   actor.reason = failure.message;
   actor.job.actors.delete(actor);
   core.waitingActors.delete(actor);
-  if (actor.worker !== undefined) actor.worker.seats--;
+  if (actor.worker !== undefined) {
+    actor.worker.seats--;
+    if (!wasCreated) actor.worker.booting--;
+  }
   const { tenant } = actor.job;
   if (actor.holding) {
     core.available = add(core.available, actor.template.options.resources);

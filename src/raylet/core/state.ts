@@ -376,6 +376,8 @@ export class Worker {
   nextSlot = 1;
   /** Actors that live here or are about to. */
   seats = 0;
+  /** Those of them whose isolates are still being made, one after the other in each process. */
+  booting = 0;
   idleSinceMs = 0;
 
   constructor(key: number, tenant: TenantState, memoryBytes: number, purpose: 'tasks' | 'actors') {
