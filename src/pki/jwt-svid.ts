@@ -2,7 +2,7 @@
  * Session credentials: JWT-SVIDs (ES256, at most 5 minutes) that the head issues and every raylet verifies with the trust bundle.
  * Must never: accept an algorithm, header or claim that this file does not name, or take the key from the token.
  */
-import { jwtVerify } from 'jose';
+import { jwtVerify } from 'jose/jwt/verify';
 import { z } from 'zod';
 import { BulkheadError } from '../base/errors.ts';
 import { parseSpiffeId, type TrustDomain } from '../base/ids.ts';
