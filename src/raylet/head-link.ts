@@ -5,8 +5,8 @@
  */
 import { parseSnapshot, type LiveDecisionPoint } from '../authz/authz.ts';
 import { BulkheadError, toSafeError } from '../base/errors.ts';
-import { parseJobId, parseNodeId } from '../base/ids.ts';
-import { HEARTBEAT_MS } from '../base/limits.ts';
+import { parseJobId, parseNodeId, type JobId } from '../base/ids.ts';
+import { HEARTBEAT_MS, MAX_ENDED_SESSIONS_KEPT, MAX_ENDED_SESSIONS_PER_REPORT } from '../base/limits.ts';
 import type { ResourceVector } from '../base/resources.ts';
 import { TrustBundle, type Revocations, type SvidSource } from '../pki/pki.ts';
 import { NodeSync, type HeadUpdate, type Resources } from '../rpc/generated/bulkhead/v1/head_pb.js';
@@ -16,6 +16,8 @@ import type { ActorNames, Raylet, RayletLog } from './raylet.ts';
 const RECONNECT_FIRST_MS = 50;
 const RECONNECT_MOST_MS = 2_000;
 const NAME_CALL_TIMEOUT_MS = 5_000;
+/** A report may be lost with its stream; to the head the second one is nothing new. */
+const REPORTS_OF_AN_ENDED_SESSION = 3;
 
 export interface HeadLinkOptions {
   readonly channel: () => RpcChannel;
@@ -49,6 +51,9 @@ export class HeadLink implements ActorNames, AsyncDisposable {
   #retry: NodeJS.Timeout | undefined;
   #retryMs = RECONNECT_FIRST_MS;
   #closed = false;
+  /** Driver streams that ended, and how often the head was told on a stream that it answers. Oldest first. */
+  #ended: { readonly jobId: string; readonly sessionId: string; readonly how: string; told: number }[] = [];
+  #answered: MessageStream<HeadUpdate, object> | undefined;
   #ready: (() => void) | undefined;
   /** Resolves when the first update is in force: policy, tenants and nodes are known. */
   readonly ready = new Promise<void>((resolve) => (this.#ready = resolve));
@@ -74,7 +79,9 @@ export class HeadLink implements ActorNames, AsyncDisposable {
     let timer: NodeJS.Timeout | undefined;
     let stale = false;
     const replace = (): void => {
-      if (stale && this.#heir === undefined && this.#stream === stream && this.#channel === channel && !this.#closed) void this.#run(channel);
+      if (!stale || this.#heir !== undefined || this.#stream !== stream || this.#channel !== channel || this.#closed) return;
+      stale = false;
+      void this.#run(channel);
     };
     try {
       const opened = client(NodeSync, channel).sync({
@@ -87,7 +94,7 @@ export class HeadLink implements ActorNames, AsyncDisposable {
       if (this.#stream === undefined) this.#stream = opened;
       else this.#heir = opened;
       stream.write({ ...this.#facts(), address: this.#options.address(), total: wireResources(total), insecureDev, instance: this.#options.instance });
-      timer = setInterval(() => void opened.write(this.#facts()), HEARTBEAT_MS);
+      timer = setInterval(() => void opened.write(this.#answered === opened ? { ...this.#facts(), endedSessions: this.#endedSessions() } : this.#facts()), HEARTBEAT_MS);
       for await (const update of stream) {
         if (this.#heir === stream) {
           this.#stream = stream;
@@ -98,6 +105,7 @@ export class HeadLink implements ActorNames, AsyncDisposable {
         // Told while it was not in use yet.
         replace();
         this.#retryMs = RECONNECT_FIRST_MS;
+        this.#answered = stream;
         this.#apply(update);
       }
     } catch (error) {
@@ -121,6 +129,21 @@ export class HeadLink implements ActorNames, AsyncDisposable {
     if (this.#closed) return;
     this.#retry = setTimeout(() => this.start(), this.#retryMs);
     this.#retryMs = Math.min(this.#retryMs * 2, RECONNECT_MOST_MS);
+  }
+
+  /** With the next heartbeats the head hears of it: what it does about a driver that is gone does not wait for the credential's end. */
+  streamEnded(jobId: JobId, sessionId: string, how: 'closed' | 'lost'): void {
+    if (this.#closed) return;
+    this.#ended.push({ jobId, sessionId, how, told: 0 });
+    if (this.#ended.length > MAX_ENDED_SESSIONS_KEPT) this.#ended.shift();
+  }
+
+  #endedSessions(): { jobId: string; sessionId: string; how: string }[] {
+    const due = this.#ended.slice(0, MAX_ENDED_SESSIONS_PER_REPORT);
+    if (due.length === 0) return [];
+    for (const entry of due) entry.told++;
+    this.#ended = this.#ended.filter((entry) => entry.told < REPORTS_OF_AN_ENDED_SESSION);
+    return due.map(({ jobId, sessionId, how }) => ({ jobId, sessionId, how }));
   }
 
   #facts() {
@@ -160,13 +183,17 @@ export class HeadLink implements ActorNames, AsyncDisposable {
       raylet.core.settle();
       raylet.flush();
     }
-    for (const job of update.stoppedJobs) {
-      try {
-        raylet.stopJob(parseJobId(job), 'the job was stopped');
-      } catch (error) {
-        log.warn({ err: error }, 'the head named a job that is not one');
+    const each = (jobs: readonly string[], end: (job: JobId) => void): void => {
+      for (const job of jobs) {
+        try {
+          end(parseJobId(job));
+        } catch (error) {
+          log.warn({ err: error }, 'the head named a job that is not one');
+        }
       }
-    }
+    };
+    each(update.stoppedJobs, (job) => raylet.stopJob(job, 'the job was stopped'));
+    each(update.endedJobs, (job) => raylet.releaseDrivers(job, 'the job has ended'));
     this.#ready?.();
     this.#ready = undefined;
   }
