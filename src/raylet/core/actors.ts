@@ -81,7 +81,7 @@ function actorWorker(core: Core, actor: Actor): Worker {
   let least: Worker | undefined;
   let workers = 0;
   for (const worker of core.workers.values()) {
-    if (worker.tenant !== actor.job.tenant || worker.purpose !== 'actors' || worker.state === 'DEAD') continue;
+    if (worker.tenant !== actor.job.tenant || worker.purpose !== 'actors' || worker.state === 'DEAD' || worker.worn) continue;
     workers++;
     if (worker.memoryBytes >= bytes && worker.seats < MAX_ACTORS_PER_WORKER && (least === undefined || worker.booting < least.booting || (worker.booting === least.booting && worker.seats < least.seats))) least = worker;
   }

@@ -7,7 +7,7 @@ import { resource } from '../../base/decision.ts';
 import { BulkheadError } from '../../base/errors.ts';
 import { CALL_KIND, NO_TIMEOUT, OP, type CallKind, type FrameReader } from '../../base/frame.ts';
 import { OBJECT_ID_BYTES, SESSION_PREFIX_BYTES, quote } from '../../base/ids.ts';
-import { MAX_CALLS_IN_FLIGHT, MAX_CODE_BYTES, MAX_DEPENDENCIES, MAX_OBJECT_BYTES, MAX_REFS_PER_CALL, MAX_TASK_DEPTH, MAX_TEMPLATES_PER_CHANNEL } from '../../base/limits.ts';
+import { MAX_CALLS_IN_FLIGHT, MAX_CODE_BYTES, MAX_DEPENDENCIES, MAX_OBJECT_BYTES, MAX_REFS_PER_CALL, MAX_TASK_DEPTH, MAX_TEMPLATES_PER_CHANNEL, MAX_UPLOADS_PER_CHANNEL } from '../../base/limits.ts';
 import { actorDied, actorResource, callActor, findActor, methodResource } from './actors.ts';
 import { DENIED_TEXT, hex, idIndex, idWord, type Core } from './core.ts';
 import { cancelTask } from './endings.ts';
@@ -365,6 +365,9 @@ export function onPutChunk(core: Core, channel: Channel, r: FrameReader): void {
     const entry = putEntry(core, channel, parent, seq, total);
     if (entry === undefined) return;
     if (tenant.objectBytes + total > tenant.quota.objectBytes) return settleFailed(core, entry, refused('QUOTA_EXCEEDED', `an object of ${total} bytes does not fit the tenant's quota of ${tenant.quota.objectBytes} bytes on this node (${tenant.objectBytes} in use)`));
+    if (channel.puts.size >= MAX_UPLOADS_PER_CHANNEL) return settleFailed(core, entry, refused('RESOURCE_EXHAUSTED', `more than ${MAX_UPLOADS_PER_CHANNEL} objects are being sent at once: finish some of them first`));
+    // Counted from its first part on: what is only begun takes memory too.
+    tenant.objectBytes += total;
     channel.puts.set(seq, { total, offset: 0, fileName: `put-${channel.session.prefixHex}-${seq}` });
   }
   const upload = channel.puts.get(seq);
@@ -375,9 +378,19 @@ export function onPutChunk(core: Core, channel: Channel, r: FrameReader): void {
   core.out.push({ type: 'write-part', tenant: channel.job.tenant, fileName: upload.fileName, offset, bytes: part, last });
   if (!last) return;
   channel.puts.delete(seq);
+  channel.job.tenant.objectBytes -= total;
   const entry = channel.session.objects.get(seq);
   if (entry !== undefined) settleFile(core, entry, upload.fileName, total);
   else core.out.push({ type: 'delete-file', tenant: channel.job.tenant, fileName: upload.fileName });
+}
+
+/** Gives up an object of which only some parts have come. */
+export function dropUpload(core: Core, channel: Channel, seq: number): void {
+  const upload = channel.puts.get(seq);
+  if (upload === undefined) return;
+  channel.puts.delete(seq);
+  channel.job.tenant.objectBytes -= upload.total;
+  core.out.push({ type: 'delete-file', tenant: channel.job.tenant, fileName: upload.fileName });
 }
 
 export function onPutStaged(core: Core, channel: Channel, r: FrameReader): void {
@@ -519,6 +532,7 @@ export function onRelease(core: Core, channel: Channel, r: FrameReader): void {
     }
     const entry = session.objects.get(index);
     if (entry !== undefined) releaseHandle(core, entry);
+    if (channel.puts.size > 0 && !session.objects.has(index)) dropUpload(core, channel, index);
     const actor = session.actors.get(index);
     if (actor !== undefined && actor.state === 'DEAD') session.actors.delete(index);
   }

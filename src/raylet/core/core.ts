@@ -5,7 +5,7 @@
 import type { Action, DecisionRequest, PolicyDecisionPoint, Resource } from '../../base/decision.ts';
 import { resource } from '../../base/decision.ts';
 import { OBJECT_ID_BYTES, SESSION_PREFIX_BYTES, objectIdText, type JobId, type ObjectIdText } from '../../base/ids.ts';
-import { NODE_DEAD_AFTER_MS } from '../../base/limits.ts';
+import { CLOCK_SKEW_MS, NODE_DEAD_AFTER_MS, SESSION_TTL_MS } from '../../base/limits.ts';
 import type { ResourceVector } from '../../base/resources.ts';
 import type { RandomSource } from '../../base/time.ts';
 import type { Effect } from './effects.ts';
@@ -62,6 +62,7 @@ export class Core {
   readonly upstreams = new Map<string, Upstream>();
   readonly upstreamsByNumber = new Map<number, Upstream>();
   readonly nodes = new Map<number, RemoteNode>();
+  readonly #stoppedUntilMs = new Map<JobId, number>();
   /** Until when nodes whose connection was lost get no work, by number: the head learns of their end later than we do. */
   readonly #avoidedUntilMs = new Map<number, number>();
   readonly classes = new Set<SchedulingClass>();
@@ -87,6 +88,21 @@ export class Core {
 
   nextNumber(): number {
     return this.#nextNumber++;
+  }
+
+  /** Its credentials may be valid for minutes yet; they must not bring it back. */
+  noteStopped(job: JobId): void {
+    for (const [other, untilMs] of this.#stoppedUntilMs) {
+      // In the order of their ends: the first that has not ended ends the search.
+      if (untilMs > this.nowMs) break;
+      this.#stoppedUntilMs.delete(other);
+    }
+    this.#stoppedUntilMs.delete(job);
+    this.#stoppedUntilMs.set(job, this.nowMs + SESSION_TTL_MS + CLOCK_SKEW_MS);
+  }
+
+  wasStopped(job: JobId): boolean {
+    return (this.#stoppedUntilMs.get(job) ?? 0) > this.nowMs;
   }
 
   /** A connection to it was lost, or could not be made. */

@@ -62,6 +62,7 @@ export class RayletCore {
     const core = this.state;
     let job = core.jobs.get(id);
     if (job === undefined) {
+      if (core.wasStopped(id)) throw new BulkheadError('UNAUTHENTICATED', 'the job was stopped: open a new session');
       job = new Job(id, tenant, submitter, principal, credential, credentialEndsMs, issuedMs);
       core.jobs.set(id, job);
     } else if (credentialEndsMs > job.credentialEndsMs) {
@@ -75,6 +76,7 @@ export class RayletCore {
   /** Ends a job: its tasks are cancelled, its actors killed, its channels closed. */
   stopJob(id: JobId, reason: string): void {
     const core = this.state;
+    core.noteStopped(id);
     const job = core.jobs.get(id);
     if (job === undefined || job.stopped) return;
     job.stopped = true;
@@ -85,6 +87,18 @@ export class RayletCore {
     }
     this.#endJobIfIdle(job);
     this.settle();
+  }
+
+  /** A job ended while drivers were attached: they go, and with them the job here, unless detached actors keep it. */
+  releaseDrivers(id: JobId, reason: string): void {
+    const core = this.state;
+    const job = core.jobs.get(id);
+    if (job === undefined || job.stopped) return;
+    for (const channel of [...job.channels]) {
+      if (channel.kind !== CHANNEL_KIND.DRIVER) continue;
+      core.out.push({ type: 'close-channel', channel, reason });
+      this.closeChannel(channel);
+    }
   }
 
   // --- channels -------------------------------------------------------------------------------------------------------
@@ -109,8 +123,7 @@ export class RayletCore {
     core.channels.delete(channel.number);
     channel.job.channels.delete(channel);
     for (const call of channel.pendingWaits) call.done = true;
-    for (const upload of channel.puts.values()) core.out.push({ type: 'delete-file', tenant: channel.job.tenant, fileName: upload.fileName });
-    channel.puts.clear();
+    for (const seq of [...channel.puts.keys()]) calls.dropUpload(core, channel, seq);
     for (const actor of [...channel.session.actors.values()]) if (!actor.template.options.detached) actorDied(core, actor, { code: 'ACTOR_DIED', message: 'its owner ended', stack: '' });
     for (const entry of [...channel.session.objects.values()]) {
       const task = entry.producer;

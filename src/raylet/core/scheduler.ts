@@ -179,7 +179,7 @@ export function isolateBytes(core: Core, resources: ResourceVector): number {
 /** A worker of the same tenant that has no lease: processes are never passed to another tenant. */
 function reusableWorker(core: Core, c: SchedulingClass): Worker | undefined {
   for (const worker of core.workers.values()) {
-    if (worker.tenant === c.job.tenant && worker.purpose === 'tasks' && worker.state === 'ALIVE' && worker.slots.size === 0 && worker.memoryBytes >= isolateBytes(core, c.resources)) return worker;
+    if (worker.tenant === c.job.tenant && worker.purpose === 'tasks' && worker.state === 'ALIVE' && !worker.worn && worker.slots.size === 0 && worker.memoryBytes >= isolateBytes(core, c.resources)) return worker;
   }
   return undefined;
 }

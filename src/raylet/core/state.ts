@@ -7,6 +7,7 @@ import type { Resource } from '../../base/decision.ts';
 import type { BulkheadError, ErrorCode } from '../../base/errors.ts';
 import { FrameWriter, type CallKind } from '../../base/frame.ts';
 import type { JobId, TenantName, WorkerId } from '../../base/ids.ts';
+import { MAX_ISOLATES_PER_WORKER } from '../../base/limits.ts';
 import type { Principal } from '../../base/principal.ts';
 import type { ResourceVector } from '../../base/resources.ts';
 import type { FunctionOptions } from './function-options.ts';
@@ -365,6 +366,11 @@ export class TaskQueue {
 
 /** A jailed process of one tenant, as the core knows it. */
 export class Worker {
+  /** It has had its share of isolates: what runs in it may finish, then it is replaced. */
+  get worn(): boolean {
+    return this.nextSlot > MAX_ISOLATES_PER_WORKER;
+  }
+
   readonly key: number;
   readonly tenant: TenantState;
   readonly memoryBytes: number;
