@@ -18,6 +18,8 @@ export const MAX_DEPENDENCIES = 1_024;
 export const MAX_RETURNS = 64;
 /** Functions, classes and methods that one channel may define. */
 export const MAX_TEMPLATES_PER_CHANNEL = 4_096;
+/** Large objects of one channel of which some parts are still to come. */
+export const MAX_UPLOADS_PER_CHANNEL = 1_024;
 /** Calls of one channel that are not finished; then its reads pause (back-pressure), and beyond twice this RESOURCE_EXHAUSTED. */
 export const MAX_CALLS_IN_FLIGHT = 200_000;
 /** Nesting of a value; deeper ones would overflow a stack. */
@@ -77,6 +79,14 @@ export const MAX_ENDED_JOBS_PER_TENANT = 1_000;
 /** Drivers of one job. */
 export const MAX_SESSIONS_PER_JOB = 64;
 export const MAX_JOB_TEXT_CHARS = 1_024;
+/** A success may be taken back this long by the session that reported it: a process can only fail after it has closed its connection. */
+export const SECOND_THOUGHTS_MS = 5_000;
+/** Between the end of a driver's stream and its word on how it went; longer than a driver tries to say it. */
+export const LAST_WORD_TTL_MS = 10_000;
+/** Ended driver streams in one report of a node; the rest is in the next. */
+export const MAX_ENDED_SESSIONS_PER_REPORT = 200;
+/** Ended driver streams that a raylet remembers while the head is away; beyond it the credentials' own end decides. */
+export const MAX_ENDED_SESSIONS_KEPT = 10_000;
 export const MAX_ACTOR_NAMES_PER_TENANT = 10_000;
 export const MAX_ACTOR_NAME_CHARS = 200;
 export const MAX_CLASS_INFO_CHARS = 65_536;

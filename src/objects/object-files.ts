@@ -10,6 +10,8 @@ import { parseTenantName } from '../base/ids.ts';
 /** Names are made by the raylet from session prefixes and indexes; anything else is our own defect. */
 const FILE_NAME = /^[a-z]{2,8}-[0-9a-f]{40}-\d{1,10}$/;
 
+const MAX_OPEN_FILES = 64;
+
 export class ObjectFiles {
   readonly #dir: string;
   readonly #open = new Map<string, number>();
@@ -38,6 +40,12 @@ export class ObjectFiles {
       // 0644: a worker's user reads it through its own hard link; the directories above are closed to it.
       fd = openSync(path, offset === 0 ? 'wx' : 'r+', 0o644);
       this.#open.set(path, fd);
+      // One that waits for its next part is opened again then: descriptors are few, and shared by all tenants.
+      const oldest = this.#open.entries().next().value;
+      if (this.#open.size > MAX_OPEN_FILES && oldest !== undefined) {
+        this.#open.delete(oldest[0]);
+        closeSync(oldest[1]);
+      }
     }
     try {
       for (let at = 0; at < bytes.length; ) at += writeSync(fd, bytes, at, bytes.length - at, offset + at);
