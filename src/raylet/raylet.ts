@@ -14,7 +14,7 @@ import { CHUNK_BYTES, MAX_CALLS_IN_FLIGHT } from '../base/limits.ts';
 import type { Principal } from '../base/principal.ts';
 import { parseMemory, parseUnits, type ResourceVector } from '../base/resources.ts';
 import type { Clock, RandomSource } from '../base/time.ts';
-import { ObjectFiles } from '../objects/object-files.ts';
+import { ObjectFiles, type ObjectReader } from '../objects/object-files.ts';
 import type { WorkerPool } from '../sandbox/worker-pool.ts';
 import type { WorkerExit, WorkerProcess } from '../sandbox/worker-process.ts';
 import type { Effect } from './core/effects.ts';
@@ -84,6 +84,8 @@ interface ChannelShell {
   paused: boolean;
   blocked: boolean;
   readonly streams: (() => boolean)[];
+  /** Files that are being sent. */
+  readonly readers: Set<ObjectReader>;
 }
 
 export class Raylet implements AsyncDisposable {
@@ -96,6 +98,8 @@ export class Raylet implements AsyncDisposable {
   readonly #channels = new Map<Channel, ChannelShell>();
   readonly #outboxes = new Map<TenantState, Set<Outbox>>();
   readonly #upstreamBoxes = new Map<Upstream, Outbox>();
+  /** Channels with answers that wait for the client or the audit log. */
+  readonly #answering = new Set<Channel>();
   readonly #killing = new Map<Worker, string>();
   readonly #naming = new Map<string, Promise<void>>();
   readonly #timer: NodeJS.Timeout;
@@ -147,6 +151,9 @@ export class Raylet implements AsyncDisposable {
         box.flush();
         if (box.empty) this.#outboxes.get(state)?.delete(box);
       }
+      if (this.#answering.size === 0) return;
+      for (const channel of this.#answering) if (channel.job.tenant === state) this.#answerWaiting(channel);
+      this.flush();
     };
     return log;
   }
@@ -165,7 +172,7 @@ export class Raylet implements AsyncDisposable {
 
   openChannel(kind: ChannelKind, job: Job, principal: Principal, depth: number, port: ChannelPort, info: Readonly<Record<string, unknown>> = {}): Channel {
     const channel = this.core.openChannel(kind, job, principal, depth, info);
-    this.#channels.set(channel, { port, outbox: this.#newOutbox(job.tenant, (batch) => this.#writePort(channel, batch)), paused: false, blocked: false, streams: [] });
+    this.#channels.set(channel, { port, outbox: this.#newOutbox(job.tenant, (batch) => this.#writePort(channel, batch)), paused: false, blocked: false, streams: [], readers: new Set() });
     this.flush();
     return channel;
   }
@@ -182,11 +189,38 @@ export class Raylet implements AsyncDisposable {
     set.add(box);
   }
 
+  /** Never throws: it is called in the middle of other clients' steps. A client that cannot be written to is ended. */
   #writePort(channel: Channel, batch: Uint8Array): void {
     const shell = this.#channels.get(channel);
     if (shell?.port === undefined) return;
-    if (!shell.port.write(batch)) shell.blocked = true;
+    try {
+      if (!shell.port.write(batch)) shell.blocked = true;
+    } catch (error) {
+      return this.#failLater(channel, error);
+    }
     this.#throttle(channel, shell);
+  }
+
+  #answerWaiting(channel: Channel): void {
+    const shell = this.#channels.get(channel);
+    if (shell === undefined) this.#answering.delete(channel);
+    else this.#answerMore(channel, shell);
+  }
+
+  #failLater(channel: Channel, error: unknown): void {
+    if (channel.slot !== undefined) return this.#kill(channel.slot.worker, 'MISBEHAVED');
+    queueMicrotask(() => this.closeChannel(channel, toSafeError(error)));
+  }
+
+  /** A client that has taken all it was sent gets more of what it asked for; else when it has. */
+  #answerMore(channel: Channel, shell: ChannelShell): void {
+    if (shell.blocked || !shell.outbox.empty || shell.streams.length > 0) {
+      if (channel.deferred.length > 0) this.#answering.add(channel);
+      return;
+    }
+    this.#answering.delete(channel);
+    channel.answeredBytes = 0;
+    if (channel.deferred.length > 0) this.core.answerDeferred(channel);
   }
 
   /** A batch from a client. What is malformed ends its channel, with the reason. */
@@ -222,6 +256,10 @@ export class Raylet implements AsyncDisposable {
       const next = shell.streams[0] as () => boolean;
       if (next()) shell.streams.shift();
     }
+    if (this.#answering.has(channel)) {
+      this.#answerMore(channel, shell);
+      this.flush();
+    }
     this.#throttle(channel, shell);
   }
 
@@ -248,6 +286,9 @@ export class Raylet implements AsyncDisposable {
     this.#channels.delete(channel);
     this.#outboxes.get(channel.job.tenant)?.delete(shell.outbox);
     shell.streams.length = 0;
+    this.#answering.delete(channel);
+    for (const reader of shell.readers) reader.close();
+    shell.readers.clear();
     shell.port?.close(error);
   }
 
@@ -296,10 +337,13 @@ export class Raylet implements AsyncDisposable {
       channel.dirty = false;
       const needed = channel.needed;
       channel.needed = -1;
-      if (channel.out.length === 0) continue;
-      const batch = channel.out.takeView();
       const shell = this.#channels.get(channel);
-      if (shell !== undefined) this.#push(channel.job.tenant, shell.outbox, batch, needed);
+      const cut = channel.cut.splice(0);
+      const rest = channel.out.length === 0 ? undefined : channel.out.takeView();
+      if (shell === undefined) continue;
+      for (const part of cut) this.#push(channel.job.tenant, shell.outbox, part.batch, part.needed);
+      if (rest !== undefined) this.#push(channel.job.tenant, shell.outbox, rest, needed);
+      this.#answerMore(channel, shell);
     }
     while (core.dirtyUpstreams.length > 0) {
       const upstream = core.dirtyUpstreams.pop() as Upstream;
@@ -307,8 +351,13 @@ export class Raylet implements AsyncDisposable {
       const needed = upstream.needed;
       upstream.needed = -1;
       const box = this.#upstreamBoxes.get(upstream);
-      if (upstream.out.length > 0 && box !== undefined) this.#push(upstream.job.tenant, box, upstream.out.takeView(), needed);
+      const cut = upstream.cut.splice(0);
+      if (box === undefined) continue;
+      for (const part of cut) this.#push(upstream.job.tenant, box, part.batch, part.needed);
+      if (upstream.out.length > 0) this.#push(upstream.job.tenant, box, upstream.out.takeView(), needed);
     }
+    // Answering more is another step.
+    if (core.out.length > 0) this.flush();
   }
 
   #effectFailed(effect: Effect, error: unknown): void {
@@ -331,7 +380,7 @@ export class Raylet implements AsyncDisposable {
       case 'open-slot': {
         const process = this.#processOf(effect.slot);
         const { channel } = effect.slot;
-        this.#channels.set(channel, { port: slotPort(process, effect.slot), outbox: this.#newOutbox(channel.job.tenant, (batch) => this.#writePort(channel, batch)), paused: false, blocked: false, streams: [] });
+        this.#channels.set(channel, { port: slotPort(process, effect.slot), outbox: this.#newOutbox(channel.job.tenant, (batch) => this.#writePort(channel, batch)), paused: false, blocked: false, streams: [], readers: new Set() });
         process.openSlot(effect.slot.number, { memoryMiB: effect.memoryMiB, sessionPrefix: channel.session.prefix });
         effect.slot.opened = true;
         return;
@@ -508,6 +557,7 @@ export class Raylet implements AsyncDisposable {
     const shell = this.#channels.get(channel);
     if (shell === undefined) return;
     const reader = this.objects.reader(channel.job.tenant.name, effect.fileName);
+    shell.readers.add(reader);
     let offset = 0;
     const step = (): boolean => {
       while (offset < size) {
@@ -522,11 +572,17 @@ export class Raylet implements AsyncDisposable {
         frame.writeBigUInt64LE(BigInt(size), 13);
         frame.writeBigUInt64LE(BigInt(offset), 21);
         const got = reader.read(frame, CHUNK_HEADER_BYTES, n, offset);
-        if (got !== n) throw new BulkheadError('OBJECT_LOST', 'an object file is shorter than it was');
+        if (got !== n) {
+          // Its writer has kept it open and cut it: the worker and the client are of one tenant.
+          this.#failLater(channel, new BulkheadError('OBJECT_LOST', 'an object file is shorter than it was'));
+          offset = size;
+          break;
+        }
         offset += n;
         this.#writePort(channel, frame);
       }
       reader.close();
+      shell.readers.delete(reader);
       return true;
     };
     this.#push(channel.job.tenant, shell.outbox, () => {
@@ -541,8 +597,8 @@ export class Raylet implements AsyncDisposable {
     for (let offset = 0; offset < source.length; offset += CHUNK_BYTES) {
       const part = source.subarray(offset, offset + CHUNK_BYTES);
       upstream.codeOut.begin(OP.CODE).raw(Buffer.from(digestHex, 'hex')).u32(source.length).u32(offset).raw(part).end();
+      this.#push(upstream.job.tenant, box, upstream.codeOut.take(), -1);
     }
-    this.#push(upstream.job.tenant, box, upstream.codeOut.take(), -1);
   }
 
   readCode(tenant: string, digestHex: string): Buffer {
@@ -607,6 +663,8 @@ export class Raylet implements AsyncDisposable {
   #tick(): void {
     this.core.tick(this.#options.clock.nowMs(), (worker) => this.processes.get(worker)?.cpuMicros() ?? 0);
     this.flush();
+    // What finished without a word to its client may be what it was held back for.
+    for (const [channel, shell] of this.#channels) if (shell.paused) this.#throttle(channel, shell);
   }
 
   stopJob(id: JobId, reason: string): void {

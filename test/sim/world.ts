@@ -324,19 +324,22 @@ export class World {
       channel.dirty = false;
       const needed = channel.needed;
       channel.needed = -1;
-      if (channel.out.length === 0) continue;
-      const batch = channel.out.take();
-      this.#send(channel, this.#logOf(node, channel), needed, () => this.#deliver(node, channel, batch));
+      const parts = channel.cut.splice(0);
+      if (channel.out.length > 0) parts.push({ batch: channel.out.take(), needed });
+      for (const part of parts) this.#send(channel, this.#logOf(node, channel), part.needed, () => this.#deliver(node, channel, part.batch));
+      channel.answeredBytes = 0;
+      if (channel.deferred.length > 0) node.core.answerDeferred(channel);
     }
     while (core.dirtyUpstreams.length > 0) {
       const upstream = core.dirtyUpstreams.pop() as Upstream;
       upstream.dirty = false;
       const needed = upstream.needed;
       upstream.needed = -1;
-      if (upstream.out.length === 0) continue;
-      const batch = upstream.out.take();
-      this.#send(upstream, node.logs.get(upstream.job.tenant.number) as SimLog, needed, () => this.#peers.get(upstream)?.send(batch));
+      const parts = upstream.cut.splice(0);
+      if (upstream.out.length > 0) parts.push({ batch: upstream.out.take(), needed });
+      for (const part of parts) this.#send(upstream, node.logs.get(upstream.job.tenant.number) as SimLog, part.needed, () => this.#peers.get(upstream)?.send(part.batch));
     }
+    if (core.out.length > 0) this.drain(node);
   }
 
   #logOf(node: SimNode, channel: Channel): SimLog {

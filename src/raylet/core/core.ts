@@ -2,14 +2,16 @@
  * The state of one raylet and the few operations every part of the core needs: audit, dirty marks, ids. Deterministic: the
  * time is a parameter, ids come from a random source that the driver gives, IO leaves as effects.
  */
+import type { AuditRecord, DecisionRecord } from '../../base/audit-record.ts';
 import type { Action, DecisionRequest, PolicyDecisionPoint, Resource } from '../../base/decision.ts';
 import { resource } from '../../base/decision.ts';
+import { BulkheadError } from '../../base/errors.ts';
 import { OBJECT_ID_BYTES, SESSION_PREFIX_BYTES, objectIdText, type JobId, type ObjectIdText } from '../../base/ids.ts';
-import { CLOCK_SKEW_MS, NODE_DEAD_AFTER_MS, SESSION_TTL_MS } from '../../base/limits.ts';
+import { CLOCK_SKEW_MS, CUT_BATCH_BYTES, NODE_DEAD_AFTER_MS, SESSION_TTL_MS } from '../../base/limits.ts';
 import type { ResourceVector } from '../../base/resources.ts';
 import type { RandomSource } from '../../base/time.ts';
 import type { Effect } from './effects.ts';
-import type { Actor, Channel, Job, ObjectEntry, RemoteNode, SchedulingClass, Slot, Task, Upstream, Worker } from './state.ts';
+import type { Actor, Channel, Intruder, Job, ObjectEntry, RemoteNode, SchedulingClass, Slot, Task, Upstream, Worker } from './state.ts';
 import { Session, TenantState } from './state.ts';
 
 export interface CoreConfig {
@@ -48,6 +50,16 @@ export function makeId(prefix: Uint8Array, index: number): Uint8Array {
   id[23] = index >>> 24;
   return id;
 }
+
+/** A batch that grew large leaves as it is; what follows is another. */
+function cutBatch(of: Channel | Upstream): void {
+  of.cut.push({ batch: of.out.takeView(), needed: of.needed });
+  of.needed = -1;
+}
+
+/** Denied tries of one tenant at another's that its owner is told one by one, in each second. */
+const INTRUSIONS_TOLD = 16;
+const INTRUSIONS_MS = 1_000;
 
 export class Core {
   readonly config: CoreConfig;
@@ -120,6 +132,7 @@ export class Core {
 
   markChannel(channel: Channel, needed: number): void {
     if (needed > channel.needed) channel.needed = needed;
+    if (channel.out.length > CUT_BATCH_BYTES) cutBatch(channel);
     if (channel.dirty) return;
     channel.dirty = true;
     this.dirtyChannels.push(channel);
@@ -127,6 +140,7 @@ export class Core {
 
   markUpstream(upstream: Upstream, needed: number): void {
     if (needed > upstream.needed) upstream.needed = needed;
+    if (upstream.out.length > CUT_BATCH_BYTES) cutBatch(upstream);
     if (upstream.dirty) return;
     upstream.dirty = true;
     this.dirtyUpstreams.push(upstream);
@@ -143,8 +157,9 @@ export class Core {
     request.resource = target;
     request.nowMs = this.nowMs;
     const decision = this.config.decisions.decide(request);
-    const log = channel.job.tenant.log;
-    const seq = log.append({
+    const { tenant } = channel.job;
+    if (tenant.owed.length > 0) this.#payOwed(tenant);
+    const seq = tenant.log.append({
       type: 'decision', timeMs: this.nowMs, principal: channel.principal.spiffeId, action, resourceKind: target.kind, resource: resourceName, index, count,
       allow: decision.allow, rule: decision.rule, policyVersion: decision.policyVersion, detail,
     });
@@ -152,7 +167,74 @@ export class Core {
   }
 
   lifecycle(tenant: TenantState, event: string, principal: string, kind: string, name: string, index: number, detail: string): void {
-    tenant.log.append({ type: 'lifecycle', timeMs: this.nowMs, event, principal, resourceKind: kind, resource: name, index, detail });
+    this.#note(tenant, { type: 'lifecycle', timeMs: this.nowMs, event, principal, resourceKind: kind, resource: name, index, detail });
+  }
+
+  /**
+   * Keeps a record of what has happened already and cannot be refused any more, often in a step that another tenant's frame began: never
+   * throws. What a full log cannot take now is owed, and no call of the tenant is decided before that is paid.
+   */
+  #note(tenant: TenantState, record: AuditRecord): void {
+    if (tenant.owed.length > 0) return void tenant.owed.push(record);
+    try {
+      tenant.log.append(record);
+    } catch (error) {
+      // A log that failed for good takes nothing any more: the raylet ends the tenant's calls for that.
+      if (error instanceof BulkheadError && error.code === 'RESOURCE_EXHAUSTED') tenant.owed.push(record);
+    }
+  }
+
+  /** Throws what the log throws while it cannot take them. */
+  #payOwed(tenant: TenantState): void {
+    let paid = 0;
+    try {
+      for (const record of tenant.owed) {
+        tenant.log.append(record);
+        paid++;
+      }
+    } finally {
+      tenant.owed.splice(0, paid);
+    }
+  }
+
+  /**
+   * A try at what is another tenant's, for that tenant's log. Each denial is whole in the log of who tried; its victim is told of the first
+   * in a second one by one and of the rest as a number, so that nobody fills a neighbour's log or disk. What a grant allowed is always told.
+   */
+  tellOwner(owner: TenantState, intruder: TenantState, record: DecisionRecord): void {
+    if (record.allow) return this.#note(owner, record);
+    let seen = owner.intruders.get(intruder.number);
+    if (seen === undefined) owner.intruders.set(intruder.number, (seen = { sinceMs: this.nowMs, told: 0, counted: 0, last: record }));
+    if (this.nowMs - seen.sinceMs >= INTRUSIONS_MS) this.#sumUp(owner, seen);
+    seen.last = record;
+    if (seen.told < INTRUSIONS_TOLD) {
+      seen.told++;
+      this.#note(owner, record);
+    } else seen.counted++;
+  }
+
+  #sumUp(owner: TenantState, seen: Intruder): void {
+    if (seen.counted > 0) this.#note(owner, { ...seen.last, timeMs: this.nowMs, resource: '', index: -1, count: Math.min(seen.counted, 0xffff_ffff), detail: 'as many more tries, the last by this principal' });
+    seen.sinceMs = this.nowMs;
+    seen.told = seen.counted = 0;
+  }
+
+  /** Once in a while: what is owed to logs and to owners. */
+  payLogs(): void {
+    for (const tenant of this.tenants.values()) {
+      if (tenant.owed.length > 0) {
+        try {
+          this.#payOwed(tenant);
+        } catch {
+          // The next tick, or the next decision.
+        }
+      }
+      for (const [number, seen] of tenant.intruders) {
+        if (this.nowMs - seen.sinceMs < INTRUSIONS_MS) continue;
+        this.#sumUp(tenant, seen);
+        tenant.intruders.delete(number);
+      }
+    }
   }
 
   /** A fresh session of this raylet: 12 random bytes after the tenant's and the node's number. */

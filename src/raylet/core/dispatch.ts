@@ -3,10 +3,12 @@
  * comes back settles the refs of the call. Tasks and actor calls share this.
  */
 import { CALL_KIND, OP } from '../../base/frame.ts';
+import { MAX_FRAME_BYTES } from '../../base/limits.ts';
 import type { Core } from './core.ts';
-import { lend, releaseHandle, settleFailed, unpin } from './objects.ts';
+import { lend, putToFile, releaseHandle, settleFailed, unpin } from './objects.ts';
 import { CHANNEL_KIND, Channel, OBJECT_STATUS, Slot, TASK_STATE, type Failure, type FinishedTask, type Job, type Task, type Template, type Worker } from './state.ts';
 
+const EXEC_HEADER_BYTES = 64;
 const FINISHED_KEPT = 10_000;
 
 export function markSlot(core: Core, slot: Slot): void {
@@ -61,6 +63,15 @@ export function sendExec(core: Core, slot: Slot, task: Task): void {
   if (slot.execs.size === 1) slot.lastResultMs = core.nowMs;
   const kind = task.template.kind === CALL_KIND.TASK ? 0 : task.template.kind === CALL_KIND.ACTOR_CLASS ? 1 : 2;
   const deps = task.deps;
+  if (deps !== undefined) {
+    // A thousand inline values do not fit one frame, and a frame that is too large would end this step, which may be another tenant's.
+    let room = MAX_FRAME_BYTES - EXEC_HEADER_BYTES - 7 * deps.length - (task.argsEnd - task.restStart);
+    for (const entry of deps) {
+      if (entry.status !== OBJECT_STATUS.INLINE) continue;
+      if (entry.size > room) putToFile(core, entry);
+      else room -= entry.size;
+    }
+  }
   const out = slot.channel.out.begin(OP.EXEC).u32(exec).u8(kind).u32(number).u32(task.attempt).u16(deps === undefined ? 0 : deps.length);
   if (deps !== undefined) {
     for (let i = 0; i < deps.length; i++) {

@@ -6,7 +6,7 @@ import { CALL_KIND, OP } from '../../base/frame.ts';
 import { actorCreated, actorDied, callEnded } from './actors.ts';
 import type { Core } from './core.ts';
 import { concludeTask, markSlot, releaseCreated, takeOff } from './dispatch.ts';
-import { releaseSession, takeAllBack } from './objects.ts';
+import { dropDeferred, releaseSession, takeAllBack } from './objects.ts';
 import { dropLease, measure, remoteTaskEnded, requeue } from './scheduler.ts';
 import { cancelRemote } from './upstreams.ts';
 import { TASK_STATE, type Failure, type Slot, type Task, type Worker } from './state.ts';
@@ -201,6 +201,7 @@ export function closeSlotChannel(core: Core, slot: Slot): void {
   }
   for (const actor of [...channel.session.actors.values()]) if (!actor.template.options.detached) actorDied(core, actor, { code: 'ACTOR_DIED', message: 'its owner ended', stack: '' });
   takeAllBack(core, channel);
+  dropDeferred(core, channel);
   releaseSession(core, channel.session);
 }
 

@@ -3,6 +3,7 @@
  * and never changes. Counting is the raylet's own; what a worker says about references is a claim about its own session only.
  */
 import { OP } from '../../base/frame.ts';
+import { CHUNK_BYTES, MAX_ANSWER_BYTES } from '../../base/limits.ts';
 import { DENIED_TEXT, idIndex, makeId, type Core } from './core.ts';
 import { CHANNEL_KIND, OBJECT_STATUS, ObjectEntry, PENDING_KIND, PendingCall, TASK_STATE, type Channel, type Failure, type Session, type Task, type Waiter } from './state.ts';
 
@@ -55,6 +56,14 @@ export function settleInline(core: Core, entry: ObjectEntry, value: Uint8Array):
   entry.size = value.length;
   account(core, entry);
   wake(core, entry);
+}
+
+/** Moves an inline value to a file: for a receiver whose frame it would not fit in. */
+export function putToFile(core: Core, entry: ObjectEntry): void {
+  entry.fileName = `arg-${entry.session.prefixHex}-${entry.index}`;
+  core.out.push({ type: 'write-part', tenant: entry.session.tenant, fileName: entry.fileName, offset: 0, bytes: entry.value as Uint8Array, last: true });
+  entry.status = OBJECT_STATUS.FILE;
+  entry.value = undefined;
 }
 
 export function settleFile(core: Core, entry: ObjectEntry, fileName: string, size: number): void {
@@ -169,6 +178,42 @@ function writeFailure(channel: Channel, request: number, position: number, failu
 /** Answers one position of a GET or RESOLVE from a settled entry. */
 export function writeValue(core: Core, channel: Channel, request: number, position: number, entry: ObjectEntry, needed: number, kind: number): void {
   if (channel.closed) return;
+  // One frame can ask for the same large value a hundred thousand times.
+  if (channel.answeredBytes < MAX_ANSWER_BYTES && channel.deferred.length === 0) return answer(core, channel, request, position, entry, needed, kind);
+  entry.pins++;
+  channel.deferred.push({ request, position, entry, needed, kind });
+  core.markChannel(channel, -1);
+}
+
+/** The client has taken what it got: some of what waits for that. */
+export function answerDeferred(core: Core, channel: Channel): void {
+  channel.answeredBytes = 0;
+  let taken = 0;
+  for (const { request, position, entry, needed, kind } of channel.deferred) {
+    if (channel.answeredBytes >= MAX_ANSWER_BYTES) break;
+    taken++;
+    answer(core, channel, request, position, entry, needed, kind);
+    unpin(core, entry);
+  }
+  channel.deferred.splice(0, taken);
+}
+
+/** The client is gone. */
+export function dropDeferred(core: Core, channel: Channel): void {
+  for (const { entry } of channel.deferred.splice(0)) unpin(core, entry);
+}
+
+/** What an answer costs of MAX_ANSWER_BYTES: a file is open while it is streamed, and descriptors are few. */
+function costOf(channel: Channel, entry: ObjectEntry, kind: number): number {
+  if (entry.status === OBJECT_STATUS.FILE && kind !== PENDING_KIND.RESOLVE) return channel.kind === CHANNEL_KIND.SLOT ? ATTACHMENT_COST : Math.max(entry.size, CHUNK_BYTES);
+  return ANSWER_COST + (entry.failure === undefined ? entry.size : entry.failure.message.length + entry.failure.stack.length);
+}
+
+const ANSWER_COST = 64;
+const ATTACHMENT_COST = 16_384;
+
+function answer(core: Core, channel: Channel, request: number, position: number, entry: ObjectEntry, needed: number, kind: number): void {
+  channel.answeredBytes += costOf(channel, entry, kind);
   if (entry.contained !== undefined) lend(channel, entry.contained);
   if (entry.status === OBJECT_STATUS.INLINE) channel.out.begin(OP.VALUE).u32(request).u32(position).raw(entry.value as Uint8Array).end();
   else if (entry.status === OBJECT_STATUS.FILE) {

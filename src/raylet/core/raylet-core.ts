@@ -14,7 +14,7 @@ import * as calls from './client-calls.ts';
 import { Core, idWord, type CoreConfig } from './core.ts';
 import { cancelTask, closeSlotChannel, enforceLimits, execEnded, remoteEnded, remoteLost, slotDied, workerDied } from './endings.ts';
 import { onFailure, onLog, onResult } from './guest-results.ts';
-import { expireWaits, releaseSession, takeAllBack } from './objects.ts';
+import { answerDeferred, dropDeferred, expireWaits, releaseSession, takeAllBack } from './objects.ts';
 import { dropLease, enqueue, pump, retireIdleWorkers, workerNotStarted, workerStarted } from './scheduler.ts';
 import { closeUpstream, forward, killRemote, onUpstreamBatch, takeUpFetches, upstreamTo } from './upstreams.ts';
 import { CHANNEL_KIND, Channel, Job, PENDING_KIND, TASK_STATE, TenantState, type Actor, type ChannelKind, type Failure, type Slot, type TenantQuota, type Upstream, type Worker } from './state.ts';
@@ -130,6 +130,7 @@ export class RayletCore {
       if (task !== undefined && task.channel === channel && task.actor === undefined) cancelTask(core, task, true);
     }
     takeAllBack(core, channel);
+    dropDeferred(core, channel);
     releaseSession(core, channel.session);
     if (channel.kind === CHANNEL_KIND.DRIVER) this.#leaveOthers(channel.job);
     this.#endJobIfIdle(channel.job);
@@ -166,6 +167,11 @@ export class RayletCore {
     }
     for (const upstream of [...core.upstreams.values()]) if (upstream.job === job) this.upstreamClosed(upstream, { code: 'CANCELLED', message: 'its job ended', stack: '' });
     if (core.jobs.delete(job.id)) core.out.push({ type: 'job-ended', job });
+  }
+
+  /** What the client was sent has left: more of what it waits for. */
+  answerDeferred(channel: Channel): void {
+    if (!channel.closed) answerDeferred(this.state, channel);
   }
 
   /** A batch of a driver or another raylet. Throws INVALID_ARGUMENT when malformed: the channel must then be closed. */
@@ -313,6 +319,7 @@ export class RayletCore {
     const core = this.state;
     core.nowMs = nowMs;
     for (const channel of core.channels.values()) if (channel.pendingWaits.size > 0) expireWaits(core, channel);
+    core.payLogs();
     enforceLimits(core, cpuMicrosOf);
     retireIdleWorkers(core);
     this.settle();

@@ -2,7 +2,7 @@
  * The nouns of a raylet: tenants, jobs, channels, objects, tasks, leases, actors. State only; what happens to them is in the
  * files beside this one. Nothing here is ever shared between tenants: every noun hangs under one TenantState.
  */
-import type { AuditLog } from '../../base/audit-record.ts';
+import type { AuditLog, AuditRecord, DecisionRecord } from '../../base/audit-record.ts';
 import type { Resource } from '../../base/decision.ts';
 import type { BulkheadError, ErrorCode } from '../../base/errors.ts';
 import { FrameWriter, type CallKind } from '../../base/frame.ts';
@@ -29,6 +29,10 @@ export class TenantState {
   objectBytes = 0;
   cpuUnitsInUse = 0;
   memoryBytesInUse = 0;
+  /** Facts that its log could not take when they came about: appended before any further decision. */
+  readonly owed: AuditRecord[] = [];
+  /** Denied tries of other tenants at what is this one's, by their number. */
+  readonly intruders = new Map<number, Intruder>();
   /** Order of the last dispatch, for round robin between tenants. */
   servedAt = 0;
   readonly code = new Map<string, CodeBundle>();
@@ -41,6 +45,14 @@ export class TenantState {
     this.log = log;
     this.quota = quota;
   }
+}
+
+/** What was told to the owner since `sinceMs`, and what was only counted. */
+export interface Intruder {
+  sinceMs: number;
+  told: number;
+  counted: number;
+  last: DecisionRecord;
 }
 
 export interface FinishedTask {
@@ -220,6 +232,20 @@ export class PendingCall {
   }
 }
 
+export interface CutBatch {
+  readonly batch: Uint8Array<ArrayBuffer>;
+  readonly needed: number;
+}
+
+/** A value that a client is to get when it has taken what it got before; pinned until then. */
+export interface DeferredAnswer {
+  readonly request: number;
+  readonly position: number;
+  readonly entry: ObjectEntry;
+  readonly needed: number;
+  readonly kind: number;
+}
+
 export const CHANNEL_KIND = { DRIVER: 0, SLOT: 1, PEER: 2 } as const;
 export type ChannelKind = (typeof CHANNEL_KIND)[keyof typeof CHANNEL_KIND];
 
@@ -235,9 +261,14 @@ export class Channel {
   readonly out = new FrameWriter();
   /** The audit record that must be on disk before `out` may leave. */
   needed = -1;
+  /** Full batches of this step, to leave before `out`. */
+  readonly cut: CutBatch[] = [];
   dirty = false;
   closed = false;
   inFlight = 0;
+  /** Octets of values written since its last ones had left, and the answers that wait for that. */
+  answeredBytes = 0;
+  readonly deferred: DeferredAnswer[] = [];
   readonly templates = new Map<number, Template>();
   /** Definitions that were refused: their submissions fail with the reason. */
   readonly refusedTemplates = new Map<number, Failure>();
@@ -455,6 +486,7 @@ export class Upstream {
   /** Code bundles leave before the frames of the step that needs them. */
   readonly codeOut = new FrameWriter();
   needed = -1;
+  readonly cut: CutBatch[] = [];
   dirty = false;
   closed = false;
   prefix: Uint8Array | undefined = undefined;
