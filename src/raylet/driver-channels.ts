@@ -5,6 +5,7 @@
 import type { AppendDurably } from '../base/audit-record.ts';
 import { BulkheadError, toSafeError } from '../base/errors.ts';
 import { FrameWriter, OP } from '../base/frame.ts';
+import type { JobId } from '../base/ids.ts';
 import type { Clock } from '../base/time.ts';
 import type { Calls } from '../rpc/generated/bulkhead/v1/raylet_pb.js';
 import { MovableStream, MovableStreams, RESUME_METADATA, type BatchStream, type CallContext, type Implementation } from '../rpc/rpc.ts';
@@ -19,10 +20,38 @@ export interface DriverChannelOptions {
   readonly verify: (credential: string) => Promise<VerifiedCredential>;
   readonly audit: AppendDurably;
   readonly clock: Clock;
+  /** The last stream here of a session has ended; `lost`: its connection died, nobody said goodbye. */
+  readonly onStreamEnded: (jobId: JobId, sessionId: string, how: 'closed' | 'lost') => void;
+}
+
+/** Open streams by session: a driver has one, but nothing keeps a client from opening more. */
+class SessionStreams {
+  readonly #open = new Map<string, number>();
+  readonly #ended: DriverChannelOptions['onStreamEnded'];
+
+  constructor(ended: DriverChannelOptions['onStreamEnded']) {
+    this.#ended = ended;
+  }
+
+  /** Returns what to call at the stream's end; only the first call counts. */
+  add({ jobId, sessionId }: VerifiedCredential): (how: 'closed' | 'lost') => void {
+    const key = `${jobId} ${sessionId}`;
+    this.#open.set(key, (this.#open.get(key) ?? 0) + 1);
+    let over = false;
+    return (how) => {
+      if (over) return;
+      over = true;
+      const left = (this.#open.get(key) ?? 1) - 1;
+      if (left > 0) return void this.#open.set(key, left);
+      this.#open.delete(key);
+      if (sessionId !== '') this.#ended(jobId, sessionId, how);
+    };
+  }
 }
 
 export function callsService(options: DriverChannelOptions): Implementation<typeof Calls> {
   const streams = new MovableStreams();
+  const sessions = new SessionStreams(options.onStreamEnded);
   return {
     attach(call: CallContext, stream: BatchStream) {
       let gone = false;
@@ -32,7 +61,7 @@ export function callsService(options: DriverChannelOptions): Implementation<type
       // Nothing is read before the credential is verified.
       stream.pause();
       const token = call.metadata(RESUME_METADATA);
-      const opened = token === undefined ? open(options, call) : resumed(options, streams, call, token);
+      const opened = token === undefined ? open(options, sessions, call) : resumed(options, streams, call, token);
       opened.then(
         (take) => {
           if (!gone) take(stream, streams);
@@ -67,7 +96,7 @@ async function verifiedSession({ raylet, verify }: DriverChannelOptions, call: C
 /** Whoever takes a stream over must be the same principal, under a credential for the same job. */
 const ownerOf = (verified: VerifiedCredential): string => `${verified.principal.spiffeId} ${verified.jobId}`;
 
-async function open(options: DriverChannelOptions, call: CallContext): Promise<Take> {
+async function open(options: DriverChannelOptions, sessions: SessionStreams, call: CallContext): Promise<Take> {
   const { raylet } = options;
   const { verified, credential, tenant } = await verifiedSession(options, call);
   return (first, streams) => {
@@ -75,16 +104,22 @@ async function open(options: DriverChannelOptions, call: CallContext): Promise<T
     const stream = new MovableStream(first);
     const secret = MovableStreams.newSecret();
     let id = '';
+    let ended: ((how: 'closed' | 'lost') => void) | undefined;
     const channel: Channel = raylet.openChannel(CHANNEL_KIND.DRIVER, job, verified.principal, 0, {
       write: (batch) => stream.write(batch), pause: () => stream.pause(), resume: () => stream.resume(),
       close: (error) => {
         streams.delete(id);
         stream.end(error);
+        ended?.('closed');
       },
     }, { resume: secret });
+    ended = sessions.add(verified);
     stream.onData = (batch) => raylet.clientBatch(channel, batch);
     stream.onDrain = () => raylet.drained(channel);
-    stream.onEnd = () => raylet.closeChannel(channel, undefined);
+    stream.onEnd = (error) => {
+      ended(error === undefined ? 'closed' : 'lost');
+      raylet.closeChannel(channel, undefined);
+    };
     id = Buffer.from(channel.session.prefix).toString('hex');
     if (stream.open) streams.add(id, secret, ownerOf(verified), stream);
     stream.resume();

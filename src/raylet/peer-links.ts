@@ -30,6 +30,8 @@ export interface VerifiedCredential {
   readonly principal: Principal;
   readonly jobPrincipal: Principal;
   readonly jobId: JobId;
+  /** Of the driver at the head; '' in a credential that names none. */
+  readonly sessionId: string;
   readonly tenantNumber: number;
   readonly issuedMs: number;
   readonly expiresMs: number;

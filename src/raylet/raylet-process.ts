@@ -143,9 +143,10 @@ export async function startRaylet(config: RayletConfig, log: RayletLog): Promise
     if (revocations.isIdentityRevoked(session.principal.spiffeId, session.issuedAtMs)) throw new BulkheadError('UNAUTHENTICATED', 'the session credential is of a revoked identity');
     const { kind, name, tenant } = session.principal;
     if (tenant === undefined || (kind !== 'user' && kind !== 'service')) throw new BulkheadError('UNAUTHENTICATED', 'the session credential is not of a user or service of a tenant');
-    const jobId = parseJobId(session.jti.split('_')[0]);
+    const [job, sessionId = ''] = session.jti.split('_');
+    const jobId = parseJobId(job);
     const jobPrincipal = principalFromSpiffeId(spiffeId(trustDomain, { kind: 'job', tenant, name: jobId }), { kind, name });
-    return { principal: session.principal, jobPrincipal, jobId, tenantNumber: session.tenantNumber, issuedMs: session.issuedAtMs, expiresMs: session.expiresAtMs };
+    return { principal: session.principal, jobPrincipal, jobId, sessionId, tenantNumber: session.tenantNumber, issuedMs: session.issuedAtMs, expiresMs: session.expiresAtMs };
   };
 
   let raylet: Raylet | undefined = undefined;
@@ -176,7 +177,7 @@ export async function startRaylet(config: RayletConfig, log: RayletLog): Promise
   };
   const server = createServer({ identity, peers, decisions, audit: appendDurably, methods: methodRows() }, { knowsTenant: tenantExists, clock: systemClock, log: rpcLog(log) });
   parts.defer(() => server.close());
-  server.add(Calls, callsService({ raylet: running, verify, audit: appendDurably, clock: systemClock }));
+  server.add(Calls, callsService({ raylet: running, verify, audit: appendDurably, clock: systemClock, onStreamEnded: (jobId, sessionId, how) => link.streamEnded(jobId, sessionId, how) }));
   server.add(Peers, peersService(peerOptions));
   server.add(Inspection, inspectionService({ raylet: running, nodeId, insecureDev: weakened, layers: () => probeLayers({ clock: systemClock }) }));
   server.add(Audit, auditService(audit, nodeId, tenantExists));

@@ -11,11 +11,14 @@ import { SESSION_PREFIX_BYTES } from '../base/ids.ts';
 import { Sessions, type RayletAddress, type Session } from '../rpc/generated/bulkhead/v1/head_pb.js';
 import { Calls } from '../rpc/generated/bulkhead/v1/raylet_pb.js';
 import { client, createChannel, LastingStream, RESUME_METADATA, type BatchStream, type Client, type RpcChannel } from '../rpc/rpc.ts';
+import { answerFor, outcomeSoFar, settled, type Outcome, type OwnJob } from './job-outcome.ts';
 import { openHead, type HeadConnection, type HeadTarget } from './head-client.ts';
 import type { Connection, Transport, TransportHandlers } from './transport.ts';
 
 /** Metadata entry of `Calls.Attach` with the session credential. */
 export const SESSION_METADATA = 'bulkhead-session';
+/** Set by `bulkhead run`: the job that it opened and will close by the program's end. An id grants nothing: to join takes the identity that opened it. */
+export const JOB_VARIABLE = 'BULKHEAD_JOB_ID';
 
 const CALL_TIMEOUT_MS = 10_000;
 const CLOSE_TIMEOUT_MS = 5_000;
@@ -24,7 +27,10 @@ const RETRY_MS = 5_000;
 const MAX_WELCOME_BYTES = 1 << 20;
 
 export interface GrpcTarget extends HeadTarget {
-  /** An open job of the same identity to join; default: a new one. */
+  /**
+   * An open job of the same identity to join; default: the one in BULKHEAD_JOB_ID, in which `bulkhead run` started this program, unless a
+   * profile or an address is given; else a new one.
+   */
   readonly job?: string | undefined;
   /** What job lists show; default: BULKHEAD_JOB_NAME, which `bulkhead run --name` sets, then the file name of the running program. */
   readonly jobName?: string | undefined;
@@ -39,8 +45,11 @@ async function openSession(target: GrpcTarget, handlers: TransportHandlers, open
   const head = await open(target);
   try {
     const sessions = client(Sessions, head.channel);
-    const session = await sessions.open({ jobName: target.jobName ?? (process.env['BULKHEAD_JOB_NAME'] || basename(process.argv[1] ?? 'driver')), jobId: target.job ?? '' }, { timeoutMs: CALL_TIMEOUT_MS });
-    return new GrpcConnection(head, sessions, session, handlers, target.job === undefined);
+    const { job = target.profile === undefined && target.address === undefined ? process.env[JOB_VARIABLE] || undefined : undefined } = target;
+    const session = await sessions.open({ jobName: target.jobName ?? (process.env['BULKHEAD_JOB_NAME'] || basename(process.argv[1] ?? 'driver')), jobId: job ?? '' }, { timeoutMs: CALL_TIMEOUT_MS });
+    const own = job === undefined ? { profile: target.profile, address: target.address, jobId: session.jobId, sessionId: session.sessionId } : undefined;
+    if (own !== undefined) answerFor(own);
+    return new GrpcConnection(head, sessions, session, handlers, own);
   } catch (thrown) {
     await head.close();
     throw toSafeError(thrown);
@@ -86,8 +95,9 @@ class GrpcConnection implements Connection {
   #credential: string;
   readonly #candidates: RayletAddress[];
   readonly #handlers: TransportHandlers;
+  readonly #sessionId: string;
   /** Whoever opened the job ends it; a driver that joined only leaves. */
-  readonly #ownsJob: boolean;
+  readonly #own: OwnJob | undefined;
   #raylet: RpcChannel | undefined;
   #stream: BatchStream | undefined;
   /** A raylet has answered; from then on there is no other. */
@@ -100,14 +110,15 @@ class GrpcConnection implements Connection {
   #gone = false;
   #closing: Promise<void> | undefined;
 
-  constructor(head: HeadConnection, sessions: Client<typeof Sessions>, session: Session, handlers: TransportHandlers, ownsJob: boolean) {
+  constructor(head: HeadConnection, sessions: Client<typeof Sessions>, session: Session, handlers: TransportHandlers, own: OwnJob | undefined) {
     this.#head = head;
     this.#sessions = sessions;
     this.#jobId = session.jobId;
+    this.#sessionId = session.sessionId;
     this.#credential = session.credential;
     this.#candidates = inOrderFor(session.jobId, session.raylets);
     this.#handlers = handlers;
-    this.#ownsJob = ownsJob;
+    this.#own = own;
     this.#expiresMs = Number(session.expiresMs);
     this.#plan();
     this.#attach(new BulkheadError('UNAVAILABLE', "the cluster has no raylet alive; 'bulkhead status' shows its nodes"));
@@ -149,7 +160,7 @@ class GrpcConnection implements Connection {
     clearTimeout(this.#refresh);
     if (this.#gone) return;
     this.#refresh = setTimeout(() => {
-      this.#sessions.refresh({ jobId: this.#jobId }, { timeoutMs: CALL_TIMEOUT_MS }).then(
+      this.#sessions.refresh({ jobId: this.#jobId, sessionId: this.#sessionId }, { timeoutMs: CALL_TIMEOUT_MS }).then(
         (session) => {
           this.#credential = session.credential;
           this.#expiresMs = Number(session.expiresMs);
@@ -192,7 +203,7 @@ class GrpcConnection implements Connection {
     this.#ended?.();
     if (this.#closing !== undefined) return this.#handlers.closed();
     this.#handlers.closed(error ?? new BulkheadError('UNAVAILABLE', 'the raylet ended the connection'));
-    this.#closing = this.#shut('failed', error?.code ?? 'the raylet ended the connection');
+    this.#closing = this.#shut({ outcome: 'failed', message: error === undefined ? 'the raylet ended the connection' : `its connection ended: ${error.code}` });
   }
 
   close(): Promise<void> {
@@ -210,12 +221,18 @@ class GrpcConnection implements Connection {
       await ended;
       clearTimeout(timer);
     }
-    await this.#shut('succeeded', '');
+    await this.#shut(outcomeSoFar());
   }
 
-  async #shut(outcome: 'succeeded' | 'failed', message: string): Promise<void> {
+  async #shut({ outcome, message }: Outcome): Promise<void> {
     this.#raylet?.close();
-    if (this.#ownsJob) await this.#sessions.close({ jobId: this.#jobId, outcome, message }, { timeoutMs: CLOSE_TIMEOUT_MS }).catch(() => undefined);
+    try {
+      // Without an id the head would take the close of a driver that joined for another session's.
+      if (this.#own !== undefined || this.#sessionId !== '') await this.#sessions.close({ jobId: this.#jobId, sessionId: this.#sessionId, outcome, message }, { timeoutMs: CLOSE_TIMEOUT_MS });
+    } catch {
+      // The head is away, or ended the job itself; what it does not hear from here it hears from the raylet.
+    }
+    if (this.#own !== undefined) settled(this.#own, outcome);
     await this.#head.close();
   }
 }

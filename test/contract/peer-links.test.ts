@@ -50,7 +50,7 @@ class Node {
       const jobId = parseJobId(job);
       return {
         principal: principalFromSpiffeId(spiffeId(TRUST_DOMAIN, user('acme', 'ana'))), jobPrincipal: principalFromSpiffeId(spiffeId(TRUST_DOMAIN, { kind: 'job', tenant: TENANT, name: jobId }), { kind: 'user', name: 'ana' }),
-        jobId, tenantNumber: 1, issuedMs: Date.now(), expiresMs: endsMs,
+        jobId, sessionId: '', tenantNumber: 1, issuedMs: Date.now(), expiresMs: endsMs,
       };
     };
     let seq = 0;
@@ -74,7 +74,7 @@ class Node {
     this.raylet.peers = this.links;
     closers.push(() => this.links.closeAll());
     const server = createServer(security, { knowsTenant: () => true });
-    server.add(Calls, callsService({ raylet: this.raylet, verify, audit: security.audit, clock }));
+    server.add(Calls, callsService({ raylet: this.raylet, verify, audit: security.audit, clock, onStreamEnded: () => undefined }));
     const service = peersService(options);
     server.add(Peers, {
       exchange: (call, stream) => {

@@ -1,25 +1,130 @@
-/** `bulkhead run` and `bulkhead bench`: a program as a child under Node 24, with its own streams, exit code and signals. */
+/**
+ * `bulkhead run` and `bulkhead bench`: a program as a child under Node 24, with its own streams, exit code and signals. A run is a job: opened
+ * here before the program starts, ended here by how the program ended. Must never: hand the program a credential, only the job's id.
+ */
 import { spawn } from 'node:child_process';
 import { existsSync, readFileSync, statSync } from 'node:fs';
 import { constants, homedir } from 'node:os';
 import { basename, join, resolve } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
-import { BulkheadError } from '../../base/errors.ts';
-import { ExitCode, UsageError } from '../terminal.ts';
+import { BulkheadError, toSafeError } from '../../base/errors.ts';
+import { Sessions, type Session } from '../../rpc/generated/bulkhead/v1/head_pb.js';
+import { JOB_VARIABLE } from '../../sdk/grpc-transport.ts';
+import { CALL_TIMEOUT_MS, CallerSession } from '../session.ts';
+import { ExitCode, Terminal, UsageError } from '../terminal.ts';
 
 const HOOKS = new URL('../driver-hooks.ts', import.meta.url).href;
 const BENCH = fileURLToPath(new URL('../../../bench/bench.ts', import.meta.url));
+const REFRESH_RETRY_MS = 5_000;
+const CLOSE_TIMEOUT_MS = 5_000;
+/** A head that restarts is back in a few seconds. */
+const CLOSE_ATTEMPTS = 6;
+const CLOSE_RETRY_MS = 500;
 
-async function runChild(args: readonly string[], env: NodeJS.ProcessEnv): Promise<void> {
+/** How a child ended. */
+interface ChildEnd {
+  readonly exitCode: number | null;
+  readonly signal: NodeJS.Signals | null;
+  /** The signal with which somebody asked this process to stop, before the child ended. */
+  readonly asked: NodeJS.Signals | undefined;
+}
+
+async function runChild(args: readonly string[], env: NodeJS.ProcessEnv): Promise<ChildEnd> {
+  let asked: NodeJS.Signals | undefined;
   const child = spawn(process.execPath, args, { stdio: 'inherit', env });
   // A terminal sends ^C to both; the child decides what it means, and this process ends with it.
-  process.on('SIGINT', () => undefined);
-  for (const signal of ['SIGTERM', 'SIGHUP'] as const) process.on(signal, () => child.kill(signal));
-  const code = await new Promise<number>((done, failed) => {
-    child.once('error', (cause) => failed(new BulkheadError('UNAVAILABLE', `node could not be started (${process.execPath})`, { cause })));
-    child.once('exit', (exitCode, signal) => done(signal === null ? (exitCode ?? 1) : 128 + constants.signals[signal]));
-  });
+  const interrupted = (): void => {
+    asked ??= 'SIGINT';
+  };
+  const forward = (signal: NodeJS.Signals): void => {
+    asked ??= signal;
+    child.kill(signal);
+  };
+  process.on('SIGINT', interrupted);
+  for (const signal of ['SIGTERM', 'SIGHUP'] as const) process.on(signal, forward);
+  try {
+    const [exitCode, signal] = await new Promise<[number | null, NodeJS.Signals | null]>((done, failed) => {
+      child.once('error', (cause) => failed(new BulkheadError('UNAVAILABLE', `node could not be started (${process.execPath})`, { cause })));
+      child.once('exit', (...end) => done(end));
+    });
+    return { exitCode, signal, asked };
+  } finally {
+    // SIGINT stays caught: what is left to do is to tell the head.
+    for (const each of ['SIGTERM', 'SIGHUP'] as const) process.removeListener(each, forward);
+  }
+}
+
+function exitLikeChild({ exitCode, signal }: ChildEnd): void {
+  const code = signal === null ? (exitCode ?? 1) : 128 + constants.signals[signal];
   if (code !== 0) throw new ExitCode(code);
+}
+
+function outcomeOf({ exitCode, signal, asked }: ChildEnd): { outcome: string; message: string } {
+  if (asked !== undefined) return { outcome: 'stopped', message: asked === 'SIGINT' ? 'interrupted (^C)' : `stopped by ${asked}` };
+  if (signal !== null) return { outcome: signal === 'SIGINT' ? 'stopped' : 'failed', message: `signal ${signal}` };
+  return exitCode === 0 ? { outcome: 'succeeded', message: '' } : { outcome: 'failed', message: `exit code ${exitCode ?? 1}` };
+}
+
+/** A job that stays open while the program runs: its session is refreshed at half of its credential's life. */
+class RunJob implements AsyncDisposable {
+  readonly id: string;
+  readonly #session: CallerSession;
+  readonly #sessionId: string;
+  #timer: NodeJS.Timeout | undefined;
+  #outcome = { outcome: 'failed', message: 'the program could not be started' };
+
+  private constructor(session: CallerSession, opened: Session) {
+    this.#session = session;
+    this.id = opened.jobId;
+    this.#sessionId = opened.sessionId;
+    this.#plan(Math.max(1_000, (Number(opened.expiresMs) - Date.now()) / 2));
+  }
+
+  static async open(profile: string | undefined, jobName: string): Promise<RunJob> {
+    const session = await CallerSession.open(profile);
+    try {
+      return new RunJob(session, await session.to(Sessions).open({ jobName, jobId: '' }, { timeoutMs: CALL_TIMEOUT_MS }));
+    } catch (thrown) {
+      await session[Symbol.asyncDispose]();
+      throw thrown;
+    }
+  }
+
+  #plan(afterMs: number): void {
+    this.#timer = setTimeout(() => {
+      this.#session.to(Sessions).refresh({ jobId: this.id, sessionId: this.#sessionId }, { timeoutMs: CALL_TIMEOUT_MS }).then(
+        ({ expiresMs }) => this.#plan(Math.max(1_000, (Number(expiresMs) - Date.now()) / 2)),
+        (thrown: unknown) => {
+          // A job that was stopped, or an identity that was revoked: the program's own calls fail and say so.
+          const { code } = toSafeError(thrown);
+          if (code !== 'DENIED' && code !== 'UNAUTHENTICATED') this.#plan(REFRESH_RETRY_MS);
+        },
+      );
+    }, afterMs);
+    this.#timer.unref();
+  }
+
+  ended(end: ChildEnd): void {
+    this.#outcome = outcomeOf(end);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    clearTimeout(this.#timer);
+    await using session = this.#session;
+    for (let attempt = 1; ; attempt++) {
+      try {
+        await session.to(Sessions).close({ jobId: this.id, sessionId: this.#sessionId, ...this.#outcome }, { timeoutMs: CLOSE_TIMEOUT_MS });
+        return;
+      } catch (thrown) {
+        const { code } = toSafeError(thrown);
+        // DENIED: the job was stopped, or ended, before; that is its outcome.
+        if (code === 'DENIED') return;
+        if (code !== 'UNAVAILABLE' || attempt === CLOSE_ATTEMPTS) return new Terminal(false).warn(`the head could not be told how job ${this.id} ended (${code}); it counts the job as failed when its session runs out`);
+        await sleep(CLOSE_RETRY_MS);
+      }
+    }
+  }
 }
 
 function profileDirectory(given: string | undefined): string {
@@ -38,11 +143,18 @@ function isAdministrator(directory: string): boolean {
 export async function runDriver(file: string, args: readonly string[], { profile, name }: { readonly profile: string | undefined; readonly name: string | undefined }): Promise<void> {
   if (!existsSync(file) || !statSync(file).isFile()) throw new UsageError(`${file} is not a file; give the program to run, for example: bulkhead run hello.ts`);
   if (isAdministrator(profileDirectory(profile))) throw new UsageError(`the profile ${profileDirectory(profile)} is of the cluster itself, which runs no programs; use a tenant's: bulkhead identity issue user NAME --tenant T --role developer --out DIR, then bulkhead run --profile DIR ${basename(file)}`);
+  const jobName = name ?? basename(file);
   const chosen = profile === undefined ? {} : { BULKHEAD_PROFILE: resolve(profile) };
-  await runChild(['--import', HOOKS, resolve(file), ...args], { ...process.env, BULKHEAD_JOB_NAME: name ?? basename(file), ...chosen });
+  let end: ChildEnd;
+  {
+    await using job = await RunJob.open(profile, jobName);
+    end = await runChild(['--import', HOOKS, resolve(file), ...args], { ...process.env, BULKHEAD_JOB_NAME: jobName, [JOB_VARIABLE]: job.id, ...chosen });
+    job.ended(end);
+  }
+  exitLikeChild(end);
 }
 
 export async function runBench(args: readonly string[]): Promise<void> {
   if (!existsSync(BENCH)) throw new BulkheadError('UNAVAILABLE', `${BENCH} is missing: the benchmark is part of a checkout, not of the installed package`);
-  await runChild([BENCH, ...args], process.env);
+  exitLikeChild(await runChild([BENCH, ...args], process.env));
 }

@@ -1,18 +1,29 @@
 /**
- * Jobs and the sessions in them (one a driver). Transitions, in Ray's words: 1. none → RUNNING (open); 2. RUNNING → RUNNING (join,
- * refresh, a close that leaves other sessions); 3. RUNNING → SUCCEEDED | FAILED | STOPPED (the last session closes, by its outcome);
- * 4. RUNNING → STOPPED (stop); 5. RUNNING → FAILED (every session's credential ran out: the drivers are gone). Ended is for ever.
+ * Jobs and the sessions in them (one a driver, and one of `bulkhead run`). Transitions, in Ray's words: 1. none → RUNNING (open: the owner's
+ * session); 2. RUNNING → RUNNING (join, refresh, another session than the owner's leaves or is lost while others remain); 3. RUNNING →
+ * SUCCEEDED | FAILED | STOPPED (the owner closes, or the last session does, by its outcome); 4. RUNNING → STOPPED (stop); 5. RUNNING → FAILED
+ * (the last session is lost: its connection died, it left without a word, or its credential ran out); 6. SUCCEEDED → FAILED (the session that
+ * closed it takes it back within seconds: a program's error shows only after its connection is disposed of). Else ended is for ever.
  */
 import { parseJobId, quote, type JobId } from '../../base/ids.ts';
-import { CLOCK_SKEW_MS, MAX_ENDED_JOBS_PER_TENANT, MAX_JOB_TEXT_CHARS, MAX_OPEN_JOBS_PER_TENANT, MAX_SESSIONS_PER_JOB, STOPPED_JOBS_TOLD_FOR_MS } from '../../base/limits.ts';
+import { CLOCK_SKEW_MS, LAST_WORD_TTL_MS, MAX_ENDED_JOBS_PER_TENANT, MAX_JOB_TEXT_CHARS, MAX_OPEN_JOBS_PER_TENANT, MAX_SESSIONS_PER_JOB, SECOND_THOUGHTS_MS, STOPPED_JOBS_TOLD_FOR_MS } from '../../base/limits.ts';
 import { boundedText, full, refuse, unknown, type Effect, type Table } from './table.ts';
 
 export type JobStatus = 'PENDING' | 'RUNNING' | 'SUCCEEDED' | 'FAILED' | 'STOPPED';
 
 interface JobSession {
+  /** 16 hex digits. */
+  readonly id: string;
+  /** It opened the job, so its close ends it. */
+  readonly owner: boolean;
   readonly spiffeId: string;
   readonly expiresMs: number;
+  /** When its stream ended in order; its close is due. 0: not so far. */
+  readonly leftMs: number;
 }
+
+/** What raylets must let go of a job that ended: with drivers attached, those; with a stop everything, detached actors too. */
+type Cut = 'nothing' | 'drivers' | 'everything';
 
 export interface JobRow {
   readonly jobId: JobId;
@@ -26,19 +37,37 @@ export interface JobRow {
   /** 0 while it runs. */
   readonly endedMs: number;
   readonly sessions: readonly JobSession[];
+  readonly cut: Cut;
+  /** The session whose close ended it; '' when none did. */
+  readonly closedBy: string;
 }
 
 export type JobEvent =
-  | { readonly type: 'open'; readonly jobId: string; readonly tenant: string; readonly name: string; readonly by: string; readonly expiresMs: number }
-  | { readonly type: 'join' | 'refresh'; readonly jobId: string; readonly by: string; readonly expiresMs: number }
-  | { readonly type: 'close'; readonly jobId: string; readonly by: string; readonly outcome: string; readonly message: string }
+  | { readonly type: 'open'; readonly jobId: string; readonly tenant: string; readonly name: string; readonly by: string; readonly expiresMs: number; readonly sessionId?: string }
+  | { readonly type: 'join' | 'refresh'; readonly jobId: string; readonly by: string; readonly expiresMs: number; readonly sessionId?: string }
+  | { readonly type: 'close'; readonly jobId: string; readonly by: string; readonly sessionId?: string; readonly outcome: string; readonly message: string }
   | { readonly type: 'stop'; readonly jobId: string; readonly by: string; readonly message: string }
+  /** A node says that the stream of a session ended there. What it names and the table does not know was over already. */
+  | { readonly type: 'streamEnded'; readonly jobId: string; readonly sessionId: string; readonly how: string }
   | { readonly type: 'tick' };
 
 const OUTCOMES: Readonly<Record<string, JobStatus>> = { succeeded: 'SUCCEEDED', failed: 'FAILED', stopped: 'STOPPED' };
 const STATUS_RECORDED = { SUCCEEDED: 'job.succeeded', FAILED: 'job.failed', STOPPED: 'job.stopped' } as const;
+const LOST = 'its driver was lost';
 /** Ends decided in one tick; the next tick goes on. Keeps a transaction small. */
 const ENDS_PER_TICK = 50;
+
+function session(event: { readonly by: string; readonly expiresMs: number; readonly sessionId?: string }, owner: boolean): JobSession {
+  return { id: event.sessionId ?? '', owner, spiffeId: event.by, expiresMs: event.expiresMs, leftMs: 0 };
+}
+
+/** The open session that an event names; undefined when it names none. Throws DENIED when what it names is over. */
+function named(row: JobRow, sessionId: string | undefined): JobSession | undefined {
+  if (sessionId === undefined || sessionId === '') return undefined;
+  const found = row.sessions.find((s) => s.id === sessionId);
+  if (found === undefined) throw unknown(`an open session of job ${quote(row.jobId)}`);
+  return found;
+}
 
 export class Jobs implements Table<JobEvent> {
   readonly prefix = 'jobs/';
@@ -68,7 +97,21 @@ export class Jobs implements Table<JobEvent> {
 
   /** What raylets must end if they still know it. */
   stopped(nowMs: number): string[] {
-    return [...this.#rows.values()].filter((r) => (r.status === 'STOPPED' || r.status === 'FAILED') && r.endedMs > nowMs - STOPPED_JOBS_TOLD_FOR_MS).map((r) => r.jobId);
+    return this.#cut('everything', nowMs);
+  }
+
+  /** Jobs that ended while drivers were attached: raylets let those go. */
+  ended(nowMs: number): string[] {
+    return this.#cut('drivers', nowMs);
+  }
+
+  #cut(cut: Cut, nowMs: number): string[] {
+    return [...this.#rows.values()].filter((r) => r.cut === cut && r.endedMs > nowMs - STOPPED_JOBS_TOLD_FOR_MS).map((r) => r.jobId);
+  }
+
+  /** Whether a node's word on a session would change anything. */
+  knowsSession(jobId: string, sessionId: string): boolean {
+    return this.#rows.get(jobId)?.sessions.some((s) => s.id === sessionId) === true;
   }
 
   step(event: JobEvent, nowMs: number, out: Effect[]): void {
@@ -78,33 +121,46 @@ export class Jobs implements Table<JobEvent> {
         if (this.#rows.has(jobId)) return refuse(`job ${quote(jobId)} exists already`);
         if (this.running(event.tenant).length >= MAX_OPEN_JOBS_PER_TENANT) throw full('open jobs', MAX_OPEN_JOBS_PER_TENANT, 'close some or let them end');
         const name = boundedText('the job name', event.name, MAX_JOB_TEXT_CHARS);
-        this.#put({ jobId, tenant: event.tenant, name, submitter: event.by, status: 'RUNNING', message: '', startedMs: nowMs, endedMs: 0, sessions: [{ spiffeId: event.by, expiresMs: event.expiresMs }] }, out);
+        this.#put({ jobId, tenant: event.tenant, name, submitter: event.by, status: 'RUNNING', message: '', startedMs: nowMs, endedMs: 0, sessions: [session(event, true)], cut: 'nothing', closedBy: '' }, out);
         out.push({ type: 'record', tenant: event.tenant, event: 'job.started', principal: event.by, kind: 'job', resource: jobId, detail: name });
         return;
       }
       case 'join': {
         const row = this.#own(event.jobId, event.by);
         if (row.sessions.length >= MAX_SESSIONS_PER_JOB) throw full('drivers of this job', MAX_SESSIONS_PER_JOB, 'open another job');
-        return this.#put({ ...row, sessions: [...row.sessions, { spiffeId: event.by, expiresMs: event.expiresMs }] }, out);
+        return this.#put({ ...row, sessions: [...row.sessions, session(event, false)] }, out);
       }
       case 'refresh': {
         const row = this.#own(event.jobId, event.by);
-        // Drivers of one submitter are alike, so the one that would end first is the one that asks.
-        const oldest = row.sessions.reduce((a, b) => (b.expiresMs < a.expiresMs ? b : a));
-        return this.#put({ ...row, sessions: [...row.sessions.filter((s) => s !== oldest), { ...oldest, expiresMs: event.expiresMs }] }, out);
+        // Without an id: drivers of one submitter are alike, so the one that would end first is the one that asks.
+        const which = named(row, event.sessionId) ?? row.sessions.reduce((a, b) => (b.expiresMs < a.expiresMs ? b : a));
+        return this.#put({ ...row, sessions: row.sessions.map((s) => (s === which ? { ...s, expiresMs: event.expiresMs, leftMs: 0 } : s)) }, out);
       }
       case 'close': {
         const status = Object.hasOwn(OUTCOMES, event.outcome) ? OUTCOMES[event.outcome] : undefined;
         if (status === undefined) return refuse(`outcome ${quote(event.outcome)} is not one of ${Object.keys(OUTCOMES).join(', ')}`);
         const message = boundedText('the message', event.message, MAX_JOB_TEXT_CHARS);
+        if (status === 'FAILED' && this.#mayTakeBack(event, nowMs)) return this.#end({ ...this.get(event.jobId), endedMs: 0 }, 'FAILED', message, event.by, nowMs, out);
         const row = this.#own(event.jobId, event.by);
-        if (row.sessions.length > 1) return this.#put({ ...row, message, sessions: row.sessions.slice(1) }, out);
-        return this.#end(row, status, message, event.by, nowMs, out);
+        const which = named(row, event.sessionId) ?? (row.sessions.at(-1) as JobSession);
+        const others = row.sessions.filter((s) => s !== which);
+        // How one of several drivers ended is its own affair: the job goes on, and its owner has the last word.
+        if (others.length > 0 && !which.owner) return this.#put({ ...row, sessions: others }, out);
+        return this.#end({ ...row, sessions: others, closedBy: which.id }, status, message, event.by, nowMs, out);
+      }
+      case 'streamEnded': {
+        const row = this.#rows.get(event.jobId);
+        const which = event.sessionId === '' ? undefined : row?.sessions.find((s) => s.id === event.sessionId);
+        if (row === undefined || which === undefined) return;
+        if (event.how === 'lost') return this.#lost(row, [which], LOST, nowMs, out);
+        if (event.how !== 'closed') return refuse(`the end of a stream, ${quote(event.how)}, is not one of closed, lost`);
+        if (which.leftMs === 0) this.#put({ ...row, sessions: row.sessions.map((s) => (s === which ? { ...s, leftMs: nowMs } : s)) }, out);
+        return;
       }
       case 'stop': {
         const row = this.get(event.jobId);
         // Stopping what has ended is no error: the caller has what it wants.
-        return row.endedMs === 0 ? this.#end(row, 'STOPPED', event.message, event.by, nowMs, out) : undefined;
+        return row.endedMs === 0 ? this.#end(row, 'STOPPED', event.message, event.by, nowMs, out, 'everything') : undefined;
       }
       case 'tick': return this.#tick(nowMs, out);
     }
@@ -121,11 +177,24 @@ export class Jobs implements Table<JobEvent> {
     out.push({ type: 'put', key: this.prefix + row.jobId, row });
   }
 
-  #end(row: JobRow, status: 'SUCCEEDED' | 'FAILED' | 'STOPPED' | JobStatus, message: string, by: string, nowMs: number, out: Effect[]): void {
-    this.#put({ ...row, status, message, endedMs: nowMs, sessions: [] }, out);
+  /** `row.sessions`: those that are still open. */
+  #end(row: JobRow, status: JobStatus, message: string, by: string, nowMs: number, out: Effect[], cut: Cut = row.sessions.length > 0 ? 'drivers' : row.cut): void {
+    this.#put({ ...row, status, message, endedMs: nowMs, sessions: [], cut }, out);
     const event = STATUS_RECORDED[status as keyof typeof STATUS_RECORDED];
     out.push({ type: 'record', tenant: row.tenant, event, principal: by, kind: 'job', resource: row.jobId, detail: message });
-    if (status !== 'SUCCEEDED') out.push({ type: 'push', part: 'stoppedJobs' });
+    if (cut !== 'nothing') out.push({ type: 'push', part: 'stoppedJobs' });
+  }
+
+  /** Sessions are over without a word on how it went; with the last one the job has failed. */
+  #lost(row: JobRow, lost: readonly JobSession[], message: string, nowMs: number, out: Effect[], cut: Cut = row.cut): void {
+    const others = row.sessions.filter((s) => !lost.includes(s));
+    if (others.length > 0) this.#put({ ...row, sessions: others }, out);
+    else this.#end({ ...row, sessions: [] }, 'FAILED', message, row.submitter, nowMs, out, cut);
+  }
+
+  #mayTakeBack(event: JobEvent & { readonly type: 'close' }, nowMs: number): boolean {
+    const row = this.get(event.jobId);
+    return row.status === 'SUCCEEDED' && row.submitter === event.by && row.closedBy !== '' && row.closedBy === event.sessionId && nowMs - row.endedMs <= SECOND_THOUGHTS_MS;
   }
 
   #tick(nowMs: number, out: Effect[]): void {
@@ -137,8 +206,12 @@ export class Jobs implements Table<JobEvent> {
         const list = ended.get(row.tenant);
         if (list === undefined) ended.set(row.tenant, [row]);
         else list.push(row);
-      } else if (row.sessions.every((s) => s.expiresMs + CLOCK_SKEW_MS < nowMs)) {
-        this.#end(row, 'FAILED', 'its driver went away without closing the session', row.submitter, nowMs, out);
+      } else {
+        const silent = row.sessions.filter((s) => s.leftMs > 0 && s.leftMs + LAST_WORD_TTL_MS < nowMs);
+        if (silent.length > 0) this.#lost(row, silent, 'its driver left without saying how it went', nowMs, out);
+        // A driver whose credential ran out may still be attached somewhere.
+        else if (row.sessions.every((s) => s.expiresMs + CLOCK_SKEW_MS < nowMs)) this.#lost(row, row.sessions, 'its driver went away without closing the session', nowMs, out, 'drivers');
+        else continue;
         ends++;
       }
     }

@@ -6,8 +6,9 @@ import { Buffer } from 'node:buffer';
 import type { MessageInitShape } from '@bufbuild/protobuf';
 import { BulkheadError } from '../../base/errors.ts';
 import { OBJECT_ID_BYTES, quote } from '../../base/ids.ts';
+import { MAX_ENDED_SESSIONS_PER_REPORT } from '../../base/limits.ts';
 import { UNITS_PER_CPU, type ResourceVector } from '../../base/resources.ts';
-import type { AuditCheckpoint, HeadUpdateSchema, NodeReport, NodeSync, Resources } from '../../rpc/generated/bulkhead/v1/head_pb.js';
+import type { AuditCheckpoint, EndedSession, HeadUpdateSchema, NodeReport, NodeSync, Resources } from '../../rpc/generated/bulkhead/v1/head_pb.js';
 import type { CallContext, Implementation } from '../../rpc/service-types.ts';
 import type { MessageStream } from '../../rpc/streams.ts';
 import type { NodeReportFacts } from '../core/nodes.ts';
@@ -77,7 +78,7 @@ class HeadUpdates {
       };
       case 'nodes': return { nodes: { nodes: head.nodes.all().map((n) => shownNode(n, pki.trustDomain, true)) } };
       case 'tenants': return { tenants: { tenants: head.tenants.all().map(shownTenant) } };
-      case 'stoppedJobs': return { stoppedJobs: head.jobs.stopped(head.clock.nowMs()) };
+      case 'stoppedJobs': return { stoppedJobs: head.jobs.stopped(head.clock.nowMs()), endedJobs: head.jobs.ended(head.clock.nowMs()) };
       case 'trustBundle': return { trustBundle: { pem: pki.trustBundlePem(), jwks: pki.trustBundleJwks() } };
     }
   }
@@ -182,6 +183,14 @@ export function nodeSyncService(context: HeadContext): Implementation<typeof Nod
     if (signed.length > 0) node.send({ cosigned: signed.map(({ tenant, note }) => ({ tenant, note: checkpoints.sign(note) })) });
   };
 
+  /** A session id is a secret of its credential, so a node can only tell of sessions whose credential it has seen; the rest is nothing new. */
+  const streamsEnded = async (reported: readonly EndedSession[]): Promise<void> => {
+    if (reported.length > MAX_ENDED_SESSIONS_PER_REPORT) throw new BulkheadError('RESOURCE_EXHAUSTED', `${reported.length} ended sessions in a report exceed the limit of ${MAX_ENDED_SESSIONS_PER_REPORT}`);
+    const news = reported.filter((e) => e.sessionId !== '' && head.jobs.knowsSession(e.jobId, e.sessionId));
+    // One decision each: a table changes only when a decision is on disk, and two of these may be of one job.
+    for (const { jobId, sessionId, how } of news) await head.commit((nowMs, out) => head.jobs.step({ type: 'streamEnded', jobId, sessionId, how }, nowMs, out));
+  };
+
   const actorId = (bytes: Uint8Array, tenant: string): string => {
     const { number } = head.tenants.active(tenant);
     const id = Buffer.from(bytes);
@@ -205,6 +214,7 @@ export function nodeSyncService(context: HeadContext): Implementation<typeof Nod
             streams.set(nodeId, node);
             node.flush();
           }
+          if (report.endedSessions.length > 0) await streamsEnded(report.endedSessions);
           if (report.checkpoints.length > 0) await see(nodeId, report.checkpoints, node);
         }
         // It said goodbye: the others need not wait for its silence.

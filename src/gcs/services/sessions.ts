@@ -20,11 +20,11 @@ export function sessionsService(context: HeadContext): Implementation<typeof Ses
     return head.tenants.active(principal.tenant);
   };
 
-  const session = async (principal: Principal, jobId: string, tenantNumber: number) => {
-    // `jti`: job id, '_', 16 hex digits. The job id in it is what raylets run the session's calls under.
-    const { token, expiresAtMs } = await pki.issueSession({ principal, tenantNumber, jti: `${jobId}_${hex(8)}` });
+  const session = async (principal: Principal, jobId: string, sessionId: string, tenantNumber: number) => {
+    // `jti`: job id, '_', session id. The job id in it is what raylets run the session's calls under; the session id is what they name when its stream ends.
+    const { token, expiresAtMs } = await pki.issueSession({ principal, tenantNumber, jti: `${jobId}_${sessionId === '' ? hex(8) : sessionId}` });
     const raylets = head.nodes.alive().map((n) => ({ nodeId: n.id, nodeNumber: n.number, address: n.address, spiffeId: spiffeId(pki.trustDomain, { kind: 'node', node: n.id }) }));
-    return { jobId, credential: token, expiresMs: BigInt(expiresAtMs), tenantNumber, raylets };
+    return { jobId, sessionId, credential: token, expiresMs: BigInt(expiresAtMs), tenantNumber, raylets };
   };
 
   /** Somebody else's job, of whatever tenant, an ended one and none look alike; the attempt is on record where it concerns somebody. */
@@ -40,27 +40,28 @@ export function sessionsService(context: HeadContext): Implementation<typeof Ses
       const tenant = tenantOf(principal);
       if (request.jobId !== '') await requireOwn(call, request.jobId);
       const jobId = request.jobId === '' ? `job-${hex(12)}` : request.jobId;
+      const sessionId = hex(8);
       await head.commit((nowMs, out) => {
         const expiresMs = nowMs + SESSION_TTL_MS;
         // Again, now alone: between the look above and here the tenant may have been deleted.
         head.tenants.active(tenant.name);
-        if (request.jobId === '') head.jobs.step({ type: 'open', jobId, tenant: tenant.name, name: request.jobName, by: principal.spiffeId, expiresMs }, nowMs, out);
-        else head.jobs.step({ type: 'join', jobId, by: principal.spiffeId, expiresMs }, nowMs, out);
+        if (request.jobId === '') head.jobs.step({ type: 'open', jobId, tenant: tenant.name, name: request.jobName, by: principal.spiffeId, expiresMs, sessionId }, nowMs, out);
+        else head.jobs.step({ type: 'join', jobId, by: principal.spiffeId, expiresMs, sessionId }, nowMs, out);
       });
-      return session(principal, jobId, tenant.number);
+      return session(principal, jobId, sessionId, tenant.number);
     },
 
     async refresh(call, request) {
       const { principal } = call;
       const tenant = tenantOf(principal);
       await requireOwn(call, request.jobId);
-      await head.commit((nowMs, out) => head.jobs.step({ type: 'refresh', jobId: request.jobId, by: principal.spiffeId, expiresMs: nowMs + SESSION_TTL_MS }, nowMs, out));
-      return session(principal, request.jobId, tenant.number);
+      await head.commit((nowMs, out) => head.jobs.step({ type: 'refresh', jobId: request.jobId, sessionId: request.sessionId, by: principal.spiffeId, expiresMs: nowMs + SESSION_TTL_MS }, nowMs, out));
+      return session(principal, request.jobId, request.sessionId, tenant.number);
     },
 
     async close(call, request) {
       await requireOwn(call, request.jobId);
-      await head.commit((nowMs, out) => head.jobs.step({ type: 'close', jobId: request.jobId, by: call.principal.spiffeId, outcome: request.outcome, message: request.message }, nowMs, out));
+      await head.commit((nowMs, out) => head.jobs.step({ type: 'close', jobId: request.jobId, sessionId: request.sessionId, by: call.principal.spiffeId, outcome: request.outcome, message: request.message }, nowMs, out));
       return {};
     },
   };

@@ -467,6 +467,13 @@ export declare type RefreshSessionRequest = Message<"bulkhead.v1.RefreshSessionR
    * @generated from field: string job_id = 1;
    */
   jobId: string;
+
+  /**
+   * Which of the job's sessions; empty: the one that would end first.
+   *
+   * @generated from field: string session_id = 2;
+   */
+  sessionId: string;
 };
 
 /**
@@ -495,6 +502,14 @@ export declare type CloseSessionRequest = Message<"bulkhead.v1.CloseSessionReque
    * @generated from field: string message = 3;
    */
   message: string;
+
+  /**
+   * Which of the job's sessions; empty: the newest. The session that opened the job ends it; another one only leaves, unless it is the last.
+   * A session that ended its job as succeeded may say failed within seconds: its process failed after the close.
+   *
+   * @generated from field: string session_id = 4;
+   */
+  sessionId: string;
 };
 
 /**
@@ -543,6 +558,13 @@ export declare type Session = Message<"bulkhead.v1.Session"> & {
    * @generated from field: repeated bulkhead.v1.RayletAddress raylets = 5;
    */
   raylets: RayletAddress[];
+
+  /**
+   * 16 hex digits, the same in every credential of the session.
+   *
+   * @generated from field: string session_id = 6;
+   */
+  sessionId: string;
 };
 
 /**
@@ -1281,6 +1303,13 @@ export declare type NodeReport = Message<"bulkhead.v1.NodeReport"> & {
    * @generated from field: string instance = 9;
    */
   instance: string;
+
+  /**
+   * Sessions whose last driver stream to this node ended lately. Said several times, since a report can be lost.
+   *
+   * @generated from field: repeated bulkhead.v1.EndedSession ended_sessions = 10;
+   */
+  endedSessions: EndedSession[];
 };
 
 /**
@@ -1288,6 +1317,36 @@ export declare type NodeReport = Message<"bulkhead.v1.NodeReport"> & {
  * Use `create(NodeReportSchema)` to create a new message.
  */
 export declare const NodeReportSchema: GenMessage<NodeReport>;
+
+/**
+ * @generated from message bulkhead.v1.EndedSession
+ */
+export declare type EndedSession = Message<"bulkhead.v1.EndedSession"> & {
+  /**
+   * @generated from field: string job_id = 1;
+   */
+  jobId: string;
+
+  /**
+   * Unguessable: who names it has seen a credential of the session.
+   *
+   * @generated from field: string session_id = 2;
+   */
+  sessionId: string;
+
+  /**
+   * "closed" (the driver said goodbye, or the node ended the stream) or "lost" (the connection died under it).
+   *
+   * @generated from field: string how = 3;
+   */
+  how: string;
+};
+
+/**
+ * Describes the message bulkhead.v1.EndedSession.
+ * Use `create(EndedSessionSchema)` to create a new message.
+ */
+export declare const EndedSessionSchema: GenMessage<EndedSession>;
 
 /**
  * @generated from message bulkhead.v1.AuditCheckpoint
@@ -1350,6 +1409,13 @@ export declare type HeadUpdate = Message<"bulkhead.v1.HeadUpdate"> & {
    * @generated from field: repeated bulkhead.v1.AuditCheckpoint cosigned = 7;
    */
   cosigned: AuditCheckpoint[];
+
+  /**
+   * Jobs that ended while drivers were still attached: their drivers are let go, their detached actors stay. With stopped_jobs.
+   *
+   * @generated from field: repeated string ended_jobs = 8;
+   */
+  endedJobs: string[];
 };
 
 /**
