@@ -673,6 +673,12 @@ export class Raylet implements AsyncDisposable {
     this.flush();
   }
 
+  releaseDrivers(id: JobId, reason: string): void {
+    this.core.state.nowMs = this.#options.clock.nowMs();
+    this.core.releaseDrivers(id, reason);
+    this.flush();
+  }
+
   available(): ResourceVector {
     return this.core.state.available;
   }
