@@ -679,13 +679,6 @@ export class Raylet implements AsyncDisposable {
     this.flush();
   }
 
-  /** The head says that a job has ended: its drivers here go. */
-  releaseDrivers(id: JobId, reason: string): void {
-    this.core.state.nowMs = this.#options.clock.nowMs();
-    this.core.releaseDrivers(id, reason);
-    this.flush();
-  }
-
   available(): ResourceVector {
     return this.core.state.available;
   }
