@@ -34,3 +34,18 @@ export function createInjector(server: grpc.Server, limits: { windowBytes: numbe
   http2Server.on('session', (session: ServerHttp2Session) => session.once('connect', () => session.setLocalWindowSize(limits.windowBytes)));
   return injector;
 }
+
+/**
+ * Whether what looks like the caller's orderly end of its messages is none: when a connection dies or the caller resets a stream, HTTP/2 ends
+ * it for reading too, and grpc-js tells that as a half-close before it tells the loss.
+ */
+export function cutStream(call: grpc.ServerInterceptingCallInterface): () => boolean {
+  const stream: unknown = Reflect.get(call, 'stream');
+  if (!(stream instanceof EventEmitter) || !('closed' in stream)) return changed('stream of a server call');
+  let cut = false;
+  // Before grpc-js, which may hand the half-close on within its own listener; when it is handed on, a good stream may be closed as well.
+  stream.prependOnceListener('end', () => {
+    cut = stream.closed === true;
+  });
+  return () => cut;
+}

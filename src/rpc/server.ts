@@ -15,7 +15,7 @@ import {
 import type { Clock } from '../base/time.ts';
 import { Admission, planMethod, rowOf, type MethodPlan } from './admission.ts';
 import { decodeBatch, EncodedBatch } from './batch-codec.ts';
-import { createInjector } from './grpc-internals.ts';
+import { createInjector, cutStream } from './grpc-internals.ts';
 import type { OwnIdentity, PeerVerifier, ServerSecurity } from './ports.ts';
 import { isBatchMethod, methodName, type BaseCall, type CallContext, type Implementation } from './service-types.ts';
 import { asSeenByPeer, statusOf } from './status.ts';
@@ -246,12 +246,14 @@ class ServerCall {
   #request: Buffer | undefined;
   #stream: ServerStream | undefined;
   #finished = false;
+  readonly #cut: () => boolean;
   #reading = false;
   #readAgain = false;
 
   constructor(method: Method, call: grpc.ServerInterceptingCallInterface, connection: Connection | undefined, options: CoreOptions) {
     this.#method = method;
     this.#call = call;
+    this.#cut = cutStream(call);
     this.#connection = connection;
     this.#options = options;
     this.method = method.name;
@@ -309,7 +311,8 @@ class ServerCall {
   }
 
   #halfClose(): void {
-    if (this.#finished) return;
+    // The loss is told right after; it must not look like a goodbye.
+    if (this.#finished || this.#cut()) return;
     if (this.#stream !== undefined) return this.#stream.peerEnded(undefined);
     clearTimeout(this.#readTimer);
     if (this.#request === undefined) return this.finish(new BulkheadError('INVALID_ARGUMENT', `${this.method} takes a request, none came`));

@@ -7,7 +7,7 @@ import { isMainThread, Worker } from 'node:worker_threads';
 import { SECOND_THOUGHTS_MS } from '../base/limits.ts';
 
 const LAST_WORDS = new URL('./last-words.ts', import.meta.url);
-const LAST_WORDS_TIMEOUT_MS = 3_000;
+const LAST_WORDS_TIMEOUT_MS = 5_000;
 const MAX_MESSAGE_CHARS = 300;
 
 export interface Outcome {

@@ -5,7 +5,7 @@ import { client } from '../rpc/rpc.ts';
 import { openHead } from './head-client.ts';
 import type { LastWords } from './job-outcome.ts';
 
-const CLOSE_TIMEOUT_MS = 2_500;
+const CLOSE_TIMEOUT_MS = 4_500;
 
 const { done, words } = workerData as LastWords;
 await Promise.allSettled(words.map(async ({ profile, address, jobId, sessionId, outcome, message }) => {
