@@ -12,13 +12,11 @@ import { Sessions, type RayletAddress, type Session } from '../rpc/generated/bul
 import { Calls } from '../rpc/generated/bulkhead/v1/raylet_pb.js';
 import { client, createChannel, LastingStream, RESUME_METADATA, type BatchStream, type Client, type RpcChannel } from '../rpc/rpc.ts';
 import { answerFor, outcomeSoFar, settled, type Outcome, type OwnJob } from './job-outcome.ts';
-import { openHead, type HeadConnection, type HeadTarget } from './head-client.ts';
+import { JOB_VARIABLE, openHead, type HeadConnection, type HeadTarget } from './head-client.ts';
 import type { Connection, Transport, TransportHandlers } from './transport.ts';
 
 /** Metadata entry of `Calls.Attach` with the session credential. */
 export const SESSION_METADATA = 'bulkhead-session';
-/** Set by `bulkhead run`: the job that it opened and will close by the program's end. An id grants nothing: to join takes the identity that opened it. */
-export const JOB_VARIABLE = 'BULKHEAD_JOB_ID';
 
 const CALL_TIMEOUT_MS = 10_000;
 const CLOSE_TIMEOUT_MS = 5_000;

@@ -11,6 +11,8 @@ import { PeerVerifier, readProfile, Revocations, SvidSource, writeProfileSvid, t
 import { Identities } from '../rpc/generated/bulkhead/v1/head_pb.js';
 import { client, createChannel, type RpcChannel } from '../rpc/rpc.ts';
 
+/** Set by `bulkhead run`: the job that it opened and will close by the program's end. An id grants nothing: to join takes the identity that opened it. */
+export const JOB_VARIABLE = 'BULKHEAD_JOB_ID';
 /** The head's component name in its SPIFFE ID, `/system/head`. */
 const HEAD = 'head';
 const RENEW_TIMEOUT_MS = 10_000;

@@ -1,6 +1,6 @@
 /** How jobs end: whose close ends them, whose streams may be lost, and when a success is taken back. */
 import { describe, expect, it } from 'vitest';
-import { CLOCK_SKEW_MS, LAST_WORD_TTL_MS, SECOND_THOUGHTS_MS, SESSION_TTL_MS } from '../../src/base/limits.ts';
+import { CLOCK_SKEW_MS, LAST_WORD_TTL_MS, SECOND_THOUGHTS_MS, SESSION_TTL_MS, STOPPED_JOBS_TOLD_FOR_MS } from '../../src/base/limits.ts';
 import type { JobEvent } from '../../src/gcs/core/jobs.ts';
 import { hex, jobId, testHead, type TestHead } from './gcs-head.ts';
 
@@ -203,6 +203,18 @@ it('what is stopped is stopped whole: raylets end even detached actors', async (
   await table.step({ type: 'stop', jobId: JOB, by: BOB, message: 'enough' });
   expect(table.told).toEqual({ stopped: [JOB], ended: [] });
   await expect(table.close(OWNER, 'succeeded')).rejects.toEqual(denied);
+});
+
+it('what has ended keeps its outcome when it is stopped, and loses its detached actors', async () => {
+  const table = await Table.open();
+  await table.close(OWNER, 'succeeded', 'well');
+  table.t.clock.ms += 2 * STOPPED_JOBS_TOLD_FOR_MS;
+  await table.step({ type: 'stop', jobId: JOB, by: BOB, message: 'enough' });
+  await table.step({ type: 'stop', jobId: JOB, by: BOB, message: 'again' });
+  expect(table.row).toMatchObject({ status: 'SUCCEEDED', message: 'well' });
+  expect(table.told).toEqual({ stopped: [JOB], ended: [] });
+  expect(table.pushes).toBe(1);
+  expect(table.events).toEqual(['job.started', 'job.succeeded', 'job.stopped']);
 });
 
 it('is the same after a restart of the head', async () => {

@@ -10,7 +10,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { BulkheadError, toSafeError } from '../../base/errors.ts';
 import { Sessions, type Session } from '../../rpc/generated/bulkhead/v1/head_pb.js';
-import { JOB_VARIABLE } from '../../sdk/grpc-transport.ts';
+import { JOB_VARIABLE } from '../../sdk/head-client.ts';
 import { CALL_TIMEOUT_MS, CallerSession } from '../session.ts';
 import { ExitCode, Terminal, UsageError } from '../terminal.ts';
 

@@ -1,7 +1,7 @@
 /**
  * Jobs and the sessions in them (one a driver, and one of `bulkhead run`). Transitions, in Ray's words: 1. none → RUNNING (open: the owner's
  * session); 2. RUNNING → RUNNING (join, refresh, another session than the owner's leaves or is lost while others remain); 3. RUNNING →
- * SUCCEEDED | FAILED | STOPPED (the owner closes, or the last session does, by its outcome); 4. RUNNING → STOPPED (stop); 5. RUNNING → FAILED
+ * SUCCEEDED | FAILED | STOPPED (the owner closes, or the last session does, by its outcome); 4. RUNNING → STOPPED (stop; of what ended already, a stop ends the detached actors); 5. RUNNING → FAILED
  * (the last session is lost: its connection died, it left without a word, or its credential ran out); 6. SUCCEEDED → FAILED (the session that
  * closed it takes it back within seconds: a program's error shows only after its connection is disposed of). Else ended is for ever.
  */
@@ -38,6 +38,8 @@ export interface JobRow {
   readonly endedMs: number;
   readonly sessions: readonly JobSession[];
   readonly cut: Cut;
+  /** When `cut` was decided; raylets are told for a while. */
+  readonly cutMs: number;
   /** The session whose close ended it; '' when none did. */
   readonly closedBy: string;
 }
@@ -106,7 +108,7 @@ export class Jobs implements Table<JobEvent> {
   }
 
   #cut(cut: Cut, nowMs: number): string[] {
-    return [...this.#rows.values()].filter((r) => r.cut === cut && r.endedMs > nowMs - STOPPED_JOBS_TOLD_FOR_MS).map((r) => r.jobId);
+    return [...this.#rows.values()].filter((r) => r.cut === cut && r.cutMs > nowMs - STOPPED_JOBS_TOLD_FOR_MS).map((r) => r.jobId);
   }
 
   /** Whether a node's word on a session would change anything. */
@@ -121,7 +123,7 @@ export class Jobs implements Table<JobEvent> {
         if (this.#rows.has(jobId)) return refuse(`job ${quote(jobId)} exists already`);
         if (this.running(event.tenant).length >= MAX_OPEN_JOBS_PER_TENANT) throw full('open jobs', MAX_OPEN_JOBS_PER_TENANT, 'close some or let them end');
         const name = boundedText('the job name', event.name, MAX_JOB_TEXT_CHARS);
-        this.#put({ jobId, tenant: event.tenant, name, submitter: event.by, status: 'RUNNING', message: '', startedMs: nowMs, endedMs: 0, sessions: [session(event, true)], cut: 'nothing', closedBy: '' }, out);
+        this.#put({ jobId, tenant: event.tenant, name, submitter: event.by, status: 'RUNNING', message: '', startedMs: nowMs, endedMs: 0, sessions: [session(event, true)], cut: 'nothing', cutMs: 0, closedBy: '' }, out);
         out.push({ type: 'record', tenant: event.tenant, event: 'job.started', principal: event.by, kind: 'job', resource: jobId, detail: name });
         return;
       }
@@ -159,8 +161,13 @@ export class Jobs implements Table<JobEvent> {
       }
       case 'stop': {
         const row = this.get(event.jobId);
-        // Stopping what has ended is no error: the caller has what it wants.
-        return row.endedMs === 0 ? this.#end(row, 'STOPPED', event.message, event.by, nowMs, out, 'everything') : undefined;
+        if (row.endedMs === 0) return this.#end(row, 'STOPPED', event.message, event.by, nowMs, out, 'everything');
+        // Stopping what is stopped is no error: the caller has what it wants. What ended otherwise keeps its outcome and loses its detached actors.
+        if (row.cut === 'everything') return;
+        this.#put({ ...row, cut: 'everything', cutMs: nowMs }, out);
+        out.push({ type: 'record', tenant: row.tenant, event: 'job.stopped', principal: event.by, kind: 'job', resource: row.jobId, detail: event.message });
+        out.push({ type: 'push', part: 'stoppedJobs' });
+        return;
       }
       case 'tick': return this.#tick(nowMs, out);
     }
@@ -179,7 +186,7 @@ export class Jobs implements Table<JobEvent> {
 
   /** `row.sessions`: those that are still open. */
   #end(row: JobRow, status: JobStatus, message: string, by: string, nowMs: number, out: Effect[], cut: Cut = row.sessions.length > 0 ? 'drivers' : row.cut): void {
-    this.#put({ ...row, status, message, endedMs: nowMs, sessions: [], cut }, out);
+    this.#put({ ...row, status, message, endedMs: nowMs, sessions: [], cut, cutMs: nowMs }, out);
     const event = STATUS_RECORDED[status as keyof typeof STATUS_RECORDED];
     out.push({ type: 'record', tenant: row.tenant, event, principal: by, kind: 'job', resource: row.jobId, detail: message });
     if (cut !== 'nothing') out.push({ type: 'push', part: 'stoppedJobs' });
