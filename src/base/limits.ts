@@ -22,6 +22,13 @@ export const MAX_DEPENDENCIES = 1_024;
 export const MAX_RETURNS = 64;
 /** Functions, classes and methods that one channel may define. */
 export const MAX_TEMPLATES_PER_CHANNEL = 4_096;
+/** Objects of one tenant that a node keeps account of, held here or known by a ref; beyond it new ones fail, and beyond twice this their channels end. */
+export const MAX_OBJECTS_PER_TENANT = 1_000_000;
+/** Different resource requests of one tenant's functions: the scheduler looks at each that has work whenever something happens. */
+export const MAX_SCHEDULING_CLASSES_PER_TENANT = 256;
+/** Octets of calls that are not finished, as they came: of one channel before its reads pause, of a tenant before new ones fail. */
+export const MAX_HELD_BYTES_PER_CHANNEL = 256 * 2 ** 20;
+export const MAX_HELD_BYTES_PER_TENANT = 1024 * 2 ** 20;
 /** Large objects of one channel of which some parts are still to come. */
 export const MAX_UPLOADS_PER_CHANNEL = 1_024;
 /** Calls of one channel that are not finished; then its reads pause (back-pressure), and beyond twice this RESOURCE_EXHAUSTED. */

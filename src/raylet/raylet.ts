@@ -10,7 +10,7 @@ import type { PolicyDecisionPoint } from '../base/decision.ts';
 import { BulkheadError, toSafeError } from '../base/errors.ts';
 import { OP } from '../base/frame.ts';
 import { parseTenantName, type JobId, type TenantName } from '../base/ids.ts';
-import { CHUNK_BYTES, MAX_CALLS_IN_FLIGHT } from '../base/limits.ts';
+import { CHUNK_BYTES, MAX_CALLS_IN_FLIGHT, MAX_HELD_BYTES_PER_CHANNEL } from '../base/limits.ts';
 import type { Principal } from '../base/principal.ts';
 import { parseMemory, parseUnits, type ResourceVector } from '../base/resources.ts';
 import type { Clock, RandomSource } from '../base/time.ts';
@@ -221,6 +221,7 @@ export class Raylet implements AsyncDisposable {
     this.#answering.delete(channel);
     channel.answeredBytes = 0;
     if (channel.deferred.length > 0) this.core.answerDeferred(channel);
+    if (channel.deferred.length > 0) this.#answering.add(channel);
   }
 
   /** A batch from a client. What is malformed ends its channel, with the reason. */
@@ -240,7 +241,7 @@ export class Raylet implements AsyncDisposable {
 
   /** Back-pressure: a client that is far ahead of its results, or does not read them, is not read from. */
   #throttle(channel: Channel, shell: ChannelShell): void {
-    const over = shell.blocked || channel.inFlight > MAX_CALLS_IN_FLIGHT || shell.outbox.waitingBytes > HIGH_WATER_BYTES || this.peers?.behind(channel.job) === true;
+    const over = shell.blocked || channel.inFlight > MAX_CALLS_IN_FLIGHT || channel.heldBytes > MAX_HELD_BYTES_PER_CHANNEL || shell.outbox.waitingBytes > HIGH_WATER_BYTES || this.peers?.behind(channel.job) === true;
     if (over === shell.paused || shell.port === undefined) return;
     shell.paused = over;
     if (over) shell.port.pause();
@@ -583,6 +584,7 @@ export class Raylet implements AsyncDisposable {
       }
       reader.close();
       shell.readers.delete(reader);
+      if (channel.deferred.length > 0) this.core.state.markChannel(channel, -1);
       return true;
     };
     this.#push(channel.job.tenant, shell.outbox, () => {

@@ -2,9 +2,11 @@
 import { describe, expect, it } from 'vitest';
 import type { AuditRecord } from '../../src/base/audit-record.ts';
 import { BulkheadError } from '../../src/base/errors.ts';
-import { CALL_KIND, FrameReader, FrameWriter, OP } from '../../src/base/frame.ts';
-import { MAX_ANSWER_BYTES, MAX_BATCH_BYTES, MAX_FRAME_BYTES } from '../../src/base/limits.ts';
+import { CALL_KIND, FrameWriter, OP } from '../../src/base/frame.ts';
+import { MAX_ANSWER_BYTES, MAX_BATCH_BYTES, MAX_FRAME_BYTES, MAX_HELD_BYTES_PER_TENANT, MAX_OBJECTS_PER_TENANT, MAX_SCHEDULING_CLASSES_PER_TENANT, MAX_SESSIONS_PER_JOB } from '../../src/base/limits.ts';
 import { makeId } from '../../src/raylet/core/core.ts';
+import { principalFromSpiffeId } from '../../src/base/principal.ts';
+import { CHANNEL_KIND } from '../../src/raylet/core/state.ts';
 import { DO, SimLog, World, type SimClient } from '../sim/world.ts';
 
 const ACME = 1;
@@ -36,12 +38,12 @@ function waiting(client: SimClient): number {
 }
 
 describe('a frame that asks for much', () => {
-  it.each([['small', 200], ['inline', 100_000], ['as large as a frame', MAX_FRAME_BYTES - 100]])('one %s value, ten thousand times: a few are on their way, all come', (_name, octets) => {
+  it.each([['small', 200], ['inline', 100_000], ['as large as a frame', MAX_FRAME_BYTES - 100]])('one %s value, many times: a few are on their way, all come', (_name, octets) => {
     const { world: w, globex } = world({ seed: 1 });
     const ref = put(globex, octets);
     send(globex);
     w.drain(globex.node);
-    const many = octets > 1_000 ? 400 : 10_000;
+    const many = Math.min(10_000, Math.ceil((40 * MAX_FRAME_BYTES) / octets / 4));
     globex.get(Array.from({ length: many }, () => ref));
     send(globex);
     expect(waiting(globex)).toBeLessThan(MAX_ANSWER_BYTES + 2 * MAX_FRAME_BYTES);
@@ -158,5 +160,167 @@ describe('tries at another tenant’s objects', () => {
     // Who tried has every one of them.
     expect(own.records.filter((r) => r.type === 'decision' && !r.allow)).toHaveLength(tries);
     expect(globex.channel.job.tenant.intruders.size + (core(globex).tenants.get(ACME)?.intruders.size ?? 0)).toBe(0);
+  });
+});
+
+describe('what a client names and makes', () => {
+  const unknown = (n: number): Uint8Array => {
+    const id = new Uint8Array(24).fill(n & 0xff);
+    const view = new DataView(id.buffer);
+    [GLOBEX, 2, n, n * 7].forEach((word, i) => view.setUint32(4 * i, word, true));
+    return id;
+  };
+  const ids = Array.from({ length: 2_000 }, (_, i) => unknown(i));
+
+  it.each<[string, (c: SimClient) => void]>([
+    ['RELEASE', (c) => c.release(ids)],
+    ['WAIT that does not wait', (c) => void c.out.begin(OP.WAIT).u32(0).u32(1).u32(2_000).u32(0).refs(ids).end()],
+    ['KILL', (c) => void ids.forEach((id) => c.out.begin(OP.KILL).u32(0).u32(1).raw(id).end())],
+    ['CANCEL', (c) => ids.forEach((id) => c.cancel(id, true))],
+    ['PUT that is released', (c) => {
+      c.out.begin(OP.PUT).u32(0).u32(77).refs(ids).raw(Uint8Array.of(1)).end();
+      c.release([makeId(c.prefix, 77)]);
+    }],
+  ])('%s of refs of another node that never existed leaves nothing', (_name, frames) => {
+    const w = new World({ nodes: 2, cpus: 1, seed: 6 });
+    const client = w.client(0, GLOBEX);
+    send(client);
+    const sessions = core(client).sessions.size;
+    frames(client);
+    send(client);
+    expect([core(client).sessions.size, client.channel.job.tenant.entries]).toEqual([sessions, 0]);
+  });
+
+  it('a session goes with its last object, whatever it had: dead actors, borrowers, values inside values', () => {
+    const { world: w, globex } = world({ seed: 7 });
+    globex.define(4, CALL_KIND.ACTOR_CLASS, {}, 'Counter');
+    const actor = globex.call(OP.CREATE_ACTOR, 4, DO.RETURN);
+    globex.get([globex.call(OP.SUBMIT, 1, DO.RETURN, [put(globex, 10)]), actor]);
+    globex.flush();
+    w.run(10_000);
+    // Its creation is over, so its arguments are not kept for as long as it lives.
+    for (const a of globex.channel.session.actors.values()) expect([a.state, a.creation.batch.length]).toEqual(['ALIVE', 0]);
+    const { tenant } = globex.channel.job;
+    globex.node.core.closeChannel(globex.channel);
+    w.drain(globex.node);
+    w.run(10_000);
+    w.tick();
+    w.run(10_000);
+    expect([...core(globex).sessions.values()].filter((x) => x.tenant === tenant && x.closed)).toEqual([]);
+    expect([tenant.entries, tenant.heldBytes, tenant.classes]).toEqual([0, 0, 0]);
+  });
+
+  it('objects beyond the limit fail, far beyond it their channel ends, and others go on', () => {
+    const { world: w, acme, globex } = world({ seed: 8 });
+    const { tenant } = globex.channel.job;
+    send(globex);
+    tenant.entries += MAX_OBJECTS_PER_TENANT;
+    const refs = [put(globex, 1), globex.call(OP.SUBMIT, 1, DO.RETURN)];
+    globex.get(refs);
+    acme.get([put(acme, 1)]);
+    globex.flush();
+    acme.flush();
+    w.run(10_000);
+    expect(globex.failed).toEqual(['RESOURCE_EXHAUSTED', 'RESOURCE_EXHAUSTED']);
+    expect([...acme.calls.values()].flatMap((c) => c.answers)).toEqual(['value']);
+    tenant.entries += MAX_OBJECTS_PER_TENANT;
+    put(globex, 1);
+    expect(() => send(globex)).toThrow('release refs');
+  });
+
+  it('calls that are not finished are counted by the octets that they keep, whole batches, and given back', () => {
+    const { world: w, globex } = world({ seed: 9 });
+    const { tenant } = globex.channel.job;
+    globex.call(OP.SUBMIT, 1, DO.HANG);
+    put(globex, 300_000);
+    send(globex);
+    expect(tenant.heldBytes).toBeGreaterThan(300_000);
+    expect(globex.channel.heldBytes).toBe(tenant.heldBytes);
+    tenant.heldBytes += MAX_HELD_BYTES_PER_TENANT;
+    globex.get([globex.call(OP.SUBMIT, 1, DO.RETURN)]);
+    send(globex);
+    w.drain(globex.node);
+    w.run(10_000);
+    expect(globex.failed).toContain('RESOURCE_EXHAUSTED');
+    globex.node.core.closeChannel(globex.channel);
+    w.drain(globex.node);
+    for (let i = 0; i < 3; i++) {
+      w.tick();
+      w.run(10_000);
+    }
+    expect(tenant.heldBytes).toBe(MAX_HELD_BYTES_PER_TENANT);
+  });
+
+  it('different resource requests are so many, of all jobs and channels of the tenant, until their jobs end', () => {
+    const { world: w, globex, acme } = world({ seed: 10 });
+    const other = w.client(0, GLOBEX);
+    for (let i = 0; i < MAX_SCHEDULING_CLASSES_PER_TENANT; i++) (i % 2 === 0 ? globex : other).define(100 + i, CALL_KIND.TASK, { cpus: 1 + (i + 1) / 10_000 });
+    send(globex);
+    send(other);
+    expect(globex.channel.job.tenant.classes).toBe(MAX_SCHEDULING_CLASSES_PER_TENANT);
+    expect(globex.channel.refusedTemplates.size + other.channel.refusedTemplates.size).toBe(1);
+    acme.define(2, CALL_KIND.TASK, { cpus: 0.25 });
+    send(acme);
+    expect(acme.channel.refusedTemplates.size).toBe(0);
+    globex.node.core.closeChannel(globex.channel);
+    other.node.core.closeChannel(other.channel);
+    expect(globex.channel.job.tenant.classes).toBe(0);
+    expect(core(acme).classes.size).toBe(2);
+  });
+
+  it.each([
+    ['a task with a method', CALL_KIND.TASK, 'f', 'x'.repeat(60_000)], ['a class with a method', CALL_KIND.ACTOR_CLASS, 'f', 'm'], ['a method of a class with a long name', CALL_KIND.ACTOR_METHOD, 'x'.repeat(60_000), 'm'],
+    ['a method of a class with two lines', CALL_KIND.ACTOR_METHOD, 'a\nb', 'm'], ['a task with a long name', CALL_KIND.TASK, 'x'.repeat(129), ''], ['a method without a name', CALL_KIND.ACTOR_METHOD, 'f', ''],
+  ])('%s is no definition: what is in the record of every call is short and a name', (_name, kind, exportName, methodName) => {
+    const { globex } = world({ seed: 11 });
+    send(globex);
+    const digest = new Uint8Array(32).fill(9);
+    globex.out.begin(OP.DEFINE).u32(9).u8(kind).raw(digest).str(exportName).str(methodName).text('{}').end();
+    send(globex);
+    expect([globex.channel.templates.has(9), globex.channel.refusedTemplates.get(9)?.code]).toEqual([false, 'INVALID_ARGUMENT']);
+  });
+});
+
+describe('credentials', () => {
+  it('that name a job of another tenant, submitter or principal open nothing', () => {
+    const { globex, acme } = world({ seed: 12 });
+    const { job } = globex.channel;
+    const node = globex.node.core;
+    const stranger = principalFromSpiffeId('spiffe://sim/tenant/globex/user/eve');
+    for (const [tenant, submitter, principal] of [[acme.channel.job.tenant, job.submitter, job.principal], [job.tenant, stranger, job.principal], [job.tenant, job.submitter, acme.channel.job.principal]] as const) {
+      expect(() => node.ensureJob(job.id, tenant, submitter, principal, 'other', Number.POSITIVE_INFINITY, 1)).toThrow('not its own');
+    }
+    expect([job.credential, job.submitter.spiffeId]).toEqual(['credential', 'spiffe://sim/tenant/globex/user/ana']);
+  });
+
+  it('attach so many drivers of a job, and the next one when one has gone', () => {
+    const { globex } = world({ seed: 13 });
+    const { job, principal } = globex.channel;
+    const node = globex.node.core;
+    const open = () => node.openChannel(CHANNEL_KIND.DRIVER, job, principal, 0, {});
+    const more = Array.from({ length: MAX_SESSIONS_PER_JOB - 1 }, open);
+    expect(open).toThrow('attached to this node already');
+    node.closeChannel(more[0] as ReturnType<typeof open>);
+    expect(() => open()).not.toThrow();
+  });
+});
+
+describe('what a worker that is native code says', () => {
+  it('of a failure is short, or the worker has broken the protocol', () => {
+    const { world: w, globex } = world({ seed: 14 });
+    globex.call(OP.SUBMIT, 1, DO.HANG);
+    globex.flush();
+    w.run(10_000);
+    const slot = [...core(globex).workers.values()].flatMap((worker) => [...worker.slots.values()])[0];
+    if (slot === undefined) throw new Error('no slot');
+    const out = new FrameWriter();
+    out.begin(OP.FAILURE).u32(1).str('TASK_FAILED').text('x'.repeat(1_000_000)).text('').end();
+    expect(() => globex.node.core.guestBatch(slot, out.take(), w.nowMs)).toThrow('exceeds the limit');
+    for (let i = 0; i < 3; i++) globex.call(OP.SUBMIT, 1, DO.THROW);
+    globex.flush();
+    w.killWorker(globex.node, slot.worker, true);
+    w.drain(globex.node);
+    w.run(10_000);
+    for (const f of globex.channel.job.tenant.finished) expect(f.reason.length).toBeLessThan(256);
   });
 });

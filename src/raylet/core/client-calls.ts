@@ -7,7 +7,7 @@ import { resource } from '../../base/decision.ts';
 import { BulkheadError } from '../../base/errors.ts';
 import { CALL_KIND, NO_TIMEOUT, OP, type CallKind, type FrameReader } from '../../base/frame.ts';
 import { OBJECT_ID_BYTES, SESSION_PREFIX_BYTES, quote } from '../../base/ids.ts';
-import { MAX_CALLS_IN_FLIGHT, MAX_CODE_BYTES, MAX_DEPENDENCIES, MAX_OBJECT_BYTES, MAX_REFS_PER_CALL, MAX_TASK_DEPTH, MAX_TEMPLATES_PER_CHANNEL, MAX_UPLOADS_PER_CHANNEL } from '../../base/limits.ts';
+import { MAX_CALLS_IN_FLIGHT, MAX_CODE_BYTES, MAX_DEPENDENCIES, MAX_HELD_BYTES_PER_TENANT, MAX_OBJECT_BYTES, MAX_OBJECTS_PER_TENANT, MAX_REFS_PER_CALL, MAX_SCHEDULING_CLASSES_PER_TENANT, MAX_TASK_DEPTH, MAX_TEMPLATES_PER_CHANNEL, MAX_UPLOADS_PER_CHANNEL } from '../../base/limits.ts';
 import { actorDied, actorResource, callActor, findActor, methodResource } from './actors.ts';
 import { DENIED_TEXT, hex, idIndex, idWord, type Core } from './core.ts';
 import { cancelTask } from './endings.ts';
@@ -17,6 +17,8 @@ import { classFor, enqueue } from './scheduler.ts';
 import { Actor, CHANNEL_KIND, failureOf, FunctionStats, OBJECT_STATUS, PENDING_KIND, PendingCall, Task, TASK_STATE, Template, type Channel, type Failure, type ObjectEntry, type Session } from './state.ts';
 
 const MAX_OPTIONS_BYTES = 16_384;
+/** Of an export or a method. Both are in the record of every call, whatever they are for, so neither may be longer or of other characters. */
+const NAME = /^[\p{ID_Start}$_][\p{ID_Continue}$]{0,127}$/u;
 
 function refused(code: Failure['code'], message: string): Failure {
   return { code, message, stack: '' };
@@ -77,8 +79,8 @@ export function onDefine(core: Core, channel: Channel, r: FrameReader): void {
   };
   if (decideSession(core, channel, 'define') < 0) return refuse(DENIED);
   if (kind > CALL_KIND.ACTOR_METHOD) return refuse(refused('INVALID_ARGUMENT', `kind ${kind} is none of task, actor class, actor method`));
-  if (!/^[\p{ID_Start}$_][\p{ID_Continue}$]{0,127}$/u.test(exportName) && kind !== CALL_KIND.ACTOR_METHOD) return refuse(refused('INVALID_ARGUMENT', `${quote(exportName)} is not the name of an export`));
-  if (kind === CALL_KIND.ACTOR_METHOD && !/^[\p{ID_Start}$_][\p{ID_Continue}$]{0,127}$/u.test(methodName)) return refuse(refused('INVALID_ARGUMENT', `${quote(methodName)} is not the name of a method`));
+  if (!NAME.test(exportName) && (kind !== CALL_KIND.ACTOR_METHOD || exportName !== '')) return refuse(refused('INVALID_ARGUMENT', `${quote(exportName)} is not the name of an export`));
+  if (kind === CALL_KIND.ACTOR_METHOD ? !NAME.test(methodName) : methodName !== '') return refuse(refused('INVALID_ARGUMENT', `${quote(methodName)} is not the name of a method`));
   if (kind !== CALL_KIND.ACTOR_METHOD && !channel.job.tenant.code.has(digestHex)) return refuse(refused('INVALID_ARGUMENT', `the code sha256:${digestHex} has not been registered`));
   let options;
   try {
@@ -89,6 +91,8 @@ export function onDefine(core: Core, channel: Channel, r: FrameReader): void {
   }
   if (options.isolation === 'gvisor') return refuse(refused('LAYER_MISSING', "isolation 'gvisor' is not available for JavaScript functions on this node: use 'isolate'"));
   const { tenant } = channel.job;
+  const schedulingClass = kind === CALL_KIND.TASK ? classFor(core, channel.job, options.resources, options.isolation) : undefined;
+  if (kind === CALL_KIND.TASK && schedulingClass === undefined) return refuse(refused('RESOURCE_EXHAUSTED', `the tenant's functions ask for more than ${MAX_SCHEDULING_CLASSES_PER_TENANT} different amounts of resources on this node: round them`));
   const code = `sha256:${digestHex}`;
   const statsKey = `${digestHex} ${exportName} ${methodName}`;
   let stats = channel.job.functions.get(statsKey);
@@ -100,7 +104,7 @@ export function onDefine(core: Core, channel: Channel, r: FrameReader): void {
     kind: kind as CallKind, digestHex: kind === CALL_KIND.ACTOR_METHOD ? '' : digestHex, exportName, methodName, optionsJson, options, stats,
     resource: resource(kind === CALL_KIND.TASK ? 'task' : 'actor', { tenant: tenant.name, name: options.name, owner: channel.principal.spiffeId, label: options.label, code, function: exportName, cpus: options.resources.cpuUnits / 10_000, memory: options.resources.memoryBytes, isolation: options.isolation, detached: options.detached }),
     detail: kind === CALL_KIND.ACTOR_METHOD ? `${exportName}.${methodName}` : `${code} ${exportName}`,
-    schedulingClass: kind === CALL_KIND.TASK ? classFor(core, channel.job, options.resources, options.isolation) : undefined,
+    schedulingClass,
   }));
 }
 
@@ -117,6 +121,8 @@ interface ParsedCall {
   readonly templateNumber: number;
   readonly template: Template | undefined;
 }
+
+const TOO_MANY_OBJECTS = `the tenant has more than ${MAX_OBJECTS_PER_TENANT} objects on this node: release refs`;
 
 function parentOf(channel: Channel, exec: number): Task | undefined {
   return exec === 0 ? undefined : channel.slot?.execs.get(exec);
@@ -169,6 +175,8 @@ function makeTask(core: Core, channel: Channel, r: FrameReader, call: ParsedCall
   if (depth > MAX_TASK_DEPTH) return refused('RESOURCE_EXHAUSTED', `tasks are nested more than ${MAX_TASK_DEPTH} deep`);
   const task = new Task(channel, call.seq, template, r.batch, argsStart, restStart, r.frameEnd, auditSeq, depth, core.nowMs);
   channel.inFlight++;
+  if (core.held === undefined) core.held = { bytes: r.batch.byteLength, calls: 0 };
+  task.hold(core.held);
   if (deps !== undefined && positions !== undefined) {
     task.deps = deps;
     task.depPositions = positions;
@@ -219,9 +227,13 @@ function begin(core: Core, channel: Channel, r: FrameReader, kind: CallKind): Pa
   const templateNumber = r.u32();
   const template = channel.templates.get(templateNumber);
   const call = { parent, seq, templateNumber, template };
-  if (template !== undefined && template.kind === kind && channel.inFlight < 2 * MAX_CALLS_IN_FLIGHT) return call;
+  const { tenant } = channel.job;
+  const over = channel.inFlight >= 2 * MAX_CALLS_IN_FLIGHT ? `more than ${2 * MAX_CALLS_IN_FLIGHT} calls are in flight: wait for results before submitting more`
+    : tenant.heldBytes >= MAX_HELD_BYTES_PER_TENANT ? `the calls in flight of the tenant take more than ${MAX_HELD_BYTES_PER_TENANT} bytes on this node: put large arguments, or wait for results`
+      : tenant.entries >= MAX_OBJECTS_PER_TENANT ? TOO_MANY_OBJECTS : undefined;
+  if (template !== undefined && template.kind === kind && over === undefined) return call;
   makeReturns(channel, seq, 1);
-  const failure = template !== undefined && template.kind === kind ? refused('RESOURCE_EXHAUSTED', `more than ${2 * MAX_CALLS_IN_FLIGHT} calls are in flight: wait for results before submitting more`) : (channel.refusedTemplates.get(templateNumber) ?? refused('INVALID_ARGUMENT', `the function with number ${templateNumber} is not defined`));
+  const failure = template !== undefined && template.kind === kind ? refused('RESOURCE_EXHAUSTED', over ?? '') : (channel.refusedTemplates.get(templateNumber) ?? refused('INVALID_ARGUMENT', `the function with number ${templateNumber} is not defined`));
   failReturns(core, channel, seq, 1, failure);
   noteCreated(call, channel, 1);
   r.skipRest();
@@ -326,11 +338,12 @@ function decideOn(core: Core, channel: Channel, action: Action, target: Resource
 function putEntry(core: Core, channel: Channel, parent: Task | undefined, seq: number, size: number): ObjectEntry | undefined {
   makeReturns(channel, seq, 1);
   const entry = channel.session.objects.get(seq) as ObjectEntry;
+  const full = channel.job.tenant.entries > MAX_OBJECTS_PER_TENANT;
   if (parent !== undefined && channel.slot?.lease !== undefined) (parent.created ??= []).push(seq);
   const { tenant } = channel.job;
   const decision = core.decide(channel, 'object.put', resource('object', { tenant: tenant.name, owner: channel.principal.spiffeId, size }), channel.session.prefixHex, seq, 1, '');
-  if (decision >= 0) return entry;
-  settleFailed(core, entry, DENIED);
+  if (decision >= 0 && !full) return entry;
+  settleFailed(core, entry, decision < 0 ? DENIED : refused('RESOURCE_EXHAUSTED', TOO_MANY_OBJECTS));
   return undefined;
 }
 
@@ -516,8 +529,10 @@ export function onRelease(core: Core, channel: Channel, r: FrameReader): void {
   };
   for (let i = 0; i < n; i++) {
     const id = r.id();
-    const of = core.sessionOf(channel, id);
     const index = idIndex(id);
+    let own = true;
+    for (let k = 0; k < SESSION_PREFIX_BYTES && own; k++) own = id[k] === session.prefix[k];
+    const of = own ? session : core.knownSessionOf(channel, id);
     if (of !== session) {
       // Of others' refs it can give back only what was lent to it; anything else is a claim and is passed over.
       const lent = of?.objects.get(index);

@@ -7,11 +7,11 @@ import type { Action, DecisionRequest, PolicyDecisionPoint, Resource } from '../
 import { resource } from '../../base/decision.ts';
 import { BulkheadError } from '../../base/errors.ts';
 import { OBJECT_ID_BYTES, SESSION_PREFIX_BYTES, objectIdText, type JobId, type ObjectIdText } from '../../base/ids.ts';
-import { CLOCK_SKEW_MS, CUT_BATCH_BYTES, NODE_DEAD_AFTER_MS, SESSION_TTL_MS } from '../../base/limits.ts';
+import { CLOCK_SKEW_MS, CUT_BATCH_BYTES, MAX_OBJECTS_PER_TENANT, NODE_DEAD_AFTER_MS, SESSION_TTL_MS } from '../../base/limits.ts';
 import type { ResourceVector } from '../../base/resources.ts';
 import type { RandomSource } from '../../base/time.ts';
 import type { Effect } from './effects.ts';
-import type { Actor, Channel, Intruder, Job, ObjectEntry, RemoteNode, SchedulingClass, Slot, Task, Upstream, Worker } from './state.ts';
+import type { Actor, Channel, HeldBatch, Intruder, Job, ObjectEntry, RemoteNode, SchedulingClass, Slot, Task, Upstream, Worker } from './state.ts';
 import { Session, TenantState } from './state.ts';
 
 export interface CoreConfig {
@@ -84,12 +84,17 @@ export class Core {
   /** Tasks whose arguments have all arrived, and remote values that somebody wants here: taken up at the end of the step. */
   woken: Task[] = [];
   fetches: ObjectEntry[] = [];
+  /** Entries and sessions of other nodes that this step made; those that nothing holds at its end go. */
+  readonly fresh: ObjectEntry[] = [];
+  readonly freshSessions: Session[] = [];
   /** Allowed calls to, and kills of, actors that another raylet owns. */
   remoteCalls: { readonly task: Task; readonly actorId: Uint8Array }[] = [];
   remoteKills: { readonly channel: Channel; readonly id: Uint8Array }[] = [];
   readonly waitingActors = new Set<Actor>();
   readonly timed = new Set<Task>();
   servedCounter = 0;
+  /** The client batch that is being read, once a call in it keeps it. */
+  held: HeldBatch | undefined = undefined;
   #nextNumber = 1;
   readonly #request: { principal: DecisionRequest['principal']; action: Action; resource: Resource; nowMs: number } = {} as never;
 
@@ -254,6 +259,11 @@ export class Core {
     return session;
   }
 
+  /** The same, of those that are known already: for what changes nothing about others. */
+  knownSessionOf(channel: Channel, id: Uint8Array): Session | undefined {
+    return idWord(id, 0) === channel.job.tenant.number ? this.sessions.get(hex(id.subarray(0, SESSION_PREFIX_BYTES))) : undefined;
+  }
+
   /** The session an id belongs to. Undefined when it is of another tenant or unknown here: the caller answers "denied" to both. */
   sessionOf(channel: Channel, id: Uint8Array): Session | undefined {
     const own = channel.session.prefix;
@@ -266,7 +276,11 @@ export class Core {
     if (session !== undefined) return session;
     const node = idWord(id, 4);
     if (node === this.config.nodeNumber || !this.nodes.has(node)) return undefined;
-    return this.#addSession(id.slice(0, SESSION_PREFIX_BYTES), tenant, node, '');
+    if (tenant.entries >= MAX_OBJECTS_PER_TENANT) return undefined;
+    tenant.entries++;
+    const made = this.#addSession(id.slice(0, SESSION_PREFIX_BYTES), tenant, node, '');
+    this.freshSessions.push(made);
+    return made;
   }
 
   idOf(session: Session, index: number): Uint8Array {

@@ -108,6 +108,7 @@ export function takeOff(core: Core, task: Task): boolean {
 export function concludeTask(core: Core, task: Task, failure: Failure | undefined): void {
   if (task.state === TASK_STATE.DONE) return;
   task.state = TASK_STATE.DONE;
+  task.letGo();
   core.timed.delete(task);
   const channel = task.channel;
   channel.inFlight--;
@@ -124,10 +125,17 @@ export function concludeTask(core: Core, task: Task, failure: Failure | undefine
   task.contained = undefined;
   const finished: FinishedTask[] = channel.job.tenant.finished;
   if (task.template.kind === CALL_KIND.TASK && channel.kind !== CHANNEL_KIND.PEER) {
-    finished.push({ session: channel.session, seq: task.seq, job: channel.job.id, name: taskName(task), state: failure === undefined ? 'FINISHED' : 'FAILED', reason: failure === undefined ? '' : `${failure.code}: ${failure.message}`, startedMs: task.startedMs, endedMs: core.nowMs });
+    finished.push({ session: channel.session, seq: task.seq, job: channel.job.id, name: taskName(task), state: failure === undefined ? 'FINISHED' : 'FAILED', reason: failure === undefined ? '' : shortened(`${failure.code}: ${failure.message}`), startedMs: task.startedMs, endedMs: core.nowMs });
     if (finished.length > 2 * FINISHED_KEPT) finished.splice(0, finished.length - FINISHED_KEPT);
   }
   if (failure !== undefined) core.lifecycle(channel.job.tenant, 'task.failed', channel.principal.spiffeId, 'task', channel.session.prefixHex, task.seq, `${failure.code} ${task.template.detail}`);
+}
+
+const REASON_CHARS = 200;
+
+/** What is kept of thousands of failures. Copied: a slice would keep all of the text it is of. */
+function shortened(text: string): string {
+  return text.length <= REASON_CHARS ? text : `${Array.from(text.slice(0, REASON_CHARS)).join('')}…`;
 }
 
 /** Refs that a task's code made and did not return are released with it: a task cannot hold what outlives it. */

@@ -62,8 +62,9 @@ export function onResult(core: Core, slot: Slot, r: FrameReader, results: number
 export function onFailure(core: Core, slot: Slot, r: FrameReader, results: number): void {
   const exec = r.u32();
   const code = r.str();
-  const message = r.text(MAX_FRAME_BYTES).slice(0, MAX_ERROR_MESSAGE_CHARS);
-  const stack = r.text(MAX_FRAME_BYTES).slice(0, MAX_STACK_CHARS);
+  // Our prelude has cut both to so many characters; a text of megabytes would cost its size many times over.
+  const message = r.text(4 * MAX_ERROR_MESSAGE_CHARS).slice(0, MAX_ERROR_MESSAGE_CHARS);
+  const stack = r.text(4 * MAX_STACK_CHARS).slice(0, MAX_STACK_CHARS);
   r.finish();
   const task = slot.execs.get(exec);
   if (task !== undefined) execEnded(core, slot, task, { code: isErrorCode(code) ? code : 'TASK_FAILED', message, stack }, results);

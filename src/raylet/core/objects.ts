@@ -2,8 +2,9 @@
  * The objects this raylet owns or has borrowed: who holds them, who waits for them, where the bytes are. A value is set once
  * and never changes. Counting is the raylet's own; what a worker says about references is a claim about its own session only.
  */
+import { BulkheadError } from '../../base/errors.ts';
 import { OP } from '../../base/frame.ts';
-import { CHUNK_BYTES, MAX_ANSWER_BYTES } from '../../base/limits.ts';
+import { CHUNK_BYTES, MAX_ANSWER_BYTES, MAX_OBJECTS_PER_TENANT } from '../../base/limits.ts';
 import { DENIED_TEXT, idIndex, makeId, type Core } from './core.ts';
 import { CHANNEL_KIND, OBJECT_STATUS, ObjectEntry, PENDING_KIND, PendingCall, TASK_STATE, type Channel, type Failure, type Session, type Task, type Waiter } from './state.ts';
 
@@ -17,7 +18,10 @@ export function findEntry(core: Core, channel: Channel, id: Uint8Array): ObjectE
   const index = idIndex(id);
   const entry = session.objects.get(index);
   if (entry !== undefined || session.nodeNumber === core.config.nodeNumber) return entry;
+  if (session.tenant.entries >= MAX_OBJECTS_PER_TENANT) return undefined;
   const borrowed = new ObjectEntry(session, index);
+  session.tenant.entries++;
+  core.fresh.push(borrowed);
   borrowed.handles = 0;
   borrowed.remoteId = makeId(session.prefix, index);
   session.objects.set(index, borrowed);
@@ -25,6 +29,8 @@ export function findEntry(core: Core, channel: Channel, id: Uint8Array): ObjectE
 }
 
 export function createEntry(session: Session, index: number): ObjectEntry {
+  if (session.tenant.entries >= 2 * MAX_OBJECTS_PER_TENANT) throw new BulkheadError('RESOURCE_EXHAUSTED', `the tenant has ${session.tenant.entries} objects on this node: release refs`);
+  session.tenant.entries++;
   const entry = new ObjectEntry(session, index);
   session.objects.set(index, entry);
   return entry;
@@ -131,6 +137,7 @@ export function collect(core: Core, entry: ObjectEntry): void {
   if (entry.handles > 0 || entry.pins > 0 || entry.waiters !== undefined || entry.producer !== undefined || entry.fetching) return;
   if (entry.session.objects.get(entry.index) !== entry) return;
   entry.session.objects.delete(entry.index);
+  entry.session.tenant.entries--;
   dropBytes(core, entry);
   if (entry.remote !== undefined && entry.remoteId !== undefined && !entry.remote.closed) {
     entry.remote.out.begin(OP.RELEASE).refs([entry.remoteId]).end();
@@ -139,6 +146,22 @@ export function collect(core: Core, entry: ObjectEntry): void {
   const contained = entry.contained;
   entry.contained = undefined;
   if (contained !== undefined) for (const inner of contained) unpin(core, inner);
+  forgetSession(core, entry.session);
+}
+
+/** A session that has ended, or is only known by refs of another node's, goes with its last object. */
+export function forgetSession(core: Core, session: Session): void {
+  if (session.objects.size > 0 || session.actors.size > 0 || core.sessions.get(session.prefixHex) !== session) return;
+  const elsewhere = session.nodeNumber !== core.config.nodeNumber;
+  if (!session.closed && !elsewhere) return;
+  core.sessions.delete(session.prefixHex);
+  if (elsewhere) session.tenant.entries--;
+}
+
+/** Refs of other nodes' objects that a step named and then had no use for. */
+export function forgetFresh(core: Core): void {
+  for (const entry of core.fresh.splice(0)) collect(core, entry);
+  for (const session of core.freshSessions.splice(0)) forgetSession(core, session);
 }
 
 export function unpin(core: Core, entry: ObjectEntry): void {
@@ -303,5 +326,7 @@ export function releaseSession(core: Core, session: Session): void {
     entry.handles = 0;
     collect(core, entry);
   }
-  if (session.objects.size === 0 && session.actors.size === 0) core.sessions.delete(session.prefixHex);
+  // Dead actors were kept for late callers; an ended session has none.
+  for (const [index, actor] of session.actors) if (actor.state === 'DEAD') session.actors.delete(index);
+  forgetSession(core, session);
 }

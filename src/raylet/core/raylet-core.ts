@@ -6,6 +6,7 @@
 import { BulkheadError } from '../../base/errors.ts';
 import { CALL_KIND, FrameReader, OP } from '../../base/frame.ts';
 import type { JobId, TenantName } from '../../base/ids.ts';
+import { MAX_SESSIONS_PER_JOB } from '../../base/limits.ts';
 import type { AuditLog } from '../../base/audit-record.ts';
 import type { Principal } from '../../base/principal.ts';
 import type { ResourceVector } from '../../base/resources.ts';
@@ -14,7 +15,7 @@ import * as calls from './client-calls.ts';
 import { Core, idWord, type CoreConfig } from './core.ts';
 import { cancelTask, closeSlotChannel, enforceLimits, execEnded, remoteEnded, remoteLost, slotDied, workerDied } from './endings.ts';
 import { onFailure, onLog, onResult } from './guest-results.ts';
-import { answerDeferred, dropDeferred, expireWaits, releaseSession, takeAllBack } from './objects.ts';
+import { answerDeferred, dropDeferred, expireWaits, forgetFresh, releaseSession, takeAllBack } from './objects.ts';
 import { dropLease, enqueue, pump, retireIdleWorkers, workerNotStarted, workerStarted } from './scheduler.ts';
 import { closeUpstream, forward, killRemote, onUpstreamBatch, takeUpFetches, upstreamTo } from './upstreams.ts';
 import { CHANNEL_KIND, Channel, Job, PENDING_KIND, TASK_STATE, TenantState, type Actor, type ChannelKind, type Failure, type Slot, type TenantQuota, type Upstream, type Worker } from './state.ts';
@@ -65,6 +66,9 @@ export class RayletCore {
       if (core.wasStopped(id)) throw new BulkheadError('UNAUTHENTICATED', 'the job was stopped: open a new session');
       job = new Job(id, tenant, submitter, principal, credential, credentialEndsMs, issuedMs);
       core.jobs.set(id, job);
+    } else if (job.tenant !== tenant || job.submitter.spiffeId !== submitter.spiffeId || job.principal.spiffeId !== principal.spiffeId) {
+      // The head gives a job's credentials to its submitter alone; were it wrong, two principals would share refs, actors and credential.
+      throw new BulkheadError('UNAUTHENTICATED', 'the session credential names a job that is not its own');
     } else if (credentialEndsMs > job.credentialEndsMs) {
       job.credential = credential;
       job.credentialEndsMs = credentialEndsMs;
@@ -106,6 +110,12 @@ export class RayletCore {
   openChannel(kind: ChannelKind, job: Job, principal: Principal, depth: number, info: Readonly<Record<string, unknown>>): Channel {
     const core = this.state;
     if (job.stopped || !job.tenant.active) throw new BulkheadError('UNAVAILABLE', 'the job has ended');
+    if (kind === CHANNEL_KIND.DRIVER) {
+      // One credential attaches as often as it is sent: what a channel may hold must not be multiplied by that.
+      let drivers = 0;
+      for (const channel of job.channels) if (channel.kind === CHANNEL_KIND.DRIVER) drivers++;
+      if (drivers >= MAX_SESSIONS_PER_JOB) throw new BulkheadError('RESOURCE_EXHAUSTED', `${drivers} drivers of this job are attached to this node already: open another job`);
+    }
     const session = core.newSession(job.tenant, principal.spiffeId);
     const channel = new Channel(core.nextNumber(), kind, session, job, principal, depth, undefined);
     core.channels.set(channel.number, channel);
@@ -165,6 +175,7 @@ export class RayletCore {
       c.starting = 0;
       core.classes.delete(c);
     }
+    if (core.jobs.has(job.id)) job.tenant.classes -= job.classes.size;
     for (const upstream of [...core.upstreams.values()]) if (upstream.job === job) this.upstreamClosed(upstream, { code: 'CANCELLED', message: 'its job ended', stack: '' });
     if (core.jobs.delete(job.id)) core.out.push({ type: 'job-ended', job });
   }
@@ -178,6 +189,7 @@ export class RayletCore {
   clientBatch(channel: Channel, batch: Uint8Array, nowMs: number): void {
     this.state.nowMs = nowMs;
     const r = this.#reader.reset(batch);
+    this.state.held = undefined;
     while (r.next()) this.#clientFrame(channel, r);
     this.settle();
   }
@@ -218,6 +230,7 @@ export class RayletCore {
     const counter = this.#counter.reset(batch);
     while (counter.next()) if (counter.op === OP.RESULT || counter.op === OP.FAILURE) results++;
     const r = this.#reader.reset(batch);
+    core.held = undefined;
     while (r.next()) {
       switch (r.op) {
         case OP.RESULT:
@@ -344,6 +357,7 @@ export class RayletCore {
       pump(core);
       takeUpFetches(core);
     } while (core.woken.length > 0 || core.remoteCalls.length > 0);
+    if (core.fresh.length > 0 || core.freshSessions.length > 0) forgetFresh(core);
   }
 
   #takeUpRemoteCalls(): void {

@@ -4,6 +4,7 @@
  * tasks are pipelined and long ones are spread. Tenants are served round robin; a lease yields after its slice when others wait.
  */
 import { OP } from '../../base/frame.ts';
+import { MAX_SCHEDULING_CLASSES_PER_TENANT } from '../../base/limits.ts';
 import { add, fits, subtract, type ResourceVector } from '../../base/resources.ts';
 import type { Core } from './core.ts';
 import { concludeTask, openSlot, sendExec } from './dispatch.ts';
@@ -21,11 +22,15 @@ const HOST_CPUS = 0.5;
 /** Blocked execs that may pile up in one isolate. */
 const MAX_BLOCKED_PER_LEASE = 4_096;
 
-export function classFor(core: Core, job: Job, resources: ResourceVector, isolation: string): SchedulingClass {
+/** The class of a job's tasks that need these resources; undefined when its tenant has too many classes already. */
+export function classFor(core: Core, job: Job, resources: ResourceVector, isolation: string): SchedulingClass | undefined {
   const custom = resources.custom === undefined ? '' : Object.keys(resources.custom).sort().map((k) => `${k}=${resources.custom?.[k] ?? 0}`).join(',');
   const key = `${isolation}|${resources.cpuUnits}|${resources.memoryBytes}|${custom}`;
   let found = job.classes.get(key);
   if (found === undefined) {
+    // An isolate may speak on for a moment after its job has ended.
+    if (core.jobs.get(job.id) !== job || job.tenant.classes >= MAX_SCHEDULING_CLASSES_PER_TENANT) return undefined;
+    job.tenant.classes++;
     found = new SchedulingClass(job, resources);
     job.classes.set(key, found);
     core.classes.add(found);

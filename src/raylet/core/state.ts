@@ -27,6 +27,11 @@ export class TenantState {
   readonly quota: TenantQuota;
   active = true;
   objectBytes = 0;
+  /** Object entries, and sessions of other nodes that they are in. */
+  entries = 0;
+  classes = 0;
+  /** Octets of batches of which some call is not finished. */
+  heldBytes = 0;
   cpuUnitsInUse = 0;
   memoryBytesInUse = 0;
   /** Facts that its log could not take when they came about: appended before any further decision. */
@@ -266,6 +271,8 @@ export class Channel {
   dirty = false;
   closed = false;
   inFlight = 0;
+  /** Octets of its batches of which some call is not finished. */
+  heldBytes = 0;
   /** Octets of values written since its last ones had left, and the answers that wait for that. */
   answeredBytes = 0;
   readonly deferred: DeferredAnswer[] = [];
@@ -292,12 +299,21 @@ export class Channel {
 export const TASK_STATE = { WAITING: 0, QUEUED: 1, RUNNING: 2, DONE: 3 } as const;
 export type TaskState = (typeof TASK_STATE)[keyof typeof TASK_STATE];
 
+/** A batch that calls in flight keep in memory, whole. */
+export interface HeldBatch {
+  readonly bytes: number;
+  calls: number;
+}
+
+const NOTHING = new Uint8Array(0);
+
 /** A task, actor creation or actor call. Its payload stays in the batch it came in: `args` is a range of it. */
 export class Task {
   readonly channel: Channel;
   readonly seq: number;
   readonly template: Template;
-  readonly batch: Uint8Array;
+  batch: Uint8Array;
+  held: HeldBatch | undefined = undefined;
   readonly argsStart: number;
   readonly restStart: number;
   readonly argsEnd: number;
@@ -334,6 +350,24 @@ export class Task {
     this.auditSeq = auditSeq;
     this.depth = depth;
     this.submittedMs = nowMs;
+  }
+
+  /** Counts the batch that keeps the arguments, once for all calls in it. */
+  hold(held: HeldBatch): void {
+    this.held = held;
+    if (held.calls++ > 0) return;
+    this.channel.heldBytes += held.bytes;
+    this.channel.job.tenant.heldBytes += held.bytes;
+  }
+
+  /** It has ended: whoever still knows it, as an actor its creation, does not keep its arguments. */
+  letGo(): void {
+    this.batch = NOTHING;
+    const { held } = this;
+    this.held = undefined;
+    if (held === undefined || --held.calls > 0) return;
+    this.channel.heldBytes -= held.bytes;
+    this.channel.job.tenant.heldBytes -= held.bytes;
   }
 }
 

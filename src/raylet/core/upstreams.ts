@@ -5,7 +5,7 @@
 import { OP, type FrameReader } from '../../base/frame.ts';
 import { isErrorCode } from '../../base/errors.ts';
 import { SESSION_PREFIX_BYTES } from '../../base/ids.ts';
-import { MAX_ERROR_MESSAGE_CHARS, MAX_FRAME_BYTES, MAX_OBJECT_BYTES, MAX_STACK_CHARS } from '../../base/limits.ts';
+import { MAX_ERROR_MESSAGE_CHARS, MAX_OBJECT_BYTES, MAX_STACK_CHARS } from '../../base/limits.ts';
 import { idWord, makeId, type Core } from './core.ts';
 import { settleFailed, settleFile, settleInline, settleRemote } from './objects.ts';
 import { OBJECT_STATUS, TASK_STATE, Upstream, type Failure, type Job, type ObjectEntry, type Task, type Template, type UpstreamRequest } from './state.ts';
@@ -207,8 +207,8 @@ function conclude(upstream: Upstream, at: Answered | undefined, finished: (task:
 
 export function readFailure(reader: FrameReader): Failure {
   const code = reader.str();
-  const message = reader.text(MAX_FRAME_BYTES).slice(0, MAX_ERROR_MESSAGE_CHARS);
-  const stack = reader.text(MAX_FRAME_BYTES).slice(0, MAX_STACK_CHARS);
+  const message = reader.text(4 * MAX_ERROR_MESSAGE_CHARS).slice(0, MAX_ERROR_MESSAGE_CHARS);
+  const stack = reader.text(4 * MAX_STACK_CHARS).slice(0, MAX_STACK_CHARS);
   return { code: isErrorCode(code) ? code : 'INTERNAL', message, stack };
 }
 
