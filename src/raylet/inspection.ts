@@ -5,7 +5,7 @@
 import type { MessageInitShape } from '@bufbuild/protobuf';
 import { BulkheadError } from '../base/errors.ts';
 import { CALL_KIND } from '../base/frame.ts';
-import { quote } from '../base/ids.ts';
+import { parseJobId, parseObjectIdText, quote } from '../base/ids.ts';
 import type { EntitySchema, Inspection } from '../rpc/generated/bulkhead/v1/raylet_pb.js';
 import type { CallContext, Implementation } from '../rpc/rpc.ts';
 import { LAYER_REMEDIES, type Layer } from '../sandbox/jail/layers.ts';
@@ -160,6 +160,9 @@ export function inspectionService(context: InspectionContext): Implementation<ty
     async *readLog(call: CallContext, request) {
       const tenant = tenantOf(raylet, request.tenant);
       if (tenant === undefined) return;
+      if (!['job', 'task', 'actor'].includes(request.kind)) throw new BulkheadError('INVALID_ARGUMENT', `${quote(request.kind)} is none of job, task, actor`);
+      if (request.kind === 'job') parseJobId(request.id);
+      else parseObjectIdText(request.id);
       const jobs = request.kind === 'job' ? [request.id] : raylet.logs.jobs(tenant.name);
       const keep = request.kind === 'job' ? () => true : request.kind === 'task' ? (l: { task: string }) => l.task === request.id : (l: { actor: string }) => l.actor === request.id;
       for (const job of jobs) {

@@ -364,7 +364,11 @@ export class Raylet implements AsyncDisposable {
   #effectFailed(effect: Effect, error: unknown): void {
     const safe = toSafeError(error);
     this.#options.log.error({ err: error, effect: effect.type }, 'an effect failed');
-    if (effect.type === 'seal-staged') this.#kill(effect.worker, 'MISBEHAVED');
+    if (effect.type === 'seal-staged') {
+      // What was announced is not there: whoever asks for it is told, instead of waiting for a file that never comes.
+      this.core.sealFailed(effect.fileName);
+      this.#kill(effect.worker, 'MISBEHAVED');
+    } else if (effect.type === 'stream-file') this.core.valueLost(effect.channel, effect.request, effect.position, effect.needed);
     else if (effect.type === 'attach' || effect.type === 'load-code' || effect.type === 'open-slot') this.#kill(effect.slot.worker, 'MISBEHAVED');
     else if (effect.type === 'write-part') {
       for (const channel of [...this.core.state.channels.values()]) if (channel.job.tenant === effect.tenant && channel.puts.size > 0) this.closeChannel(channel, safe);

@@ -374,7 +374,7 @@ describe('the session', () => {
   });
 });
 
-it('400 seeded mutations of a good batch: only their own channels end', { timeout: 120_000 }, async () => {
+it('300 seeded mutations of a good batch: only their own channels end', { timeout: 120_000 }, async () => {
   // mulberry32: the same mutations in every run.
   let state = 0x5eed;
   const random = (n: number): number => {
@@ -386,7 +386,7 @@ it('400 seeded mutations of a good batch: only their own channels end', { timeou
   const session = await RawDriver.session(globex);
   const pid = cluster.node('raylet-1').pid;
   let closed = 0;
-  for (let round = 0; round < 400; round++) {
+  for (let round = 0; round < 300; round++) {
     using driver = await RawDriver.attach(globex, 'raylet-1', session.credential);
     const good = batch(
       code(), define(1, '{"maxRetries":0,"timeoutMs":500}'), define(2, '{"maxRetries":0,"timeoutMs":500}', 'same'), put(1), chunk(2, 8, 0, Buffer.alloc(4)), chunk(2, 8, 4, Buffer.alloc(4)), submit(3, 1),
@@ -410,7 +410,7 @@ it('400 seeded mutations of a good batch: only their own channels end', { timeou
     if (!alive) closed++;
     if (round % 50 === 49) await undisturbed();
   }
-  expect(closed).toBeGreaterThan(100);
+  expect(closed).toBeGreaterThan(75);
   expect(cluster.node('raylet-1').pid).toBe(pid);
   await undisturbed();
 });

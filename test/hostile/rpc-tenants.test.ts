@@ -8,7 +8,7 @@ import type { DescField, DescMessage, DescMethod } from '@bufbuild/protobuf';
 import { afterAll, beforeAll, expect, it, describe } from 'vitest';
 import { objectIdFromText } from '../../src/base/ids.ts';
 import { createCsr } from '../../src/pki/pki.ts';
-import { file_bulkhead_v1_head, Identities, Jobs } from '../../src/rpc/generated/bulkhead/v1/head_pb.js';
+import { file_bulkhead_v1_head, Identities, Jobs, Sessions } from '../../src/rpc/generated/bulkhead/v1/head_pb.js';
 import { Audit, file_bulkhead_v1_raylet, Inspection } from '../../src/rpc/generated/bulkhead/v1/raylet_pb.js';
 import type { RpcChannel } from '../../src/rpc/rpc.ts';
 import type { Cluster } from '../../src/sdk/sdk.ts';
@@ -43,6 +43,7 @@ beforeAll(async () => {
   const own = await cluster.connect('globex-ana');
   await own.get(own.task(() => 1)());
   await until('acme sees its own, so that the values are real', async () => (await (await cluster.as('acme-ana')).on('raylet-1', Inspection).list({ kind: 'actors', tenant: 'acme' })).entities.length > 0);
+  const { sessionId } = await (await cluster.as('acme-ana')).to(Sessions).open({ jobName: '', jobId: acme.jobId });
   const { serial } = await (await cluster.as('acme-ana')).to(Identities).whoAmI({});
   const never = (id: string): string => `${id.slice(0, 20)}${'5'.repeat(id.length - 20)}`;
   const ids = [actor.id, object.id, task.id, acme.jobId];
@@ -56,10 +57,11 @@ beforeAll(async () => {
     node_id: { theirs: [cluster.node('raylet-1').nodeId], nobodys: ['node-nowhere'] },
     spiffe_id: { theirs: [`spiffe://${td}/tenant/acme/user/ana`, `spiffe://${td}/tenant/acme/job/${acme.jobId}`], nobodys: [`spiffe://${td}/tenant/nowhere/user/ana`, `spiffe://${td}/tenant/nowhere/job/${acme.jobId}`] },
     serial: { theirs: [serial], nobodys: [randomBytes(serial.length / 2).toString('hex')] },
+    session_id: { theirs: [sessionId], nobodys: [randomBytes(sessionId.length / 2).toString('hex')] },
     namespace: { theirs: ['acme'], nobodys: ['nowhere'] },
     file_name: { theirs: ['acme.yaml'], nobodys: ['nowhere.yaml'] },
   };
-  marks = ['acme', ...ids, ...ids.map((id) => id.slice(4)), ACTOR_NAME, 'secret', LABEL, serial];
+  marks = ['acme', ...ids, ...ids.map((id) => id.slice(4)), ACTOR_NAME, 'secret', LABEL, serial, sessionId];
 });
 afterAll(() => cluster?.stop());
 
@@ -123,7 +125,7 @@ const channelFor = (caller: Caller, method: DescMethod): RpcChannel => (method.p
 function comparable(answer: string, value: unknown): string {
   const text = value instanceof Uint8Array ? Buffer.from(value).toString('latin1') : String(value);
   return answer.replaceAll(text, '<value>').replaceAll(JSON.stringify(text).slice(1, -1), '<value>')
-    .replace(/-----BEGIN[^"]*/g, '<pem>').replace(/job-[0-9a-f]{24}/g, '<job>').replace(/eyJ[\w.-]+/g, '<jwt>').replace(/\b\d{10,}\b/g, '<time>').replace(/"version":\d+/g, '"version":<n>');
+    .replace(/-----BEGIN[^"]*/g, '<pem>').replace(/job-[0-9a-f]{24}/g, '<job>').replace(/eyJ[\w.-]+/g, '<jwt>').replace(/\b\d{10,}\b/g, '<time>').replace(/"version":\d+/g, '"version":<n>').replace(/"sessionId":"[0-9a-f]+"/g, '"sessionId":"<session>"');
 }
 
 it('there are fields to try in every service that has requests', () => {

@@ -54,6 +54,13 @@ function dropBytes(core: Core, entry: ObjectEntry): void {
   entry.size = 0;
 }
 
+/** The file of a value is gone, or never was. */
+export function loseFile(core: Core, entry: ObjectEntry, failure: Failure): void {
+  dropBytes(core, entry);
+  entry.status = OBJECT_STATUS.FAILED;
+  entry.failure = failure;
+}
+
 /** Sets an inline value. `value` must be the entry's own memory. */
 export function settleInline(core: Core, entry: ObjectEntry, value: Uint8Array): void {
   if (entry.status !== OBJECT_STATUS.PENDING && entry.status !== OBJECT_STATUS.REMOTE) return;

@@ -15,7 +15,7 @@ import * as calls from './client-calls.ts';
 import { Core, idWord, type CoreConfig } from './core.ts';
 import { cancelTask, closeSlotChannel, enforceLimits, execEnded, remoteEnded, remoteLost, slotDied, workerDied } from './endings.ts';
 import { onFailure, onLog, onResult } from './guest-results.ts';
-import { answerDeferred, dropDeferred, expireWaits, forgetFresh, releaseSession, takeAllBack } from './objects.ts';
+import { answerDeferred, dropDeferred, expireWaits, forgetFresh, loseFile, LOST, refuseValue, releaseSession, takeAllBack } from './objects.ts';
 import { dropLease, enqueue, pump, retireIdleWorkers, workerNotStarted, workerStarted } from './scheduler.ts';
 import { closeUpstream, forward, killRemote, onUpstreamBatch, takeUpFetches, upstreamTo } from './upstreams.ts';
 import { CHANNEL_KIND, Channel, Job, PENDING_KIND, TASK_STATE, TenantState, type Actor, type ChannelKind, type Failure, type Slot, type TenantQuota, type Upstream, type Worker } from './state.ts';
@@ -300,6 +300,19 @@ export class RayletCore {
     slot.worker.slots.delete(slot.number);
     closeSlotChannel(this.state, slot);
     this.settle();
+  }
+
+  /** A worker announced a staged file that is not there, or is none. */
+  sealFailed(fileName: string): void {
+    const [, prefixHex = '', index = ''] = fileName.split('-');
+    const entry = this.state.sessions.get(prefixHex)?.objects.get(Number(index));
+    if (entry?.fileName === fileName) loseFile(this.state, entry, { code: 'WORKER_DIED', message: 'the worker broke its protocol and was killed: its result was not what it had announced', stack: '' });
+    this.settle();
+  }
+
+  /** A file that was to be sent cannot be read. */
+  valueLost(channel: Channel, request: number, position: number, needed: number): void {
+    if (!channel.closed) refuseValue(this.state, channel, request, position, LOST, needed);
   }
 
   // --- other raylets and the head ---------------------------------------------------------------------------------------
