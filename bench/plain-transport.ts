@@ -2,6 +2,7 @@
  * The driver's way to a `control-raylet.ts`: HTTP/2 with or without mutual TLS, batches behind their length. The same code on both sides of the
  * comparison, so that the difference is TLS alone. For the bench only: the product's transport is src/sdk/grpc-transport.ts.
  */
+import { once } from 'node:events';
 import { connect } from 'node:http2';
 import { readProfile } from '../src/pki/pki.ts';
 import type { Transport } from '../src/sdk/sdk.ts';
@@ -19,9 +20,10 @@ export class BatchFraming {
     this.#batch = batch;
   }
 
-  static frame(batch: Uint8Array): Buffer {
+  /** With `tailBytes` the batch goes on after what is returned. */
+  static frame(batch: Uint8Array, tailBytes = 0): Buffer {
     const framed = Buffer.allocUnsafe(PREFIX_BYTES + batch.length);
-    framed.writeUInt32LE(batch.length);
+    framed.writeUInt32LE(batch.length + tailBytes);
     framed.set(batch, PREFIX_BYTES);
     return framed;
   }
@@ -61,13 +63,12 @@ export function plainTransport(target: string, profile: string): Transport {
       stream.on('data', (chunk: Buffer) => framing.push(chunk));
       stream.on('error', (error) => handlers.closed(error));
       const ended = new Promise<void>((resolve) => stream.once('close', resolve));
+      let waiting: Promise<void> | undefined;
       return {
-        send(batch) {
-          if (stream.write(BatchFraming.frame(batch))) return undefined;
-          return new Promise((resolve) => {
-            stream.once('drain', resolve);
-            stream.once('close', resolve);
-          });
+        send(batch, tail) {
+          let flowing = stream.write(BatchFraming.frame(batch, tail?.length ?? 0));
+          if (tail !== undefined) flowing = stream.write(tail);
+          return flowing ? undefined : (waiting ??= Promise.race([once(stream, 'drain'), ended]).then(() => void (waiting = undefined)));
         },
         async close() {
           stream.end();
