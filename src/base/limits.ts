@@ -20,6 +20,12 @@ export const MAX_REFS_PER_CALL = 100_000;
 /** Top-level refs among the arguments of one call. */
 export const MAX_DEPENDENCIES = 1_024;
 export const MAX_RETURNS = 64;
+/** Code of one tenant that a node keeps, in memory; what no function or actor uses goes first. */
+export const MAX_CODE_BYTES_PER_TENANT = 256 * 2 ** 20;
+/** Actor names of one tenant that a node asks the head about at once. */
+export const MAX_NAME_CALLS_PER_TENANT = 256;
+/** Output of one tenant's jobs that a node keeps; the oldest go first. */
+export const MAX_LOG_BYTES_PER_TENANT = 512 * 2 ** 20;
 /** Functions, classes and methods that one channel may define. */
 export const MAX_TEMPLATES_PER_CHANNEL = 4_096;
 /** Objects of one tenant that a node keeps account of, held here or known by a ref; beyond it new ones fail, and beyond twice this their channels end. */

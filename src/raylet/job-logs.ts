@@ -5,7 +5,7 @@
 import { appendFileSync, closeSync, existsSync, mkdirSync, openSync, readdirSync, readSync, rmSync, statSync, watch } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { parseJobId, parseTenantName, type JobId } from '../base/ids.ts';
-import { MAX_LOG_BYTES } from '../base/limits.ts';
+import { MAX_LOG_BYTES, MAX_LOG_BYTES_PER_TENANT } from '../base/limits.ts';
 
 const MAX_JOB_LOG_BYTES = 64 * 2 ** 20;
 
@@ -20,10 +20,14 @@ export interface LogLine {
 
 export class JobLogs {
   readonly #dir: string;
+  readonly #tenantBytes: number;
   readonly #sizes = new Map<string, number>();
   readonly #perSource = new Map<string, number>();
+  /** By tenant. */
+  readonly #totals = new Map<string, number>();
 
-  constructor(dir: string) {
+  constructor(dir: string, tenantBytes = MAX_LOG_BYTES_PER_TENANT) {
+    this.#tenantBytes = tenantBytes;
     this.#dir = dir;
     mkdirSync(dir, { recursive: true, mode: 0o700 });
   }
@@ -45,9 +49,30 @@ export class JobLogs {
     let text = new TextDecoder().decode(bytes);
     if (after >= MAX_LOG_BYTES) text = `${text.slice(0, Math.max(0, MAX_LOG_BYTES - before))}\n… the log of this task is full at ${MAX_LOG_BYTES} bytes; the rest was dropped\n`;
     const entry = `${JSON.stringify({ ...line, text })}\n`;
+    if (!this.#makeRoom(tenant, path, Buffer.byteLength(entry))) return;
     if (size === 0) mkdirSync(join(this.#dir, parseTenantName(tenant)), { recursive: true, mode: 0o700 });
     appendFileSync(path, entry, { mode: 0o600 });
     this.#sizes.set(path, size + Buffer.byteLength(entry));
+  }
+
+  /** All tenants' logs are on one disk, with the audit logs: the oldest of a tenant's own make room. */
+  #makeRoom(tenant: string, path: string, bytes: number): boolean {
+    const dir = dirname(path);
+    const sizeOf = (name: string): number => statSync(join(dir, name), { throwIfNoEntry: false })?.size ?? 0;
+    const names = (): string[] => (existsSync(dir) ? readdirSync(dir) : []);
+    let total = this.#totals.get(tenant) ?? names().reduce((sum, name) => sum + sizeOf(name), 0);
+    if (total + bytes > this.#tenantBytes) {
+      const oldest = names().map((name) => ({ path: join(dir, name), ms: statSync(join(dir, name)).mtimeMs, size: sizeOf(name) })).filter((f) => f.path !== path).sort((a, b) => a.ms - b.ms);
+      for (const file of oldest) {
+        if (total + bytes <= this.#tenantBytes) break;
+        rmSync(file.path, { force: true });
+        // Full, for a job that still prints: it would push the others out in turn.
+        this.#sizes.set(file.path, MAX_JOB_LOG_BYTES);
+        total -= file.size;
+      }
+    }
+    this.#totals.set(tenant, total + bytes);
+    return total + bytes <= this.#tenantBytes;
   }
 
   /** Lines of a job that `keep` accepts; with `follow`, those that come until `signal`. */
@@ -88,6 +113,7 @@ export class JobLogs {
   }
 
   forget(tenant: string): void {
+    this.#totals.delete(tenant);
     const dir = join(this.#dir, parseTenantName(tenant));
     for (const path of this.#sizes.keys()) if (dirname(path) === dir) this.#sizes.delete(path);
     rmSync(dir, { recursive: true, force: true });

@@ -10,7 +10,7 @@ import type { PolicyDecisionPoint } from '../base/decision.ts';
 import { BulkheadError, toSafeError } from '../base/errors.ts';
 import { OP } from '../base/frame.ts';
 import { parseTenantName, type JobId, type TenantName } from '../base/ids.ts';
-import { CHUNK_BYTES, MAX_CALLS_IN_FLIGHT, MAX_HELD_BYTES_PER_CHANNEL } from '../base/limits.ts';
+import { CHUNK_BYTES, MAX_CALLS_IN_FLIGHT, MAX_HELD_BYTES_PER_CHANNEL, MAX_NAME_CALLS_PER_TENANT } from '../base/limits.ts';
 import type { Principal } from '../base/principal.ts';
 import { parseMemory, parseUnits, type ResourceVector } from '../base/resources.ts';
 import type { Clock, RandomSource } from '../base/time.ts';
@@ -101,6 +101,10 @@ export class Raylet implements AsyncDisposable {
   /** Channels with answers that wait for the client or the audit log. */
   readonly #answering = new Set<Channel>();
   readonly #killing = new Map<Worker, string>();
+  /** Questions to the head about names, by tenant. */
+  readonly #nameCalls = new Map<string, number>();
+  /** Channels whose new credential is being verified. */
+  readonly #renewing = new Set<Channel>();
   readonly #naming = new Map<string, Promise<void>>();
   readonly #timer: NodeJS.Timeout;
   peers: PeerLinks | undefined = undefined;
@@ -413,6 +417,8 @@ export class Raylet implements AsyncDisposable {
         if (!existsSync(path)) writeFileSync(path, effect.source, { mode: 0o644 });
         return;
       }
+      case 'delete-code':
+        return rmSync(join(this.#codeDir, effect.tenant.name, `${effect.digestHex}.js`), { force: true });
       case 'seal-staged':
         this.#sealStaged(effect);
         return;
@@ -613,10 +619,24 @@ export class Raylet implements AsyncDisposable {
 
   // --- names and credentials ----------------------------------------------------------------------------------------------------
 
+  /** A name costs a few octets to ask for, and the head a record on disk: so a tenant has so many questions open. */
+  async #askHead<T>(tenant: string, ask: () => Promise<T>): Promise<T> {
+    const open = this.#nameCalls.get(tenant) ?? 0;
+    if (open >= MAX_NAME_CALLS_PER_TENANT) throw new BulkheadError('RESOURCE_EXHAUSTED', `${open} actor names of the tenant are being asked for on this node already: wait for some of them`);
+    this.#nameCalls.set(tenant, open + 1);
+    try {
+      return await ask();
+    } finally {
+      const left = (this.#nameCalls.get(tenant) ?? 1) - 1;
+      if (left > 0) this.#nameCalls.set(tenant, left);
+      else this.#nameCalls.delete(tenant);
+    }
+  }
+
   async #registerName(actor: Actor, id: Uint8Array, classInfo: string): Promise<void> {
     let failure: Failure | undefined;
     const { namespace } = actor.template.options;
-    const registering = this.#options.names.register(actor.job.tenant.name, namespace, actor.name, id, classInfo);
+    const registering = this.#askHead(actor.job.tenant.name, () => this.#options.names.register(actor.job.tenant.name, namespace, actor.name, id, classInfo));
     // A client that looks its own actor up at once finds it: the look-up waits for the registration before it.
     const key = nameKey(actor.job.tenant.name, namespace, actor.name);
     this.#naming.set(key, registering);
@@ -636,19 +656,27 @@ export class Raylet implements AsyncDisposable {
     let found: { id: Uint8Array; classInfo: string } | Failure | undefined;
     try {
       await this.#naming.get(nameKey(effect.channel.job.tenant.name, effect.namespace, effect.name))?.catch(() => undefined);
-      found = await this.#options.names.lookup(effect.channel.job.tenant.name, effect.namespace, effect.name);
+      found = await this.#askHead(effect.channel.job.tenant.name, () => this.#options.names.lookup(effect.channel.job.tenant.name, effect.namespace, effect.name));
     } catch (error) {
-      this.#options.log.warn({ err: error }, 'the head could not be asked for an actor name');
-      // Not the same as "nobody has it": the client may try again.
-      found = { code: 'UNAVAILABLE', message: 'the head cannot be asked for the name now; try again', stack: '' };
+      if (error instanceof BulkheadError && error.code === 'RESOURCE_EXHAUSTED') found = failureOf(error);
+      else {
+        this.#options.log.warn({ err: error }, 'the head could not be asked for an actor name');
+        // Not the same as "nobody has it": the client may try again.
+        found = { code: 'UNAVAILABLE', message: 'the head cannot be asked for the name now; try again', stack: '' };
+      }
     }
     this.core.nameFound(effect.channel, effect.request, found, effect.auditSeq);
     this.flush();
   }
 
   async #renewCredential(channel: Channel, credential: string): Promise<void> {
+    // One signature at a time: a batch holds thousands of them, and each costs far more to check than to send.
+    if (this.#renewing.has(channel)) return;
+    this.#renewing.add(channel);
     try {
       const verified = await this.#options.verifyCredential(credential);
+      // Its job may have ended meanwhile, and must not come back.
+      if (channel.closed) return;
       if (verified.jobId !== channel.job.id || verified.principal.spiffeId !== channel.job.submitter.spiffeId) throw new BulkheadError('UNAUTHENTICATED', 'the credential is for another session');
       // Raylets of one job are each other's clients: what is known already is not passed on again, or it would go round for ever.
       if (verified.expiresMs <= channel.job.credentialEndsMs) return;
@@ -661,6 +689,8 @@ export class Raylet implements AsyncDisposable {
       this.flush();
     } catch (error) {
       this.closeChannel(channel, toSafeError(error));
+    } finally {
+      this.#renewing.delete(channel);
     }
   }
 

@@ -3,7 +3,7 @@ import { describe, expect, it } from 'vitest';
 import type { AuditRecord } from '../../src/base/audit-record.ts';
 import { BulkheadError } from '../../src/base/errors.ts';
 import { CALL_KIND, FrameWriter, OP } from '../../src/base/frame.ts';
-import { MAX_ANSWER_BYTES, MAX_BATCH_BYTES, MAX_FRAME_BYTES, MAX_HELD_BYTES_PER_TENANT, MAX_OBJECTS_PER_TENANT, MAX_SCHEDULING_CLASSES_PER_TENANT, MAX_SESSIONS_PER_JOB } from '../../src/base/limits.ts';
+import { MAX_ANSWER_BYTES, MAX_BATCH_BYTES, MAX_CODE_BYTES, MAX_CODE_BYTES_PER_TENANT, MAX_FRAME_BYTES, MAX_HELD_BYTES_PER_TENANT, MAX_OBJECTS_PER_TENANT, MAX_SCHEDULING_CLASSES_PER_TENANT, MAX_SESSIONS_PER_JOB } from '../../src/base/limits.ts';
 import { makeId } from '../../src/raylet/core/core.ts';
 import { principalFromSpiffeId } from '../../src/base/principal.ts';
 import { CHANNEL_KIND } from '../../src/raylet/core/state.ts';
@@ -323,4 +323,101 @@ describe('what a worker that is native code says', () => {
     w.run(10_000);
     for (const f of globex.channel.job.tenant.finished) expect(f.reason.length).toBeLessThan(256);
   });
+});
+
+describe('processes', () => {
+  const workersOf = (client: SimClient): number => [...core(client).workers.values()].filter((worker) => worker.tenant === client.channel.job.tenant).length;
+
+  it.each<[string, (i: number) => { memoryBytes: number; cpus: number }]>([
+    ['of actors that each ask for one octet more', (i) => ({ memoryBytes: i + 1, cpus: 0 })],
+    ['of actors that each ask for a page more than the default', (i) => ({ memoryBytes: 2 ** 26 + 4_096 * (i + 1), cpus: 0 })],
+  ])('%s leave room for others', (_name, ask) => {
+    const { world: w, globex, acme } = world({ seed: 20, cpus: 8 });
+    for (let i = 0; i < 40; i++) {
+      globex.define(50 + i, CALL_KIND.ACTOR_CLASS, ask(i), 'Counter');
+      globex.call(OP.CREATE_ACTOR, 50 + i, DO.RETURN);
+    }
+    globex.flush();
+    w.run(10_000);
+    expect(workersOf(globex)).toBeLessThanOrEqual(12);
+    acme.get([acme.call(OP.SUBMIT, 1, DO.RETURN)]);
+    acme.flush();
+    w.run(10_000);
+    expect([...acme.calls.values()].flatMap((c) => c.answers)).toEqual(['value']);
+  });
+
+  it('that are all blocked by one tenant leave room for others', () => {
+    const { world: w, globex, acme } = world({ seed: 21, cpus: 16 });
+    for (let i = 0; i < 100; i++) globex.call(OP.SUBMIT, 1, DO.HANG);
+    globex.flush();
+    w.run(10_000);
+    for (let round = 0; round < 30; round++) {
+      // Native code in each says that its call waits for a value that never comes, which frees its cpu for another.
+      for (const worker of [...core(globex).workers.values()]) {
+        for (const slot of worker.slots.values()) {
+          for (const exec of slot.execs.keys()) {
+            const out = new FrameWriter();
+            out.begin(OP.GET).u32(exec).u32(exec).refs([makeId(globex.prefix, 100)]).end();
+            globex.node.core.guestBatch(slot, out.take(), w.nowMs);
+          }
+        }
+      }
+      w.drain(globex.node);
+      w.run(10_000);
+    }
+    expect(workersOf(globex)).toBeLessThanOrEqual(12);
+    acme.get([acme.call(OP.SUBMIT, 1, DO.RETURN)]);
+    acme.flush();
+    w.run(10_000);
+    expect([...acme.calls.values()].flatMap((c) => c.answers)).toEqual(['value']);
+  });
+
+  it('actors count against the quota of memory too', () => {
+    const { world: w, globex } = world({ seed: 22 });
+    const { tenant } = globex.channel.job;
+    tenant.quota.memoryBytes = 2 ** 30;
+    globex.define(4, CALL_KIND.ACTOR_CLASS, { memoryBytes: 600 * 2 ** 20 }, 'Counter');
+    for (let i = 0; i < 3; i++) globex.call(OP.CREATE_ACTOR, 4, DO.RETURN);
+    globex.flush();
+    w.run(10_000);
+    expect([...globex.channel.job.actors].map((a) => a.state).sort()).toEqual(['ALIVE', 'PENDING_CREATION', 'PENDING_CREATION']);
+    globex.node.core.closeChannel(globex.channel);
+    expect(tenant.memoryBytesInUse).toBe(0);
+  });
+
+  it('thousands of actors that fit nowhere cost a step a few looks, and the next tenant’s actor finds its place', () => {
+    const { world: w, globex, acme } = world({ seed: 23 });
+    globex.define(4, CALL_KIND.ACTOR_CLASS, { cpus: 1_000 }, 'Counter');
+    for (let i = 0; i < 5_000; i++) globex.call(OP.CREATE_ACTOR, 4, DO.RETURN);
+    send(globex);
+    expect(core(globex).waitingActors.some(16)).toHaveLength(16);
+    acme.define(4, CALL_KIND.ACTOR_CLASS, {}, 'Counter');
+    acme.get([acme.call(OP.CREATE_ACTOR, 4, DO.RETURN)]);
+    acme.flush();
+    w.run(20_000);
+    expect([...acme.calls.values()].flatMap((c) => c.answers)).toEqual(['value']);
+  });
+});
+
+it('code of one tenant takes so much, and what nothing uses makes room', () => {
+  const { world: w, globex } = world({ seed: 24 });
+  send(globex);
+  const { tenant } = globex.channel.job;
+  const digestOf = (n: number): Uint8Array => new Uint8Array(32).fill(n);
+  let n = 100;
+  // The simulation's hash is a constant: the upload is what counts here.
+  Object.assign(globex.node.core.state.config, { sha256: (bytes: Uint8Array) => digestOf(bytes[0] as number) });
+  for (; n < 100 + (2 * MAX_CODE_BYTES_PER_TENANT) / MAX_CODE_BYTES; n++) {
+    const source = new Uint8Array(MAX_CODE_BYTES).fill(n);
+    for (let at = 0; at < source.length; at += 2 ** 21) {
+      globex.out.begin(OP.CODE).raw(digestOf(n)).u32(source.length).u32(at).raw(source.subarray(at, at + 2 ** 21)).end();
+      send(globex);
+    }
+    core(globex).out = [];
+    expect(tenant.codeBytes).toBeLessThanOrEqual(MAX_CODE_BYTES_PER_TENANT);
+  }
+  expect(tenant.codeBytes).toBe([...tenant.code.values()].reduce((sum, c) => sum + Math.ceil(c.size / 4_096) * 4_096, 0));
+  // The first is what the client's function is made of.
+  expect([tenant.code.has('09'.repeat(32)), tenant.code.has(digestOf(n - 1)[0]!.toString(16).repeat(32))]).toEqual([true, true]);
+  void w;
 });

@@ -191,10 +191,11 @@ export function nodeSyncService(context: HeadContext): Implementation<typeof Nod
     for (const { jobId, sessionId, how } of news) await head.commit((nowMs, out) => head.jobs.step({ type: 'streamEnded', jobId, sessionId, how }, nowMs, out));
   };
 
-  const actorId = (bytes: Uint8Array, tenant: string): string => {
+  /** An actor lives where it is registered: a node cannot send callers of a name to another. */
+  const actorId = (bytes: Uint8Array, tenant: string, nodeId: string): string => {
     const { number } = head.tenants.active(tenant);
     const id = Buffer.from(bytes);
-    if (id.length !== OBJECT_ID_BYTES || id.readUInt32LE(0) !== number) throw new BulkheadError('INVALID_ARGUMENT', 'the actor id is not one of this tenant');
+    if (id.length !== OBJECT_ID_BYTES || id.readUInt32LE(0) !== number || id.readUInt32LE(4) !== head.nodes.get(nodeId)?.number) throw new BulkheadError('INVALID_ARGUMENT', 'the actor id is not one of this tenant on this node');
     return id.toString('hex');
   };
 
@@ -227,7 +228,7 @@ export function nodeSyncService(context: HeadContext): Implementation<typeof Nod
 
     async registerActorName(call, request) {
       const { tenant, namespace, name, classInfo } = request;
-      const row = { tenant, namespace, name, actorId: actorId(request.actorId, tenant), classInfo, nodeId: call.principal.name };
+      const row = { tenant, namespace, name, actorId: actorId(request.actorId, tenant, call.principal.name), classInfo, nodeId: call.principal.name };
       await head.commit((nowMs, out) => head.actorNames.step({ type: 'register', row }, nowMs, out));
       return { found: true, actorId: request.actorId, classInfo };
     },

@@ -11,7 +11,7 @@ import { MAX_ACTORS_PER_WORKER } from '../../base/limits.ts';
 import { add, fits, subtract, UNITS_PER_CPU } from '../../base/resources.ts';
 import { idIndex, makeId, type Core } from './core.ts';
 import { concludeTask, openSlot, sendExec } from './dispatch.ts';
-import { failedArgument, isolateBytes } from './scheduler.ts';
+import { failedArgument, isolateBytes, roomForWorker } from './scheduler.ts';
 import { cancelRemote, forward, killRemote, upstreamTo } from './upstreams.ts';
 import { Actor, CHANNEL_KIND, TASK_STATE, Worker, type Channel, type Failure, type RemoteNode, type Task, type Template } from './state.ts';
 
@@ -40,11 +40,13 @@ export function actorResource(actor: Actor): Resource {
 export function placeActor(core: Core, actor: Actor): boolean {
   const { resources } = actor.template.options;
   const { tenant } = actor.job;
-  if (fits(resources, core.available) && tenant.cpuUnitsInUse + resources.cpuUnits <= tenant.quota.cpuUnits) {
+  if (fits(resources, core.available) && tenant.cpuUnitsInUse + resources.cpuUnits <= tenant.quota.cpuUnits && tenant.memoryBytesInUse + resources.memoryBytes <= tenant.quota.memoryBytes) {
+    const worker = actorWorker(core, actor);
+    if (worker === undefined) return false;
     core.available = subtract(core.available, resources);
     tenant.cpuUnitsInUse += resources.cpuUnits;
+    tenant.memoryBytesInUse += resources.memoryBytes;
     actor.holding = true;
-    const worker = actorWorker(core, actor);
     worker.seats++;
     worker.booting++;
     actor.worker = worker;
@@ -75,8 +77,9 @@ const BOOTING_PER_WORKER = 4;
 const SEATS_PER_WORKER = 8;
 
 /** Workers of a tenant are shared by its actors, up to a bound; one that asks for memory of its own size gets one that has it. */
-function actorWorker(core: Core, actor: Actor): Worker {
-  const bytes = isolateBytes(core, actor.template.options.resources);
+function actorWorker(core: Core, actor: Actor): Worker | undefined {
+  // At least what any actor gets: a process for each size of small ones would be a process for each actor.
+  const bytes = Math.max(core.config.defaultIsolateBytes, isolateBytes(core, actor.template.options.resources));
   const cpus = Math.max(1, Math.floor(core.config.total.cpuUnits / UNITS_PER_CPU));
   let least: Worker | undefined;
   let workers = 0;
@@ -86,6 +89,7 @@ function actorWorker(core: Core, actor: Actor): Worker {
     if (worker.memoryBytes >= bytes && worker.seats < MAX_ACTORS_PER_WORKER && (least === undefined || worker.booting < least.booting || (worker.booting === least.booting && worker.seats < least.seats))) least = worker;
   }
   if (least !== undefined && ((least.booting < BOOTING_PER_WORKER && least.seats < SEATS_PER_WORKER) || workers >= cpus)) return least;
+  if (!roomForWorker(core, actor.job.tenant)) return least;
   const worker = new Worker(core.nextNumber(), actor.job.tenant, bytes, 'actors');
   core.workers.set(worker.key, worker);
   // Its actors may be busy side by side; what they hold is counted by the scheduler.
@@ -104,9 +108,12 @@ export function actorWorkerStarted(core: Core, worker: Worker): void {
   for (const job of core.jobs.values()) for (const actor of job.actors) if (actor.worker === worker && actor.slot === undefined && actor.state === 'PENDING_CREATION') seatActor(core, actor);
 }
 
+/** Waiting actors of one tenant that a step tries to place. */
+const WAITING_PER_STEP = 16;
+
 /** Actors that found no place yet: tried again whenever resources may have come free. */
 export function placeWaitingActors(core: Core): void {
-  for (const actor of core.waitingActors) {
+  for (const actor of core.waitingActors.some(WAITING_PER_STEP)) {
     if (actor.state !== 'PENDING_CREATION' || actor.creation.state === TASK_STATE.DONE) core.waitingActors.delete(actor);
     else if (actor.creation.missing === 0) {
       const failure = failedArgument(actor.creation);
@@ -186,6 +193,7 @@ export function actorDied(core: Core, actor: Actor, failure: Failure): void {
   if (actor.holding) {
     core.available = add(core.available, actor.template.options.resources);
     tenant.cpuUnitsInUse -= actor.template.options.resources.cpuUnits;
+    tenant.memoryBytesInUse -= actor.template.options.resources.memoryBytes;
     actor.holding = false;
   }
   core.lifecycle(tenant, 'actor.died', actor.session.ownerId, 'actor', actor.session.prefixHex, actor.index, `${failure.code} ${actor.template.detail}`);

@@ -7,14 +7,14 @@ import { resource } from '../../base/decision.ts';
 import { BulkheadError } from '../../base/errors.ts';
 import { CALL_KIND, NO_TIMEOUT, OP, type CallKind, type FrameReader } from '../../base/frame.ts';
 import { OBJECT_ID_BYTES, SESSION_PREFIX_BYTES, quote } from '../../base/ids.ts';
-import { MAX_CALLS_IN_FLIGHT, MAX_CODE_BYTES, MAX_DEPENDENCIES, MAX_HELD_BYTES_PER_TENANT, MAX_OBJECT_BYTES, MAX_OBJECTS_PER_TENANT, MAX_REFS_PER_CALL, MAX_SCHEDULING_CLASSES_PER_TENANT, MAX_TASK_DEPTH, MAX_TEMPLATES_PER_CHANNEL, MAX_UPLOADS_PER_CHANNEL } from '../../base/limits.ts';
+import { MAX_CALLS_IN_FLIGHT, MAX_CODE_BYTES, MAX_CODE_BYTES_PER_TENANT, MAX_DEPENDENCIES, MAX_HELD_BYTES_PER_TENANT, MAX_OBJECT_BYTES, MAX_OBJECTS_PER_TENANT, MAX_REFS_PER_CALL, MAX_SCHEDULING_CLASSES_PER_TENANT, MAX_TASK_DEPTH, MAX_TEMPLATES_PER_CHANNEL, MAX_UPLOADS_PER_CHANNEL } from '../../base/limits.ts';
 import { actorDied, actorResource, callActor, findActor, methodResource } from './actors.ts';
 import { DENIED_TEXT, hex, idIndex, idWord, type Core } from './core.ts';
 import { cancelTask } from './endings.ts';
 import { parseFunctionOptions } from './function-options.ts';
 import { answerWait, awaitEntry, block, createEntry, DENIED, findEntry, isLocal, LOST, refuseValue, releaseHandle, settleFailed, settleFile, settleInline, takeBack, writeValue } from './objects.ts';
 import { classFor, enqueue } from './scheduler.ts';
-import { Actor, CHANNEL_KIND, failureOf, FunctionStats, OBJECT_STATUS, PENDING_KIND, PendingCall, Task, TASK_STATE, Template, type Channel, type Failure, type ObjectEntry, type Session } from './state.ts';
+import { Actor, CHANNEL_KIND, failureOf, FunctionStats, OBJECT_STATUS, PENDING_KIND, PendingCall, Task, TASK_STATE, Template, type Channel, type Failure, type ObjectEntry, type Session, type TenantState } from './state.ts';
 
 const MAX_OPTIONS_BYTES = 16_384;
 /** Of an export or a method. Both are in the record of every call, whatever they are for, so neither may be longer or of other characters. */
@@ -58,9 +58,39 @@ export function onCode(core: Core, channel: Channel, r: FrameReader): void {
   const seq = core.decide(channel, 'code.register', resource('code', { tenant: tenant.name, name, owner: channel.principal.spiffeId, code: name, size: total }), name, -1, 1, '');
   if (seq < 0) return rejectCall(core, channel, 0, DENIED);
   if (hex(core.config.sha256(upload.bytes)) !== upload.digestHex) return rejectCall(core, channel, 0, refused('INVALID_ARGUMENT', 'the code bundle does not have the digest it was sent under'));
-  if (tenant.code.has(upload.digestHex)) return;
+  const known = tenant.code.get(upload.digestHex);
+  if (known !== undefined) {
+    // Last in the order of use.
+    tenant.code.delete(upload.digestHex);
+    tenant.code.set(upload.digestHex, known);
+    return;
+  }
+  if (!makeRoomForCode(core, tenant, total)) return rejectCall(core, channel, 0, refused('RESOURCE_EXHAUSTED', `the tenant's code in use on this node takes more than ${MAX_CODE_BYTES_PER_TENANT} bytes: let jobs and actors end`));
   tenant.code.set(upload.digestHex, { digestHex: upload.digestHex, size: total });
+  tenant.codeBytes += codeCost(total);
   core.out.push({ type: 'store-code', tenant, digestHex: upload.digestHex, source: upload.bytes });
+}
+
+/** A file of one octet takes a page. */
+function codeCost(size: number): number {
+  return Math.ceil(size / 4_096) * 4_096;
+}
+
+/** Lets go of code that no function or actor uses, the longest unused first, and of more than is needed: looking is dear. */
+function makeRoomForCode(core: Core, tenant: TenantState, size: number): boolean {
+  const fits = (limit: number): boolean => tenant.codeBytes + codeCost(size) <= limit;
+  if (fits(MAX_CODE_BYTES_PER_TENANT)) return true;
+  const used = new Set<string>();
+  for (const channel of core.channels.values()) if (channel.job.tenant === tenant) for (const template of channel.templates.values()) used.add(template.digestHex);
+  for (const job of core.jobs.values()) if (job.tenant === tenant) for (const actor of job.actors) used.add(actor.template.digestHex);
+  for (const [digestHex, bundle] of tenant.code) {
+    if (fits(MAX_CODE_BYTES_PER_TENANT / 2)) break;
+    if (used.has(digestHex)) continue;
+    tenant.code.delete(digestHex);
+    tenant.codeBytes -= codeCost(bundle.size);
+    core.out.push({ type: 'delete-code', tenant, digestHex });
+  }
+  return fits(MAX_CODE_BYTES_PER_TENANT);
 }
 
 export function onDefine(core: Core, channel: Channel, r: FrameReader): void {

@@ -61,6 +61,46 @@ function cutBatch(of: Channel | Upstream): void {
 const INTRUSIONS_TOLD = 16;
 const INTRUSIONS_MS = 1_000;
 
+/** Actors without a place, by tenant: a step looks at some of each, however many one tenant has that fit nowhere. */
+class WaitingActors {
+  readonly #byTenant = new Map<TenantState, Set<Actor>>();
+
+  get size(): number {
+    return this.#byTenant.size;
+  }
+
+  add(actor: Actor): void {
+    const of = this.#byTenant.get(actor.job.tenant);
+    if (of === undefined) this.#byTenant.set(actor.job.tenant, new Set([actor]));
+    else of.add(actor);
+  }
+
+  delete(actor: Actor): void {
+    const of = this.#byTenant.get(actor.job.tenant);
+    if (of?.delete(actor) === true && of.size === 0) this.#byTenant.delete(actor.job.tenant);
+  }
+
+  /** The first of each tenant; where there are more, they are the last next time. */
+  some(most: number): Actor[] {
+    const taken: Actor[] = [];
+    for (const of of this.#byTenant.values()) {
+      const first: Actor[] = [];
+      for (const actor of of) {
+        if (first.length === most) break;
+        first.push(actor);
+      }
+      if (of.size > most) {
+        for (const actor of first) {
+          of.delete(actor);
+          of.add(actor);
+        }
+      }
+      taken.push(...first);
+    }
+    return taken;
+  }
+}
+
 export class Core {
   readonly config: CoreConfig;
   nowMs = 0;
@@ -90,7 +130,7 @@ export class Core {
   /** Allowed calls to, and kills of, actors that another raylet owns. */
   remoteCalls: { readonly task: Task; readonly actorId: Uint8Array }[] = [];
   remoteKills: { readonly channel: Channel; readonly id: Uint8Array }[] = [];
-  readonly waitingActors = new Set<Actor>();
+  readonly waitingActors = new WaitingActors();
   readonly timed = new Set<Task>();
   servedCounter = 0;
   /** The client batch that is being read, once a call in it keeps it. */

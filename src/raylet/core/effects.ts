@@ -12,6 +12,7 @@ export type Effect =
   | { readonly type: 'load-code'; readonly slot: Slot; readonly codeNumber: number; readonly digestHex: string }
   | { readonly type: 'attach'; readonly slot: Slot; readonly attachment: number; readonly fileName: string; readonly size: number }
   | { readonly type: 'store-code'; readonly tenant: TenantState; readonly digestHex: string; readonly source: Uint8Array }
+  | { readonly type: 'delete-code'; readonly tenant: TenantState; readonly digestHex: string }
   | { readonly type: 'seal-staged'; readonly worker: Worker; readonly slotNumber: number; readonly staged: number; readonly fileName: string; readonly size: number }
   | { readonly type: 'write-part'; readonly tenant: TenantState; readonly fileName: string; readonly offset: number; readonly bytes: Uint8Array; readonly last: boolean }
   | { readonly type: 'delete-file'; readonly tenant: TenantState; readonly fileName: string }

@@ -46,6 +46,7 @@ export class RayletCore {
     if (active) return;
     for (const job of [...core.jobs.values()]) if (job.tenant === tenant) this.stopJob(job.id, 'its tenant was deleted');
     tenant.code.clear();
+    tenant.codeBytes = 0;
     tenant.finished.length = 0;
   }
 

@@ -9,7 +9,7 @@ import { add, fits, subtract, type ResourceVector } from '../../base/resources.t
 import type { Core } from './core.ts';
 import { concludeTask, openSlot, sendExec } from './dispatch.ts';
 import { forward, upstreamTo } from './upstreams.ts';
-import { CHANNEL_KIND, Lease, OBJECT_STATUS, RemoteLease, SchedulingClass, TASK_STATE, Worker, type Failure, type Job, type RemoteNode, type Slot, type Task } from './state.ts';
+import { CHANNEL_KIND, Lease, OBJECT_STATUS, RemoteLease, SchedulingClass, TASK_STATE, Worker, type Failure, type Job, type RemoteNode, type Slot, type Task, type TenantState } from './state.ts';
 
 /** Work given to a lease ahead of its results, as time: long enough to hide a round trip, short enough to stay fair. */
 const LOOKAHEAD_MS = 6;
@@ -155,7 +155,7 @@ function feed(core: Core, c: SchedulingClass, lease: Lease): void {
 function startLease(core: Core, c: SchedulingClass): boolean {
   let worker = reusableWorker(core, c);
   if (worker === undefined) {
-    if (core.workers.size >= core.config.maxWorkers && !evictIdleWorker(core)) return false;
+    if (!roomForWorker(core, c.job.tenant)) return false;
     worker = new Worker(core.nextNumber(), c.job.tenant, isolateBytes(core, c.resources), 'tasks');
     core.workers.set(worker.key, worker);
     core.out.push({ type: 'start-worker', worker, cpus: Math.max(1, c.resources.cpuUnits / 10_000) + HOST_CPUS });
@@ -189,12 +189,25 @@ function reusableWorker(core: Core, c: SchedulingClass): Worker | undefined {
   return undefined;
 }
 
-function evictIdleWorker(core: Core): boolean {
+/**
+ * Whether a tenant may have another process. A part of the places is never one tenant's: what blocks in them, or sits there as an actor
+ * that asks for nothing, would keep everybody else out for good.
+ */
+export function roomForWorker(core: Core, tenant: TenantState): boolean {
+  const most = core.config.maxWorkers;
+  let own = 0;
+  for (const worker of core.workers.values()) if (worker.tenant === tenant) own++;
+  if (own >= most - Math.floor(most / 4)) return evictIdleWorker(core, tenant);
+  return core.workers.size < most || evictIdleWorker(core, undefined);
+}
+
+/** Of this tenant, or of any. */
+function evictIdleWorker(core: Core, of: TenantState | undefined): boolean {
   let oldest: Lease | undefined;
   for (const c of core.classes) {
     for (const lease of c.leases) {
       // What its code started and did not wait for ends with it.
-      if (lease.holding || lease.slot === undefined || lease.slot.execs.size > 0 || lease.slot.channel.inFlight > 0) continue;
+      if ((of !== undefined && lease.worker.tenant !== of) || lease.holding || lease.slot === undefined || lease.slot.execs.size > 0 || lease.slot.channel.inFlight > 0) continue;
       if (oldest === undefined || lease.worker.idleSinceMs < oldest.worker.idleSinceMs) oldest = lease;
     }
   }

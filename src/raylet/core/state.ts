@@ -29,6 +29,7 @@ export class TenantState {
   objectBytes = 0;
   /** Object entries, and sessions of other nodes that they are in. */
   entries = 0;
+  codeBytes = 0;
   classes = 0;
   /** Octets of batches of which some call is not finished. */
   heldBytes = 0;
