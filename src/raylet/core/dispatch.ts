@@ -40,7 +40,7 @@ function templateOn(core: Core, slot: Slot, template: Template): number {
     slot.codes.set(digestHex, code);
     core.out.push({ type: 'load-code', slot, codeNumber: code, digestHex });
   }
-  const number = slot.templates.size + 1;
+  const number = slot.nextTemplate++;
   slot.templates.set(template, number);
   const { cpuUnits, memoryBytes, custom } = template.options.resources;
   const resources: Record<string, number> = { cpus: cpuUnits / 10_000, memory: memoryBytes };

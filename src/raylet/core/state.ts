@@ -466,7 +466,8 @@ export class Slot {
   readonly number: number;
   readonly job: Job;
   readonly execs = new Map<number, Task>();
-  readonly templates = new Map<Template, number>();
+  readonly templates = new WeakMap<Template, number>();
+  nextTemplate = 1;
   readonly codes = new Map<string, number>();
   channel!: Channel;
   lease: Lease | undefined = undefined;
@@ -573,7 +574,8 @@ export class Actor {
   /** Calls that came before the actor was alive, or whose turn waits for an argument: in order, per caller. */
   readonly queues = new Map<Channel, Task[]>();
   inFlight = 0;
-  readonly methodResources = new Map<Template, Resource>();
+  /** Weak, as the templates of a slot: an actor outlives the drivers that call it, and their definitions must go with them. */
+  readonly methodResources = new WeakMap<Template, Resource>();
   creationFailure: Failure | undefined = undefined;
 
   constructor(session: Session, index: number, job: Job, template: Template, creation: Task, name: string) {
