@@ -3,7 +3,7 @@ import { once } from 'node:events';
 import { createInterface } from 'node:readline';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { Inspection } from '../../src/rpc/generated/bulkhead/v1/raylet_pb.js';
-import { Identities, Jobs } from '../../src/rpc/generated/bulkhead/v1/head_pb.js';
+import { Cluster as ClusterService, Identities, Jobs } from '../../src/rpc/generated/bulkhead/v1/head_pb.js';
 import type { Cluster, RemoteModule } from '../../src/sdk/sdk.ts';
 import { driverProgram, failure, TestCluster, until } from '../support/cluster.ts';
 import { fileURLToPath } from 'node:url';
@@ -38,7 +38,9 @@ describe('two nodes', () => {
     const { driver, work } = await open();
     const home = cluster.nodeById(driver.nodeId).name;
     const refs = Array.from({ length: 11 }, () => work.where.options({ name: 'slow' })(400));
-    await until('tasks run on the other node too', async () => (await list(other(home), 'tasks')).some((t) => t.name === 'slow' && t.state.startsWith('RUNNING')));
+    // A task is listed where it was submitted, wherever it runs.
+    await until('tasks run on the other node too', async () => (await list(home, 'tasks')).some((t) => t.name === 'slow' && t.state === 'RUNNING' && t.reason.includes(cluster.node(other(home)).nodeId)));
+    expect((await list(other(home), 'workers')).length).toBeGreaterThan(0);
     await until('and here', async () => (await list(home, 'tasks')).some((t) => t.name === 'slow' && t.state.startsWith('RUNNING') && t.reason === ''));
     expect(await driver.get(refs)).toEqual(refs.map(() => 'done'));
     await driver.close();
@@ -74,6 +76,7 @@ describe('a driver that is killed', () => {
       program.kill('SIGKILL');
       await until('its tasks are gone', async () => (await Promise.all(['raylet-1', 'raylet-2'].map((r) => list(r, 'tasks', job)))).flat().every((t) => t.state === 'FAILED' || t.state === 'FINISHED'));
       await until('its actor is gone', async () => (await Promise.all(['raylet-1', 'raylet-2'].map((r) => list(r, 'actors', job)))).flat().every((a) => a.state === 'DEAD'));
+      await until('no cpu of either node is held', async () => (await (await cluster.as('admin')).to(ClusterService).listNodes({})).nodes.every((n) => n.available?.cpuUnits === n.total?.cpuUnits));
       await until('its object is gone', async () => !(await list(home, 'objects')).some((o) => o.id === object));
       const { driver } = await open('acme-ana');
       expect((await failure(driver.actor('of-the-driver'))).code).toBe('DENIED');
@@ -82,6 +85,16 @@ describe('a driver that is killed', () => {
       program.kill('SIGKILL');
     }
   });
+});
+
+it('drivers that leave while their workers start leave no cpu held', async () => {
+  for (let i = 0; i < 4; i++) {
+    const { driver, work } = await open('acme-dev');
+    // Sizes that no idle worker has.
+    for (let k = 0; k < 3; k++) work.add.options({ memory: `${300 + 8 * (3 * i + k)}MiB`, cpus: 0.5 })(1, 1);
+    await driver.close();
+  }
+  await until('no cpu of either node is held', async () => (await (await cluster.as('admin')).to(ClusterService).listNodes({})).nodes.every((n) => n.available?.cpuUnits === n.total?.cpuUnits && n.available?.memoryBytes === n.total?.memoryBytes));
 });
 
 describe('a job that is stopped', () => {
@@ -158,7 +171,7 @@ describe('a raylet is killed', () => {
     const held = await goes.driver.put(new Uint8Array(300_000));
     await goes.driver.wait([held], { count: 1, timeoutMs: 10_000 });
     const refs = Array.from({ length: 4 }, () => stays.work.sleep.options({ name: 'moved', maxRetries: 3 })(1_200));
-    await until('some run on the other node', async () => (await list('raylet-2', 'tasks')).some((t) => t.name === 'moved' && t.state === 'RUNNING'));
+    await until('some run on the other node', async () => (await list('raylet-1', 'tasks')).some((t) => t.name === 'moved' && t.state === 'RUNNING' && t.reason.includes(cluster.node('raylet-2').nodeId)));
     const borrowed = stays.driver.ref<Uint8Array>(held.id);
     await cluster.kill('raylet-2');
     expect((await failure(goes.driver.get(lost))).code).toBe('UNAVAILABLE');

@@ -340,9 +340,13 @@ describe('another tenant’s ids', () => {
     const seen = new Set<string>();
     for await (const { record } of (await cluster.as('acme-siem')).on('raylet-1', Audit).tail({ tenant: 'acme', last: 10_000 })) {
       const r = JSON.parse(record) as { type: string; action?: string; allow?: boolean; principal: string };
-      if (r.principal.endsWith('/tenant/globex/user/ana') && r.allow === false) seen.add(r.action ?? '');
+      if (!r.principal.endsWith('/tenant/globex/user/ana')) continue;
+      expect([r.type, r.allow]).toEqual(['decision', false]);
+      seen.add(r.action ?? '');
     }
-    expect([...seen].sort()).toEqual(expect.arrayContaining(['actor.call', 'actor.kill', 'object.get', 'object.wait', 'task.cancel']));
+    // The first of a while one by one, more of them summed up: a neighbour's tries do not fill this tenant's log.
+    expect(seen.has('object.get')).toBe(true);
+    expect([...seen].filter((action) => !['object.get', 'object.wait', 'task.cancel', 'actor.call', 'actor.kill'].includes(action))).toEqual([]);
   });
 });
 
