@@ -3,7 +3,7 @@ import { describe, expect, it } from 'vitest';
 import type { AuditRecord } from '../../src/base/audit-record.ts';
 import { BulkheadError } from '../../src/base/errors.ts';
 import { CALL_KIND, FrameWriter, OP } from '../../src/base/frame.ts';
-import { MAX_ANSWER_BYTES, MAX_BATCH_BYTES, MAX_CODE_BYTES, MAX_CODE_BYTES_PER_TENANT, MAX_FRAME_BYTES, MAX_HELD_BYTES_PER_TENANT, MAX_OBJECTS_PER_TENANT, MAX_SCHEDULING_CLASSES_PER_TENANT, MAX_SESSIONS_PER_JOB } from '../../src/base/limits.ts';
+import { MAX_ANSWER_BYTES, MAX_BATCH_BYTES, MAX_CODE_BYTES, MAX_CODE_BYTES_PER_TENANT, MAX_FRAME_BYTES, MAX_HELD_BYTES_PER_TENANT, MAX_OBJECTS_PER_TENANT, MAX_SCHEDULING_CLASSES_PER_TENANT, MAX_SESSIONS_PER_JOB, MAX_WAITING_PER_CHANNEL } from '../../src/base/limits.ts';
 import { makeId } from '../../src/raylet/core/core.ts';
 import { principalFromSpiffeId } from '../../src/base/principal.ts';
 import { CHANNEL_KIND } from '../../src/raylet/core/state.ts';
@@ -420,4 +420,28 @@ it('code of one tenant takes so much, and what nothing uses makes room', () => {
   // The first is what the client's function is made of.
   expect([tenant.code.has('09'.repeat(32)), tenant.code.has(digestOf(n - 1)[0]!.toString(16).repeat(32))]).toEqual([true, true]);
   void w;
+});
+
+it('gets and waits that are never answered are so many, and are counted until they are', () => {
+  const { world: w, globex } = world({ seed: 25 });
+  const ref = globex.call(OP.SUBMIT, 1, DO.HANG);
+  for (let i = 0; i < 10; i++) globex.get([ref, ref]);
+  const wait = (): void => void globex.out.begin(OP.WAIT).u32(0).u32(globex.nextRequest++).u32(1).u32(10).refs([ref]).end();
+  wait();
+  send(globex);
+  const { channel } = globex;
+  expect(channel.waiting).toBe(21);
+  channel.waiting += MAX_WAITING_PER_CHANNEL;
+  globex.get([ref]);
+  wait();
+  send(globex);
+  expect(channel.waiting).toBe(21 + MAX_WAITING_PER_CHANNEL);
+  w.drain(globex.node);
+  globex.cancel(ref, false);
+  globex.flush();
+  w.run(10_000);
+  for (let i = 0; i < 5; i++) w.tick();
+  w.run(10_000);
+  expect(globex.failed.filter((code) => code === 'RESOURCE_EXHAUSTED')).toHaveLength(1);
+  expect([channel.waiting, [...globex.calls.values()].every((c) => c.answers.every((a) => a === 'failed'))]).toEqual([MAX_WAITING_PER_CHANNEL, true]);
 });

@@ -7,7 +7,7 @@ import { resource } from '../../base/decision.ts';
 import { BulkheadError } from '../../base/errors.ts';
 import { CALL_KIND, NO_TIMEOUT, OP, type CallKind, type FrameReader } from '../../base/frame.ts';
 import { OBJECT_ID_BYTES, SESSION_PREFIX_BYTES, quote } from '../../base/ids.ts';
-import { MAX_CALLS_IN_FLIGHT, MAX_CODE_BYTES, MAX_CODE_BYTES_PER_TENANT, MAX_DEPENDENCIES, MAX_HELD_BYTES_PER_TENANT, MAX_OBJECT_BYTES, MAX_OBJECTS_PER_TENANT, MAX_REFS_PER_CALL, MAX_SCHEDULING_CLASSES_PER_TENANT, MAX_TASK_DEPTH, MAX_TEMPLATES_PER_CHANNEL, MAX_UPLOADS_PER_CHANNEL } from '../../base/limits.ts';
+import { MAX_CALLS_IN_FLIGHT, MAX_CODE_BYTES, MAX_CODE_BYTES_PER_TENANT, MAX_DEPENDENCIES, MAX_HELD_BYTES_PER_TENANT, MAX_OBJECT_BYTES, MAX_OBJECTS_PER_TENANT, MAX_REFS_PER_CALL, MAX_SCHEDULING_CLASSES_PER_TENANT, MAX_TASK_DEPTH, MAX_TEMPLATES_PER_CHANNEL, MAX_UPLOADS_PER_CHANNEL, MAX_WAITING_PER_CHANNEL } from '../../base/limits.ts';
 import { actorDied, actorResource, callActor, findActor, methodResource } from './actors.ts';
 import { DENIED_TEXT, hex, idIndex, idWord, type Core } from './core.ts';
 import { cancelTask } from './endings.ts';
@@ -152,6 +152,7 @@ interface ParsedCall {
   readonly template: Template | undefined;
 }
 
+const TOO_MANY_WAITING: Failure = refused('RESOURCE_EXHAUSTED', `gets and waits of this session wait for more than ${MAX_WAITING_PER_CHANNEL} refs already`);
 const TOO_MANY_OBJECTS = `the tenant has more than ${MAX_OBJECTS_PER_TENANT} objects on this node: release refs`;
 
 function parentOf(channel: Channel, exec: number): Task | undefined {
@@ -509,9 +510,12 @@ export function onGet(core: Core, channel: Channel, r: FrameReader, kind: number
     const failure = failures[i];
     if (failure !== undefined || entry === undefined) refuseValue(core, channel, request, i, failure ?? LOST, needed);
     else if (isLocal(entry)) writeValue(core, channel, request, i, entry, needed, kind);
+    else if (channel.waiting >= MAX_WAITING_PER_CHANNEL) refuseValue(core, channel, request, i, TOO_MANY_WAITING, needed);
     else {
       pending ??= new PendingCall(channel, request, kind, needed, parent, 0);
       pending.remaining++;
+      pending.positions++;
+      channel.waiting++;
       entry.pins++;
       awaitEntry(core, entry, { call: pending, position: i, task: undefined });
     }
@@ -538,9 +542,12 @@ export function onWait(core: Core, channel: Channel, r: FrameReader): void {
     if (entry === undefined || isLocal(entry) || entry.status === OBJECT_STATUS.REMOTE) ready.push(i);
   }
   if (ready.length >= call.need || timeoutMs === 0) return answerWait(core, call);
+  if (channel.waiting >= MAX_WAITING_PER_CHANNEL) return failRequest(core, channel, request, TOO_MANY_WAITING, needed);
   for (let i = 0; i < entries.length; i++) {
     const entry = entries[i];
     if (entry === undefined || isLocal(entry) || entry.status === OBJECT_STATUS.REMOTE) continue;
+    call.positions++;
+    channel.waiting++;
     awaitEntry(core, entry, { call, position: i, task: undefined });
   }
   if (timeoutMs !== NO_TIMEOUT) call.deadlineMs = core.nowMs + timeoutMs;

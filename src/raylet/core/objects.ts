@@ -183,6 +183,7 @@ export function releaseHandle(core: Core, entry: ObjectEntry): void {
 
 function finishCall(core: Core, call: PendingCall): void {
   call.done = true;
+  call.channel.waiting -= call.positions;
   call.channel.pendingWaits.delete(call);
   if (call.exec !== undefined) unblock(call.exec);
 }

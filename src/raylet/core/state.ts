@@ -222,6 +222,8 @@ export class PendingCall {
   /** The exec that waits, when it comes from a worker. */
   readonly exec: Task | undefined;
   remaining: number;
+  /** How many refs it has waited for. */
+  positions = 0;
   /** WAIT: how many must be ready, which are, and until when. */
   need = 0;
   ready: number[] | undefined = undefined;
@@ -272,6 +274,8 @@ export class Channel {
   dirty = false;
   closed = false;
   inFlight = 0;
+  /** Refs that its gets and waits wait for. */
+  waiting = 0;
   /** Octets of its batches of which some call is not finished. */
   heldBytes = 0;
   /** Octets of values written since its last ones had left, and the answers that wait for that. */
