@@ -43,7 +43,10 @@ describe('CVE-2023-48022: jobs from anybody', () => {
 describe('CVE-2025-62593: a browser’s requests', () => {
   it('with the host names and headers of an attacker’s page they reach nothing', async () => {
     const headers = { 'content-type': 'text/plain', 'user-agent': 'Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0', origin: 'http://rebound.example', referer: 'http://rebound.example/' };
-    const tries = ports.flatMap((port) => [['DELETE', `/api/jobs/${driver.jobId}`], ['POST', `/api/jobs/${driver.jobId}/stop`], ['POST', '/api/jobs/'], ['OPTIONS', '/api/jobs/'], ['HEAD', '/']].map(([method, path]) => failure(fetch(`http://localhost.:${port}${path}`, { method: method as string, headers, ...(method === 'POST' ? { body: `{"entrypoint":"touch ${owned}"}` } : {}), signal: AbortSignal.timeout(10_000) }))));
+    const requests = [['DELETE', `/api/jobs/${driver.jobId}`], ['POST', `/api/jobs/${driver.jobId}/stop`], ['POST', '/api/jobs/'], ['OPTIONS', '/api/jobs/'], ['HEAD', '/']] as const;
+    const tries = ports.flatMap((port) => requests.map(([method, path]) => failure(fetch(`http://localhost.:${port}${path}`, {
+      method, headers, ...(method === 'POST' ? { body: `{"entrypoint":"touch ${owned}"}` } : {}), signal: AbortSignal.timeout(10_000),
+    }))));
     for (const error of await Promise.all(tries)) expect(error.message).toMatch(/fetch failed|terminated/);
     expect(existsSync(owned)).toBe(false);
     expect((await (await cluster.as('acme-ana')).to(Jobs).get({ jobId: driver.jobId })).status).toBe('RUNNING');

@@ -96,7 +96,6 @@ export class TestCluster implements AsyncDisposable {
   readonly #guardian: ChildProcess;
   readonly #callers = new Map<string, Promise<Caller>>();
   readonly #drivers = new Set<Cluster>();
-  readonly #pids = new Set<number>();
   readonly #trustDomain: string;
   #stopped: Promise<void> | undefined;
 
@@ -106,7 +105,6 @@ export class TestCluster implements AsyncDisposable {
     this.local = local;
     this.#guardian = guardian;
     this.#trustDomain = local.head?.trustDomain ?? '';
-    for (const pid of this.pids()) this.#pids.add(pid);
   }
 
   static async start(options: TestClusterOptions = {}): Promise<TestCluster> {
@@ -268,15 +266,14 @@ export class TestCluster implements AsyncDisposable {
   }
 
   async kill(name: string, signal: NodeJS.Signals = 'SIGKILL'): Promise<void> {
-    for (const pid of this.pids()) this.#pids.add(pid);
     const pid = name === 'head' ? this.headPid : this.node(name).pid;
     process.kill(pid, signal);
     await until(`${name} is gone`, () => !running(pid));
   }
 
   async restart(name: string): Promise<void> {
+    if (running(name === 'head' ? this.headPid : this.node(name).pid)) throw new Error(`${name} runs: kill it first`);
     await this.local.restart(name);
-    for (const pid of this.pids()) this.#pids.add(pid);
   }
 
   /** Applies a policy file of a tenant ('' for the platform's). */
@@ -301,13 +298,14 @@ export class TestCluster implements AsyncDisposable {
   }
 
   async #stop(): Promise<void> {
-    for (const pid of this.pids()) this.#pids.add(pid);
     try {
       await Promise.allSettled([...this.#drivers].map((driver) => Promise.race([driver.close(), sleep(3_000)])));
       await Promise.allSettled([...this.#callers.values()].map(async (caller) => (await caller).close()));
       await this.local.stop();
       await this.#assertNothingLeft();
     } finally {
+      // What the assertion has told of still goes: by the files it has open it is this cluster's.
+      for (const { pid } of processes()) if (pid !== process.pid && belongs(pid, runDirectory(this.dataDir), this.dataDir)) process.kill(pid, 'SIGKILL');
       this.#guardian.stdin?.end('done\n');
       rmSync(this.directory, { recursive: true, force: true });
     }
@@ -318,8 +316,7 @@ export class TestCluster implements AsyncDisposable {
     const left: string[] = [];
     const run = runDirectory(this.dataDir);
     if (existsSync(run)) left.push(`directory ${run}: ${readdirSync(run).join(', ')}`);
-    for (const { pid, command } of processes()) if (pid !== process.pid && (command.includes(run) || (command.includes(this.dataDir) && !command.includes('cluster-guardian')))) left.push(`process ${pid}: ${command.slice(0, 200)}`);
-    for (const pid of this.#pids) if (running(pid) && belongs(pid, run)) left.push(`process ${pid} of the cluster`);
+    for (const { pid, command } of processes()) if (pid !== process.pid && (command.includes(run) || (command.includes(this.dataDir) && !command.includes('cluster-guardian')) || belongs(pid, run, this.dataDir))) left.push(`process ${pid}: ${command.slice(0, 200)}`);
     for (const line of readFileSync('/proc/self/mountinfo', 'utf8').split('\n')) if (line.includes(run) || line.includes(this.dataDir)) left.push(`mount ${line}`);
     for (const group of controlGroups(this.#trustDomain)) left.push(`control group ${group}`);
     return left;
@@ -363,10 +360,17 @@ export function running(pid: number): boolean {
   }
 }
 
-/** Whether a pid that was the cluster's still is, and not somebody else's new process. */
-function belongs(pid: number, run: string): boolean {
+/** Whether a process has a file of the cluster open: its own log at least, if it is one of the cluster's. */
+function belongs(pid: number, ...directories: string[]): boolean {
   try {
-    return readlinkSync(`/proc/${pid}/cwd`).includes(run) || /bulkhead/.test(readFileSync(`/proc/${pid}/cgroup`, 'latin1'));
+    return readdirSync(`/proc/${pid}/fd`).some((fd) => {
+      try {
+        const path = readlinkSync(`/proc/${pid}/fd/${fd}`);
+        return directories.some((directory) => path.startsWith(`${directory}/`));
+      } catch {
+        return false;
+      }
+    });
   } catch {
     return false;
   }
