@@ -14,6 +14,7 @@ export class ObjectRef<T = unknown> {
   /** What the client knows of the object already: objects never change, so that it need not ask twice. */
   #known: { encoded: Uint8Array | undefined } | undefined = undefined;
   /** Never read: it lives as long as the ref does, and its end is what the client notices. */
+  // oxlint-disable-next-line no-unused-private-class-members
   readonly #lifetime: object | undefined;
 
   /** @param id 24 octets that nobody else changes. */

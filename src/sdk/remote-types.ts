@@ -7,7 +7,9 @@ export type RefOr<T> = T | ObjectRef<T>;
 type RefOrAll<A extends readonly unknown[]> = { [K in keyof A]: RefOr<A[K]> };
 
 // The only `any`s are in the constraints of inference, where `unknown` would refuse every function.
+// oxlint-disable-next-line typescript/no-explicit-any
 export type AnyFunction = (...args: any[]) => unknown;
+// oxlint-disable-next-line typescript/no-explicit-any
 export type AnyClass = abstract new (...args: any[]) => object;
 
 type Result<R, O> = O extends { readonly returns: infer N }

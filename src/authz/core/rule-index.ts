@@ -3,7 +3,6 @@
  * that value, so that a decision looks at the few rules that can match and not at a thousand that cannot. It only leaves out rules whose
  * own condition is false; it never decides.
  */
-import type { ResourceAttributes } from '../../base/decision.ts';
 import type { Condition } from './policy-schema.ts';
 
 /** In order of preference where two are equally selective. */
@@ -78,16 +77,6 @@ export function buildIndex<R extends Conditional, Bucket>(rules: readonly R[], m
       buckets: new Map([...(keyed.get(attribute) ?? [])].map(([key, bucket]) => [key, makeBucket(bucket)])),
     })),
   };
-}
-
-/** The buckets in which a rule for these attributes can be; for explanations. The decision point walks the index itself. */
-function candidateBuckets<Bucket>(index: EqualityIndex<Bucket>, attributes: ResourceAttributes): Bucket[] {
-  const found = index.unkeyed === undefined ? [] : [index.unkeyed];
-  for (const { attribute, buckets } of index.keyed) {
-    const bucket = buckets.get(attributes[attribute]);
-    if (bucket !== undefined) found.push(bucket);
-  }
-  return found;
 }
 
 /** How many rules the worst request has to be compared with. */
