@@ -14,6 +14,10 @@ import { CHANNEL_KIND, Lease, OBJECT_STATUS, RemoteLease, SchedulingClass, TASK_
 /** Work given to a lease ahead of its results, as time: long enough to hide a round trip, short enough to stay fair. */
 const LOOKAHEAD_MS = 6;
 const MAX_LOOKAHEAD = 512;
+/** Up to this measured time a function may still be a short one that waited for a processor. */
+const PROBE_MS = 30;
+/** After this long an isolate sends the results it has (src/sandbox/isolate/guest/executor.ts), with some room. */
+const ISOLATE_FLUSH_MS = 3;
 /** A lease that has run this long yields when another class waits for its resources. */
 const SLICE_MS = 100;
 const IDLE_WORKER_KEPT_MS = 10_000;
@@ -56,7 +60,9 @@ export function failedArgument(task: Task): Failure | undefined {
 function depthOf(meanMs: number): number {
   if (meanMs <= 0) return 1;
   const depth = Math.floor(LOOKAHEAD_MS / meanMs);
-  return depth < 1 ? 1 : depth > MAX_LOOKAHEAD ? MAX_LOOKAHEAD : depth;
+  // One at a time cannot be told from waiting; two show which it was, unless they are surely long.
+  if (depth < 2) return meanMs <= PROBE_MS ? 2 : 1;
+  return depth > MAX_LOOKAHEAD ? MAX_LOOKAHEAD : depth;
 }
 
 /** Gives queued tasks to leases, starts and parks leases, forwards what finds no room here. */
@@ -250,13 +256,20 @@ export function dropLease(core: Core, lease: Lease): void {
   if (lease.holding) release(core, lease);
 }
 
-/** A result came from a lease: measure the function, so that the next tasks are given ahead in the right number. */
+/**
+ * A batch of results came from a lease: measure the function, so that the next tasks are given ahead in the right number. The time
+ * between two batches is the functions' and the machine's: on a busy machine most of it is waiting for a processor. What came
+ * together ran together, within the time after which an isolate flushes; that bounds it however long the wait was.
+ */
 export function measure(core: Core, slot: Slot, task: Task, results: number): void {
-  const elapsed = Math.max(core.nowMs - slot.lastResultMs, 0) / results;
-  const stats = task.template.stats;
+  const elapsed = core.nowMs - slot.lastResultMs;
+  // The others of one batch: measured with its first.
+  if (elapsed <= 0 && results > 1) return;
+  const each = Math.max(elapsed, 0) / results;
   // The clock has whole milliseconds at worst; a floor keeps "0 ms" from meaning "never measured".
-  const sample = Math.max(elapsed, 0.002);
-  stats.meanMs = stats.meanMs === 0 ? sample : sample > stats.meanMs ? 0.5 * stats.meanMs + 0.5 * sample : 0.8 * stats.meanMs + 0.2 * sample;
+  const sample = Math.max(results > 1 ? Math.min(each, ISOLATE_FLUSH_MS / results) : each, 0.002);
+  const stats = task.template.stats;
+  stats.meanMs = stats.meanMs === 0 ? sample : 0.5 * stats.meanMs + 0.5 * sample;
 }
 
 /** Gives a task back to its queue: its worker died through no fault of its own, or its node did. */
