@@ -7,9 +7,11 @@ import { join } from 'node:path';
 import type { AppendDurably, AuditLogs } from '../base/audit-record.ts';
 import { BulkheadError } from '../base/errors.ts';
 import { parseTenantName } from '../base/ids.ts';
+import { MAX_AUDIT_BYTES_PER_TENANT } from '../base/limits.ts';
 import type { Clock } from '../base/time.ts';
 import { syncDirectory, type CheckpointSigner } from './checkpoint-signer.ts';
 import { checkKeyName } from './core/note.ts';
+import { DiskRoom, diskSpaceOf, type DiskSpace } from './disk-room.ts';
 import { NODE_DISK, TenantLog, type AuditDisk } from './tenant-log.ts';
 
 /** Not a tenant name, so no tenant can have it. */
@@ -31,6 +33,10 @@ export interface AuditStoreOptions {
   readonly onProblem?: (tenant: string, error: unknown) => void;
   readonly disk?: AuditDisk;
   readonly checkpointIntervalMs?: number;
+  /** Of each tenant's log here; the cluster's has none. */
+  readonly bytesPerTenant?: number;
+  /** Of the file system under `dir`. */
+  readonly diskSpace?: () => DiskSpace;
 }
 
 /** Origin of a tenant's log: the name that its checkpoints sign. */
@@ -42,12 +48,14 @@ export class AuditStore implements AuditLogs, AsyncDisposable {
   readonly options: AuditStoreOptions;
   readonly #logs = new Map<string, TenantLog>();
   readonly #unlock: () => void;
+  readonly #room: { readonly quotaBytes: number; readonly disk: DiskRoom };
   #timer: NodeJS.Timeout | undefined;
   #closed = false;
 
   private constructor(options: AuditStoreOptions, unlock: () => void) {
     this.options = options;
     this.#unlock = unlock;
+    this.#room = { quotaBytes: options.bytesPerTenant ?? MAX_AUDIT_BYTES_PER_TENANT, disk: new DiskRoom(options.diskSpace ?? (() => diskSpaceOf(options.dir)), options.clock) };
   }
 
   /** Opens the directory and the cluster's own log; logs of tenants open at first use. Throws UNAVAILABLE when another process has it or the cluster's log is damaged. */
@@ -75,6 +83,7 @@ export class AuditStore implements AuditLogs, AsyncDisposable {
     const log = TenantLog.open({
       dir: join(dir, tenant === '' ? CLUSTER_DIRECTORY : parseTenantName(tenant)), tenant, origin: originOf(origin, tenant), signer, cosigner,
       trustedKeys: [signer.publicKeyLine, ...(cosigner === undefined ? [] : [cosigner.publicKeyLine]), ...(formerKeys ?? [])], clock, disk: disk ?? NODE_DISK,
+      room: tenant === '' ? undefined : this.#room,
     });
     this.#logs.set(tenant, log);
     return log;

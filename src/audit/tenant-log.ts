@@ -14,7 +14,7 @@ import { join } from 'node:path';
 import type { AuditLog, AuditRecord } from '../base/audit-record.ts';
 import { BulkheadError, invariant } from '../base/errors.ts';
 import { quote } from '../base/ids.ts';
-import { MAX_AUDIT_COMMIT_BYTES, MAX_AUDIT_WAITERS } from '../base/limits.ts';
+import { AUDIT_HEADROOM_BYTES, MAX_AUDIT_COMMIT_BYTES, MAX_AUDIT_WAITERS } from '../base/limits.ts';
 import type { Clock } from '../base/time.ts';
 import { openCheckpoint, signCheckpoint, syncDirectory, writeDurably, type CheckpointSigner } from './checkpoint-signer.ts';
 import {
@@ -24,6 +24,7 @@ import { equalBytes, Frontier, HASH_BYTES, TILE_WIDTH } from './core/merkle.ts';
 import { fromBase64, toBase64 } from './core/note.ts';
 import { leafBound, RecordDecoder, RecordEncoder, RESTART_INTERVAL } from './core/record-codec.ts';
 import { Tally, type TallyState } from './core/tally.ts';
+import { diskFull, logFull, type DiskRoom } from './disk-room.ts';
 import { saltedChecksum, sha256 } from './node-hash.ts';
 
 /** The two calls on the path of every record, so that tests can let a disk fail. `done` is called in a later turn of the event loop, as Node's own are. */
@@ -47,6 +48,8 @@ export interface TenantLogOptions {
   readonly trustedKeys: readonly string[];
   readonly clock: Clock;
   readonly disk: AuditDisk;
+  /** Bytes of `entries` at which the tenant's decisions are refused, and what the disk has left for tenants. Undefined: the cluster's log, which nothing limits. */
+  readonly room: { readonly quotaBytes: number; readonly disk: DiskRoom } | undefined;
 }
 
 /** The tree between two batches. */
@@ -114,6 +117,9 @@ export class TenantLog implements AuditLog {
   #openBase: number;
   #openHashed = BATCH_HEADER_BYTES;
   #openTally = new Tally();
+  /** Place in `entries` that the batch in the making may fill without asking what the record is. */
+  #freeUntil = 0;
+  readonly #ownIds: string;
   #spare: Uint8Array = new Uint8Array(0);
   #flight: Uint8Array | undefined;
   #flightUsed = 0;
@@ -159,6 +165,7 @@ export class TenantLog implements AuditLog {
     this.#disk = options.disk;
     this.tenant = options.tenant;
     this.origin = options.origin;
+    this.#ownIds = `/tenant/${options.tenant}/`;
     const { dir } = options;
     fs.mkdirSync(dir, { recursive: true, mode: 0o700 });
     this.#entriesFd = fs.openSync(join(dir, 'entries'), fs.constants.O_RDWR | fs.constants.O_CREAT, 0o600);
@@ -364,6 +371,7 @@ export class TenantLog implements AuditLog {
   append(record: AuditRecord): number {
     if (this.#failure !== undefined || this.#closing) throw this.#failure ?? new BulkheadError('UNAVAILABLE', 'the audit log is closed');
     const bound = leafBound(record) + ENTRY_PREFIX_BYTES;
+    if (this.#openBase + this.#openUsed + bound > this.#freeUntil || this.#openUsed === BATCH_HEADER_BYTES) this.#findRoom(record, this.#openBase + this.#openUsed + bound);
     if (this.#openUsed + bound > this.#open.length) this.#grow(bound);
     const open = this.#open;
     const at = this.#openUsed;
@@ -380,6 +388,33 @@ export class TenantLog implements AuditLog {
       setImmediate(this.#kick);
     }
     return seq;
+  }
+
+  /**
+   * Throws QUOTA_EXCEEDED or RESOURCE_EXHAUSTED when a record that would end at `end` may not be written. Who caused the volume stops first: the
+   * tenant's own decisions. What has happened already, the operator's calls and, for half as long, calls about the log itself go on.
+   */
+  #findRoom(record: AuditRecord, end: number): void {
+    const { room } = this.#options;
+    if (room === undefined) {
+      this.#freeUntil = Infinity;
+      return;
+    }
+    const disk = room.disk;
+    const left = disk.bytesAbove(1);
+    // On a small disk no log may be larger than what is left for all others.
+    const quota = Math.min(room.quotaBytes, Math.max(left, AUDIT_HEADROOM_BYTES));
+    this.#freeUntil = Math.min(quota, this.#openBase + left);
+    if (end <= this.#freeUntil) return;
+    const headroom = this.#headroomOf(record);
+    if (end > quota + AUDIT_HEADROOM_BYTES * headroom) throw logFull(this.origin, quota);
+    if (end > this.#openBase + disk.bytesAbove(1 - headroom / 2)) throw diskFull(this.origin);
+  }
+
+  #headroomOf(record: AuditRecord): 0 | 0.5 | 1 {
+    if (record.type === 'lifecycle') return 1;
+    if (record.action.startsWith('audit.')) return record.principal.includes(this.#ownIds) || !record.principal.includes('/tenant/') ? 0.5 : 0;
+    return record.principal.includes('/tenant/') ? 0 : 1;
   }
 
   #grow(bound: number): void {
@@ -412,6 +447,7 @@ export class TenantLog implements AuditLog {
     this.#spare = new Uint8Array(0);
     this.#openUsed = this.#openHashed = BATCH_HEADER_BYTES;
     this.#openBase = this.#offset + used;
+    this.#options.room?.disk.took(used);
     this.#write(batch, 0, used);
   }
 

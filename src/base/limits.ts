@@ -122,3 +122,14 @@ export const STOPPED_JOBS_TOLD_FOR_MS = 24 * 3_600_000;
 export const MAX_AUDIT_COMMIT_BYTES = 4 * 2 ** 20;
 /** Callers that wait at once for one audit log. */
 export const MAX_AUDIT_WAITERS = 100_000;
+/** One tenant's audit log on one node; then its calls are refused there, so that nobody fills the disk that all logs share. Some 100 million decisions. */
+export const MAX_AUDIT_BYTES_PER_TENANT = 8 * 2 ** 30;
+/** Beyond that: for facts that can no longer be refused and for the operator's calls; the first half also for the tenant's auditors, who must still export. */
+export const AUDIT_HEADROOM_BYTES = 128 * 2 ** 20;
+/** Of the disk under the audit logs: never a tenant's, so that the cluster's own log can be written; the smaller of the two. */
+export const AUDIT_DISK_RESERVE_BYTES = 1 * 2 ** 30;
+export const AUDIT_DISK_RESERVE_SHARE = 0.05;
+/** Facts owed to a full audit log that a raylet keeps in memory, and beyond which what others do with the tenant's resources is refused too. */
+export const MAX_OWED_RECORDS_PER_TENANT = 100_000;
+/** Denied tries of one tenant at another's resources that its owner is told one by one, in each second; the rest is a number. */
+export const MAX_INTRUSIONS_TOLD = 16;

@@ -137,8 +137,8 @@ export class HeadState {
       await Promise.all(records);
       if (operations.length > 0 && !(await store.txn([{ key: EPOCH_KEY, modRevision: this.#epochRevision }], operations)).succeeded) throw new BulkheadError('UNAVAILABLE', 'another head has taken over this store');
     } catch (cause) {
-      // A limit of the store refuses before anything is written; everything else leaves the outcome unknown.
-      if (cause instanceof BulkheadError && (cause.code === 'RESOURCE_EXHAUSTED' || cause.code === 'INVALID_ARGUMENT')) throw cause;
+      // A limit of the store or of a tenant's log refuses before anything is written; everything else leaves the outcome unknown.
+      if (cause instanceof BulkheadError && (cause.code === 'RESOURCE_EXHAUSTED' || cause.code === 'QUOTA_EXCEEDED' || cause.code === 'INVALID_ARGUMENT')) throw cause;
       this.#failure = new BulkheadError('UNAVAILABLE', 'the head cannot write its state and stops; free the disk and start it again', { cause });
       this.#options.onFatal(cause);
       throw this.#failure;

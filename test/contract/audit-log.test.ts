@@ -53,6 +53,8 @@ class HeldDisk implements AuditDisk {
   }
 }
 
+/** As if nothing were kept back for the cluster's log. */
+const PLENTY = { freeBytes: 2 ** 40, totalBytes: 2 ** 40 };
 const turn = (): Promise<void> => new Promise((resolve) => setTimeout(resolve, 5));
 
 describe('append', () => {
@@ -198,7 +200,7 @@ describe('a failing disk', () => {
     }
     try {
       const dir = join(mount, 'audit');
-      const store = await openStore({ dir });
+      const store = await openStore({ dir, diskSpace: () => PLENTY });
       const log = store.forTenant('acme');
       let failure: Error | undefined;
       log.onDurable = (_, error) => {
@@ -215,7 +217,7 @@ describe('a failing disk', () => {
       expect(durable).toBeGreaterThan(0);
       await store.close().catch(() => undefined);
       execFileSync('mount', ['-o', 'remount,size=2m', mount]);
-      const again = await openStore({ dir });
+      const again = await openStore({ dir, diskSpace: () => PLENTY });
       const records = await all(tail(again, 'acme', { from: 0 }));
       expect(records.length).toBeGreaterThanOrEqual(durable);
       for (const [i, r] of records.entries()) expect(r.record.detail).toBe(`${i}`.padStart(400, 'x'));

@@ -1,12 +1,12 @@
 /** What a client or a worker that is native code can ask of a raylet's core with few octets: bounded in what it holds and sends, and never another tenant's harm. */
 import { describe, expect, it } from 'vitest';
-import type { AuditRecord } from '../../src/base/audit-record.ts';
-import { BulkheadError } from '../../src/base/errors.ts';
+import type { AuditRecord, DecisionRecord } from '../../src/base/audit-record.ts';
+import { BulkheadError, type ErrorCode } from '../../src/base/errors.ts';
 import { CALL_KIND, FrameWriter, OP } from '../../src/base/frame.ts';
-import { MAX_ANSWER_BYTES, MAX_BATCH_BYTES, MAX_CODE_BYTES, MAX_CODE_BYTES_PER_TENANT, MAX_FRAME_BYTES, MAX_HELD_BYTES_PER_TENANT, MAX_OBJECTS_PER_TENANT, MAX_SCHEDULING_CLASSES_PER_TENANT, MAX_SESSIONS_PER_JOB, MAX_WAITING_PER_CHANNEL } from '../../src/base/limits.ts';
+import { MAX_ANSWER_BYTES, MAX_BATCH_BYTES, MAX_CODE_BYTES, MAX_CODE_BYTES_PER_TENANT, MAX_FRAME_BYTES, MAX_HELD_BYTES_PER_TENANT, MAX_OBJECTS_PER_TENANT, MAX_OWED_RECORDS_PER_TENANT, MAX_SCHEDULING_CLASSES_PER_TENANT, MAX_SESSIONS_PER_JOB, MAX_WAITING_PER_CHANNEL } from '../../src/base/limits.ts';
 import { makeId } from '../../src/raylet/core/core.ts';
 import { principalFromSpiffeId } from '../../src/base/principal.ts';
-import { CHANNEL_KIND } from '../../src/raylet/core/state.ts';
+import { CHANNEL_KIND, type TenantState } from '../../src/raylet/core/state.ts';
 import { DO, SimLog, World, type SimClient } from '../sim/world.ts';
 
 const ACME = 1;
@@ -90,16 +90,21 @@ describe('a frame that asks for much', () => {
 describe('a log that cannot take more', () => {
   class FullLog extends SimLog {
     room = Number.POSITIVE_INFINITY;
+    readonly code: ErrorCode;
+    constructor(code: ErrorCode) {
+      super();
+      this.code = code;
+    }
     override append(record: AuditRecord): number {
-      if (this.records.length >= this.room) throw new BulkheadError('RESOURCE_EXHAUSTED', 'the audit log cannot keep up');
+      if (this.records.length >= this.room) throw new BulkheadError(this.code, 'the audit log cannot keep up');
       return super.append(record);
     }
   }
 
-  it('ends the calls of its own tenant only, loses no record, and leaves nothing half done', () => {
+  it.each(['RESOURCE_EXHAUSTED', 'QUOTA_EXCEEDED'] as const)('%s: ends the calls of its own tenant only, loses no record, and leaves nothing half done', (code) => {
     const { world: w, acme, globex } = world({ seed: 4 });
     w.drain(globex.node);
-    const log = new FullLog();
+    const log = new FullLog(code);
     Object.assign(globex.channel.job.tenant, { log });
     globex.node.logs.set(GLOBEX, log);
     for (let i = 0; i < 50; i++) globex.call(OP.SUBMIT, 1, DO.HANG);
@@ -120,6 +125,37 @@ describe('a log that cannot take more', () => {
     expect([...acme.calls.values()].flatMap((c) => c.answers)).toEqual(['value']);
     expect(log.records.filter((r) => r.type === 'lifecycle' && r.event === 'task.failed')).toHaveLength(50);
     expect(globex.channel.job.tenant.owed).toEqual([]);
+  });
+
+  it('is owed a bounded number of what neighbours try, and learns all of it as a count when it has room', () => {
+    const { world: w, acme, globex } = world({ seed: 6 });
+    w.drain(globex.node);
+    const log = new FullLog('QUOTA_EXCEEDED');
+    const victim = core(acme).tenants.get(GLOBEX) as TenantState;
+    Object.assign(victim, { log });
+    log.room = 0;
+    const record: DecisionRecord = {
+      type: 'decision', timeMs: w.nowMs, principal: acme.channel.principal.spiffeId, action: 'object.get', resourceKind: 'object', resource: 'x', index: -1, count: 1, allow: false, rule: 'wall', policyVersion: 1, detail: '',
+    };
+    const owed = victim.owed.length;
+    for (let second = 0; second < 50; second++) {
+      for (let i = 0; i < 40; i++) core(acme).tellOwner(victim, acme.channel.job.tenant, record);
+      w.nowMs += 1_000;
+      acme.node.core.tick(w.nowMs, () => 0);
+    }
+    expect(victim.owed.length - owed).toBeLessThan(4);
+    // What a grant allows cannot go on for ever without its owner's record.
+    while (victim.owed.length < MAX_OWED_RECORDS_PER_TENANT) core(acme).tellOwner(victim, acme.channel.job.tenant, { ...record, allow: true });
+    expect(() => core(acme).tellOwner(victim, acme.channel.job.tenant, { ...record, allow: true })).toThrow('can record no more on this node');
+    log.room = Number.POSITIVE_INFINITY;
+    for (let i = 0; i < 3; i++) {
+      w.nowMs += 2_000;
+      acme.node.core.tick(w.nowMs, () => 0);
+    }
+    expect(victim.owed).toEqual([]);
+    expect(victim.intruders.size).toBe(0);
+    const told = log.records.filter((r): r is DecisionRecord => r.type === 'decision' && !r.allow);
+    expect(told.reduce((n, r) => n + r.count, 0)).toBe(50 * 40);
   });
 });
 

@@ -7,7 +7,7 @@ import type { Action, DecisionRequest, PolicyDecisionPoint, Resource } from '../
 import { resource } from '../../base/decision.ts';
 import { BulkheadError } from '../../base/errors.ts';
 import { OBJECT_ID_BYTES, SESSION_PREFIX_BYTES, objectIdText, type JobId, type ObjectIdText } from '../../base/ids.ts';
-import { CLOCK_SKEW_MS, CUT_BATCH_BYTES, MAX_OBJECTS_PER_TENANT, NODE_DEAD_AFTER_MS, SESSION_TTL_MS } from '../../base/limits.ts';
+import { CLOCK_SKEW_MS, CUT_BATCH_BYTES, MAX_INTRUSIONS_TOLD, MAX_OBJECTS_PER_TENANT, MAX_OWED_RECORDS_PER_TENANT, NODE_DEAD_AFTER_MS, SESSION_TTL_MS } from '../../base/limits.ts';
 import type { ResourceVector } from '../../base/resources.ts';
 import type { RandomSource } from '../../base/time.ts';
 import type { Effect } from './effects.ts';
@@ -57,8 +57,6 @@ function cutBatch(of: Channel | Upstream): void {
   of.needed = -1;
 }
 
-/** Denied tries of one tenant at another's that its owner is told one by one, in each second. */
-const INTRUSIONS_TOLD = 16;
 const INTRUSIONS_MS = 1_000;
 
 /** Actors without a place, by tenant: a step looks at some of each, however many one tenant has that fit nowhere. */
@@ -225,7 +223,7 @@ export class Core {
       tenant.log.append(record);
     } catch (error) {
       // A log that failed for good takes nothing any more: the raylet ends the tenant's calls for that.
-      if (error instanceof BulkheadError && error.code === 'RESOURCE_EXHAUSTED') tenant.owed.push(record);
+      if (error instanceof BulkheadError && (error.code === 'RESOURCE_EXHAUSTED' || error.code === 'QUOTA_EXCEEDED')) tenant.owed.push(record);
     }
   }
 
@@ -247,18 +245,24 @@ export class Core {
    * in a second one by one and of the rest as a number, so that nobody fills a neighbour's log or disk. What a grant allowed is always told.
    */
   tellOwner(owner: TenantState, intruder: TenantState, record: DecisionRecord): void {
-    if (record.allow) return this.#note(owner, record);
+    if (record.allow) {
+      // The grant goes no further than its owner's auditors can follow: what is owed lives in memory, and a log can be full for days.
+      if (owner.owed.length >= MAX_OWED_RECORDS_PER_TENANT) throw new BulkheadError('UNAVAILABLE', 'the owner of what was asked for can record no more on this node, so the call is refused; tell the operator of the node');
+      return this.#note(owner, record);
+    }
     let seen = owner.intruders.get(intruder.number);
     if (seen === undefined) owner.intruders.set(intruder.number, (seen = { sinceMs: this.nowMs, told: 0, counted: 0, last: record }));
     if (this.nowMs - seen.sinceMs >= INTRUSIONS_MS) this.#sumUp(owner, seen);
     seen.last = record;
-    if (seen.told < INTRUSIONS_TOLD) {
+    if (seen.told < MAX_INTRUSIONS_TOLD && owner.owed.length === 0) {
       seen.told++;
       this.#note(owner, record);
     } else seen.counted++;
   }
 
+  /** While its log is full, its owner's notice grows as a number and not as records. */
   #sumUp(owner: TenantState, seen: Intruder): void {
+    if (owner.owed.length > 0) return;
     if (seen.counted > 0) this.#note(owner, { ...seen.last, timeMs: this.nowMs, resource: '', index: -1, count: Math.min(seen.counted, 0xffff_ffff), detail: 'as many more tries, the last by this principal' });
     seen.sinceMs = this.nowMs;
     seen.told = seen.counted = 0;
@@ -277,7 +281,7 @@ export class Core {
       for (const [number, seen] of tenant.intruders) {
         if (this.nowMs - seen.sinceMs < INTRUSIONS_MS) continue;
         this.#sumUp(tenant, seen);
-        tenant.intruders.delete(number);
+        if (seen.counted === 0) tenant.intruders.delete(number);
       }
     }
   }
