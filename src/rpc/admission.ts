@@ -7,7 +7,9 @@ import type { DecisionRecord } from '../base/audit-record.ts';
 import { resource, type Action, type Decision, type Resource } from '../base/decision.ts';
 import { BulkheadError, toSafeError } from '../base/errors.ts';
 import { parseTenantName, quote, type TenantName } from '../base/ids.ts';
+import type { Principal } from '../base/principal.ts';
 import type { Clock } from '../base/time.ts';
+import { noticesOf, type OwnersNotices } from './owners-notices.ts';
 import type { MethodRow, ServerSecurity, VerifiedPeer } from './ports.ts';
 import { DENIED_TEXT } from './status.ts';
 import type { RpcLog } from './tls.ts';
@@ -99,10 +101,12 @@ export interface AdmissionOptions {
 export class Admission {
   readonly #security: ServerSecurity;
   readonly #options: AdmissionOptions;
+  readonly #notices: OwnersNotices;
 
   constructor(security: ServerSecurity, options: AdmissionOptions) {
     this.#security = security;
     this.#options = options;
+    this.#notices = noticesOf(security.audit);
   }
 
   /** Resolves when the call is allowed and the record is on disk. Throws DENIED, or UNAVAILABLE when the audit log is not there. */
@@ -126,19 +130,28 @@ export class Admission {
     const owner = target.attributes.tenant;
     const ownersLog = owner !== '' && this.#options.knowsTenant(owner as TenantName) ? owner : '';
     const actorsLog = principal.tenant ?? '';
-    // A denied try at another tenant's resource is told to both; always two appends then, so that time does not tell whether the tenant exists.
-    const logs = !allow && owner !== actorsLog ? [actorsLog, ownersLog] : [ownersLog];
-    await this.#append(logs, record);
+    // A denied try at another tenant's resource waits for the record of who tried alone, so that neither time nor a full log tells whether that tenant exists.
+    const crossing = !allow && owner !== actorsLog;
+    const recorded = this.#append(crossing ? actorsLog : ownersLog, record, principal);
+    if (crossing && ownersLog !== actorsLog) this.#notices.tell(actorsLog, owner, ownersLog, record);
+    await recorded;
     if (!allow) throw new BulkheadError('DENIED', DENIED_TEXT);
     return decision;
   }
 
-  async #append(logs: readonly string[], record: DecisionRecord): Promise<void> {
+  async #append(log: string, record: DecisionRecord, principal: Principal): Promise<void> {
     try {
-      await Promise.all(logs.map((log) => this.#security.audit(log, record)));
+      await this.#security.audit(log, record);
     } catch (thrown) {
       this.#options.log.warn({ error: thrown, code: toSafeError(thrown).code }, 'an audit record could not be written; the call is refused');
+      // What its own log lacks the caller may know, and the operator of any.
+      if (thrown instanceof BulkheadError && thrown.code === 'QUOTA_EXCEEDED' && (principal.tenant === undefined || principal.tenant === log)) throw thrown;
       throw new BulkheadError('UNAVAILABLE', 'the audit log cannot be written, so the call was refused; tell the operator of the node', { cause: thrown });
     }
+  }
+
+  /** Tells owners what they have not been told yet. */
+  settle(): Promise<void> {
+    return this.#notices.settle();
   }
 }

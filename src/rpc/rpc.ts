@@ -5,6 +5,7 @@ export { client, createChannel, type RpcChannel } from './channel.ts';
 export type { ChannelOptions } from './client-tls.ts';
 export type { BaseCall, CallContext, CallOptions, Client, Implementation } from './service-types.ts';
 export { LastingStream, MovableStream, MovableStreams, RESUME_METADATA } from './lasting-stream.ts';
+export { noticesOf } from './owners-notices.ts';
 export type { BatchStream, MessageStream } from './streams.ts';
 export { asSeenByPeer, DENIED_TEXT } from './status.ts';
 export type { RpcLog } from './tls.ts';

@@ -82,7 +82,10 @@ export function createServer(security: ServerSecurity, options: ServerOptions): 
       for (const method of methods) core.add(...method);
     },
     listen: (address) => core.listen(address),
-    close: () => core.close(),
+    async close() {
+      await core.close();
+      await admission.settle();
+    },
     get connectionCount() {
       return core.connectionCount;
     },

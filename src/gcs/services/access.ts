@@ -6,6 +6,7 @@
 import type { Action, ResourceKind } from '../../base/decision.ts';
 import { BulkheadError } from '../../base/errors.ts';
 import type { Principal } from '../../base/principal.ts';
+import { noticesOf } from '../../rpc/rpc.ts';
 import type { CallContext } from '../../rpc/service-types.ts';
 import type { HeadContext } from '../ports.ts';
 
@@ -29,9 +30,13 @@ export async function deny(context: HeadContext, call: CallContext, target: Acce
     type: 'decision', timeMs: context.head.clock.nowMs(), principal: principal.spiffeId, action: target.action, resourceKind: target.kind, resource: target.name, index: -1, count: 1,
     allow: false, rule, policyVersion: decision.policyVersion, detail: method,
   } as const;
-  // To both sides of the wall; two appends also when the resource does not exist, so that time does not tell.
+  // Both sides of the wall are told; the answer waits for the caller's own record alone, so that time does not tell whether the resource exists.
+  const actorsLog = principal.tenant ?? '';
   const owner = target.tenant !== undefined && context.head.tenants.get(target.tenant) !== undefined ? target.tenant : '';
-  await Promise.all([...new Set([principal.tenant ?? '', owner])].map((log) => context.appendAudit(log, record)));
+  const recorded = context.appendAudit(actorsLog, record);
+  // By kind, not by the tenant that was found: how many are told one by one must not depend on what exists.
+  if (owner !== actorsLog) noticesOf(context.appendAudit).tell(actorsLog, `kind ${target.kind}`, owner, record);
+  await recorded;
   throw new BulkheadError('DENIED', 'not found, or not permitted');
 }
 
