@@ -23,6 +23,7 @@ let ana: Caller;
 let eve: Caller;
 let node: Caller;
 let anasJob: string;
+let anasSession: string;
 
 beforeAll(async () => {
   dir = await temporaryDirectory();
@@ -32,7 +33,7 @@ beforeAll(async () => {
   ana = await issued(admin, head.address, { tenant: 'acme', name: 'ana', roles: ['tenant-admin'] });
   eve = await issued(admin, head.address, { tenant: 'globex', name: 'eve', roles: ['tenant-admin'] });
   node = await joined(admin, head, 'n1');
-  anasJob = (await ana.to(Sessions).open({ jobName: 'a' })).jobId;
+  ({ jobId: anasJob, sessionId: anasSession } = await ana.to(Sessions).open({ jobName: 'a' }));
   await ana.to(Policies).apply({ tenant: 'acme', fileName: 'p.yaml', content: Buffer.from('version: 1\ntenant: acme\nroles: {}\n') });
 });
 
@@ -196,7 +197,7 @@ describe("another tenant's ids", () => {
   /** Of acme, by the name of the field; the second is one of the same form that does not exist. */
   const IDS: Readonly<Record<string, () => readonly [unknown, unknown]>> = {
     tenant: () => ['acme', 'nonesuch'], job_id: () => [anasJob, `job-${'0'.repeat(24)}`], spiffe_id: () => [ana.svid.spiffeId, 'spiffe://test.example/tenant/nonesuch/user/x'],
-    node_id: () => ['n1', 'n99'], serial: () => [ana.svid.serial, '00ff'],
+    session_id: () => [anasSession, '0'.repeat(16)], node_id: () => ['n1', 'n99'], serial: () => [ana.svid.serial, '00ff'],
   };
   /** Fields that name nothing of anybody's. */
   const FREE = new Set(['kind', 'name', 'roles', 'csr', 'reason', 'quota', 'outcome', 'message', 'file_name', 'content', 'version', 'job_name', 'last', 'follow', 'from_ms', 'to_ms']);
@@ -215,7 +216,7 @@ describe("another tenant's ids", () => {
       const csr = freshKey().csr;
       const [theirs, nobodys] = IDS[field.name]?.() ?? [];
       const call = async (value: unknown): Promise<BulkheadError> => {
-        const request = { ...Object.fromEntries(method.input.fields.filter((f) => f.localName in FILLED).map((f) => [f.localName, FILLED[f.localName]])), ...(method.input.fields.some((f) => f.localName === 'csr') ? { csr } : {}), [field.localName]: value };
+        const request = { ...Object.fromEntries(method.input.fields.filter((f) => f.localName in FILLED).map((f) => [f.localName, FILLED[f.localName]])), ...(method.input.fields.some((f) => f.localName === 'csr') ? { csr } : {}), ...(field.name === 'session_id' ? { jobId: anasJob } : {}), [field.localName]: value };
         const answer: unknown = (eve.to(service) as Record<string, (r: object) => unknown>)[method.localName]?.(request);
         try {
           if (method.methodKind === 'server_streaming') for await (const part of answer as AsyncIterable<unknown>) throw new Error(`answered ${JSON.stringify(part)}`);
