@@ -57,7 +57,7 @@ export class DiskRoom {
 }
 
 export function logFull(origin: string, limitBytes: number): BulkheadError {
-  return new BulkheadError('QUOTA_EXCEEDED', `the audit log ${origin} has reached its ${Math.floor(limitBytes)} bytes, so calls of its tenant are refused on this node: export it (bulkhead audit export) and ask the operator of the node for room`);
+  return new BulkheadError('QUOTA_EXCEEDED', `the audit log ${origin} has reached its ${Math.floor(limitBytes)} bytes, so calls of its tenant are refused on this node: export it (bulkhead audit export) and ask the operator of the node for more (auditBytesPerTenant in its configuration, and free disk space)`);
 }
 
 export function diskFull(origin: string): BulkheadError {

@@ -4,6 +4,7 @@ import { isAbsolute } from 'node:path';
 import { z } from 'zod';
 import { BulkheadError } from '../base/errors.ts';
 import { parseTrustDomain, type TrustDomain } from '../base/ids.ts';
+import { MAX_AUDIT_BYTES_PER_TENANT } from '../base/limits.ts';
 
 const MAX_CONFIG_BYTES = 65_536;
 const address = z.string().regex(/^(?:[A-Za-z0-9._-]{1,253}|\[[0-9a-fA-F:]{2,45}\]):\d{1,5}$/, "expected 'host:port' (port 0: any free one)");
@@ -16,6 +17,8 @@ const ConfigSchema = z.strictObject({
   advertiseHost: z.string().regex(/^(?:[A-Za-z0-9._-]{1,253}|\[[0-9a-fA-F:]{2,45}\])$/, 'expected a host name or address').optional(),
   /** Chosen at the first start and kept; later it may be left out, and must not differ. */
   trustDomain: z.string().optional(),
+  /** Of each tenant's audit log on this head, in bytes; then its calls are refused here. */
+  auditBytesPerTenant: z.int().min(2 ** 20).default(MAX_AUDIT_BYTES_PER_TENANT),
   insecureDev: z.boolean().default(false),
 });
 
@@ -25,6 +28,7 @@ export interface HeadConfig {
   readonly attestationListen: string;
   readonly advertiseHost: string | undefined;
   readonly trustDomain: TrustDomain | undefined;
+  readonly auditBytesPerTenant: number;
   readonly insecureDev: boolean;
 }
 

@@ -118,7 +118,7 @@ export async function startHead(config: HeadConfig, { log, onFatal }: StartOptio
   const origin = `${trustDomain}/head`;
   const signer = loadOrCreateSigner(auditKeysDir, origin);
   const logs = parts.use(await AuditStore.open({
-    dir: join(dataDir, 'audit'), origin, signer, cosigner: loadOrCreateCosigner(auditKeysDir, `${origin}/witness`), clock: systemClock,
+    dir: join(dataDir, 'audit'), origin, signer, cosigner: loadOrCreateCosigner(auditKeysDir, `${origin}/witness`), clock: systemClock, bytesPerTenant: config.auditBytesPerTenant,
     onProblem: (tenant, error) => log.warn({ error, tenant }, 'a checkpoint could not be written'),
   }));
   const appendAudit = config.insecureDev ? stamped(logs.appendDurably) : logs.appendDurably;

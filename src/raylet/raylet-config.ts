@@ -5,6 +5,7 @@ import { availableParallelism, totalmem } from 'node:os';
 import { z } from 'zod';
 import { BulkheadError } from '../base/errors.ts';
 import { parseTrustDomain, type TrustDomain } from '../base/ids.ts';
+import { MAX_AUDIT_BYTES_PER_TENANT } from '../base/limits.ts';
 import { parseUnits, UNITS_PER_CPU, type ResourceVector } from '../base/resources.ts';
 
 const address = z.string().regex(/^(?:[A-Za-z0-9._-]{1,253}|\[[0-9a-fA-F:]{2,45}\]):\d{1,5}$/, "expected 'host:port' (port 0: any free one)");
@@ -25,6 +26,8 @@ const ConfigSchema = z.strictObject({
   resources: z.record(z.string().regex(/^[A-Za-z][A-Za-z0-9_.:-]{0,62}$/), z.number().nonnegative()).default({}),
   warmWorkers: z.int().min(0).max(64).default(2),
   maxWorkers: z.int().min(1).max(4_096).default(64),
+  /** Of each tenant's audit log on this node, in bytes; then its calls are refused here. */
+  auditBytesPerTenant: z.int().min(2 ** 20).default(MAX_AUDIT_BYTES_PER_TENANT),
   /** Isolation layers that may be missing, by name; stamped on every audit record. Empty: none may. */
   insecureDev: z.array(z.string().max(64)).default([]),
 });
@@ -40,6 +43,7 @@ export interface RayletConfig {
   readonly total: ResourceVector;
   readonly warmWorkers: number;
   readonly maxWorkers: number;
+  readonly auditBytesPerTenant: number;
   readonly insecureDev: readonly string[];
 }
 

@@ -131,7 +131,7 @@ export async function startRaylet(config: RayletConfig, log: RayletLog): Promise
   const auditKeys = join(config.dataDir, 'audit-keys');
   const origin = `${trustDomain}/node/${nodeId}`;
   const audit = parts.use(await AuditStore.open({
-    dir: join(config.dataDir, 'audit'), origin, signer: loadOrCreateSigner(auditKeys, origin), cosigner: loadOrCreateCosigner(auditKeys, `${origin}/witness`), clock: systemClock,
+    dir: join(config.dataDir, 'audit'), origin, signer: loadOrCreateSigner(auditKeys, origin), cosigner: loadOrCreateCosigner(auditKeys, `${origin}/witness`), clock: systemClock, bytesPerTenant: config.auditBytesPerTenant,
     onProblem: (tenant, error) => log.warn({ err: error, tenant }, 'a checkpoint could not be written'),
   }));
   const weakened = config.insecureDev.length > 0;

@@ -51,7 +51,7 @@ describe('the quota of a tenant’s log', () => {
     const store = await openStore({ bytesPerTenant: quota });
     const { last, why } = await flood(store, 'acme', get, 100_000);
     expect(why?.code).toBe('QUOTA_EXCEEDED');
-    expect(why?.message).toMatch(/cluster\.example\/node\/n1\/tenant\/acme has reached its 65536 bytes.*export it.*ask the operator/u);
+    expect(why?.message).toMatch(/cluster\.example\/node\/n1\/tenant\/acme has reached its 65536 bytes.*export it.*ask the operator of the node for more/u);
     const log = store.forTenant('acme');
     expect(store.forTenant('acme').diskBytes()).toBeLessThan(quota + 8 * 1024);
     expect(last).toBeGreaterThan(1_000);
