@@ -9,6 +9,7 @@ import type { AuditRecord } from '../../src/base/audit-record.ts';
 import { BulkheadError } from '../../src/base/errors.ts';
 import { AUDIT_HEADROOM_BYTES } from '../../src/base/limits.ts';
 import { decision, fill, lifecycle, newDirectory, openStore } from '../contract/audit-fixture.ts';
+import { jobId, testHead } from '../spec/gcs-head.ts';
 
 /** Takes everything and keeps nothing: volume without wear. */
 const NO_DISK: AuditDisk = { write: (_fd, _bytes, _offset, length, _position, done) => void setImmediate(done, null, length), fdatasync: (_fd, done) => void setImmediate(done, null) };
@@ -154,4 +155,17 @@ describe('the reserve of the disk', () => {
     expect(refusal(() => store.forTenant('acme').append(get(0)))?.code).toBe('RESOURCE_EXHAUSTED');
     await store.appendDurably('', lifecycle('node.joined'));
   });
+});
+
+it.each(['QUOTA_EXCEEDED', 'RESOURCE_EXHAUSTED'] as const)('a tenant’s log that is full (%s) refuses one change at the head, and ends neither the head nor other tenants’ changes', async (code) => {
+  const test = await testHead();
+  const { head } = test;
+  const open = (tenant: string, n: number) => head.commit((now, out) => head.jobs.step({ type: 'open', jobId: jobId(n), tenant: tenant as never, name: 'j', by: `spiffe://td/tenant/${tenant}/user/ana`, expiresMs: now + 60_000 }, now, out));
+  for (const name of ['acme', 'globex']) await head.commit((now, out) => head.tenants.step({ type: 'create', name, quota: {}, by: 'spiffe://td/system/admin' }, now, out));
+  test.failAudit = new BulkheadError(code, 'the audit log is full');
+  await expect(open('acme', 1)).rejects.toMatchObject({ code });
+  expect(() => head.jobs.get(jobId(1) as never)).toThrow('does not exist');
+  await open('globex', 2);
+  expect(head.jobs.get(jobId(2) as never)).toMatchObject({ tenant: 'globex' });
+  expect(test.fatal).toEqual([]);
 });
