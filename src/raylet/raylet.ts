@@ -374,6 +374,7 @@ export class Raylet implements AsyncDisposable {
       this.#kill(effect.worker, 'MISBEHAVED');
     } else if (effect.type === 'stream-file') this.core.valueLost(effect.channel, effect.request, effect.position, effect.needed);
     else if (effect.type === 'attach' || effect.type === 'load-code' || effect.type === 'open-slot') this.#kill(effect.slot.worker, 'MISBEHAVED');
+    else if (effect.type === 'write-part' && effect.fileName.startsWith('in-')) this.core.transferFailed(effect.fileName, failureOf(safe));
     else if (effect.type === 'write-part') {
       for (const channel of [...this.core.state.channels.values()]) if (channel.job.tenant === effect.tenant && channel.puts.size > 0) this.closeChannel(channel, safe);
     }

@@ -17,7 +17,7 @@ import { cancelTask, closeSlotChannel, enforceLimits, execEnded, remoteEnded, re
 import { onFailure, onLog, onResult } from './guest-results.ts';
 import { answerDeferred, dropDeferred, expireWaits, forgetFresh, loseFile, LOST, refuseValue, releaseSession, takeAllBack } from './objects.ts';
 import { dropLease, enqueue, pump, retireIdleWorkers, workerNotStarted, workerStarted } from './scheduler.ts';
-import { closeUpstream, forward, killRemote, onUpstreamBatch, takeUpFetches, upstreamTo } from './upstreams.ts';
+import { closeUpstream, forward, killRemote, onUpstreamBatch, takeUpFetches, transferFailed, upstreamTo } from './upstreams.ts';
 import { CHANNEL_KIND, Channel, Job, PENDING_KIND, TASK_STATE, TenantState, type Actor, type ChannelKind, type Failure, type Slot, type TenantQuota, type Upstream, type Worker } from './state.ts';
 
 const MAX_CREDENTIAL_BYTES = 8_192;
@@ -308,6 +308,12 @@ export class RayletCore {
     const [, prefixHex = '', index = ''] = fileName.split('-');
     const entry = this.state.sessions.get(prefixHex)?.objects.get(Number(index));
     if (entry?.fileName === fileName) loseFile(this.state, entry, { code: 'WORKER_DIED', message: 'the worker broke its protocol and was killed: its result was not what it had announced', stack: '' });
+    this.settle();
+  }
+
+  /** A part of a value from another node could not be written. */
+  transferFailed(fileName: string, failure: Failure): void {
+    transferFailed(this.state, fileName, failure);
     this.settle();
   }
 

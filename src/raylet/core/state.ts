@@ -555,7 +555,12 @@ export interface UpstreamRequest {
   readonly ids: readonly Uint8Array[];
   remaining: number;
   readonly task: Task | undefined;
+  /** It asks for the octets of one value, which may come in parts. */
   readonly fetch: boolean;
+  /** The parts that have come so far; counted in the tenant's objects. */
+  upload: { readonly tenant: TenantState; readonly total: number; offset: number; readonly fileName: string } | undefined;
+  /** Positions that have their answer, where there is more than one. */
+  answered: Set<number> | undefined;
 }
 
 export type ActorState = 'PENDING_CREATION' | 'ALIVE' | 'DEAD';

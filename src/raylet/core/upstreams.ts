@@ -7,7 +7,7 @@ import { isErrorCode } from '../../base/errors.ts';
 import { SESSION_PREFIX_BYTES } from '../../base/ids.ts';
 import { MAX_ERROR_MESSAGE_CHARS, MAX_OBJECT_BYTES, MAX_STACK_CHARS } from '../../base/limits.ts';
 import { idWord, makeId, type Core } from './core.ts';
-import { settleFailed, settleFile, settleInline, settleRemote } from './objects.ts';
+import { collect, loseFile, settleFailed, settleFile, settleInline, settleRemote } from './objects.ts';
 import { OBJECT_STATUS, TASK_STATE, Upstream, type Failure, type Job, type ObjectEntry, type Task, type Template, type UpstreamRequest } from './state.ts';
 
 /** The channel to a node for a job, opened when first wanted. */
@@ -76,7 +76,7 @@ export function forward(core: Core, upstream: Upstream, task: Task, op: typeof O
 
 function ask(core: Core, upstream: Upstream, op: typeof OP.RESOLVE | typeof OP.GET, entries: ObjectEntry[], ids: Uint8Array[], task: Task | undefined, fetch: boolean): void {
   const request = upstream.nextRequest++;
-  upstream.requests.set(request, { number: request, entries, ids, remaining: ids.length, task, fetch });
+  upstream.requests.set(request, { number: request, entries, ids, remaining: ids.length, task, fetch, upload: undefined, answered: undefined });
   upstream.out.begin(op).u32(0).u32(request).refs(ids).end();
   core.markUpstream(upstream, -1);
 }
@@ -122,14 +122,14 @@ export function onUpstreamBatch(core: Core, upstream: Upstream, reader: FrameRea
         break;
       }
       case OP.VALUE: {
-        const at = answered(upstream, reader);
+        const at = answered(core, upstream, reader);
         const value = reader.rest().slice();
         if (at !== undefined) settleInline(core, at.entry, value);
         conclude(upstream, at, finished);
         break;
       }
       case OP.VALUE_STORED: {
-        const at = answered(upstream, reader);
+        const at = answered(core, upstream, reader);
         const size = reader.u64();
         if (at !== undefined) {
           at.entry.remote = upstream;
@@ -141,26 +141,18 @@ export function onUpstreamBatch(core: Core, upstream: Upstream, reader: FrameRea
       }
       case OP.VALUE_CHUNK: {
         const request = upstream.requests.get(reader.u32());
-        const entry = request?.entries[reader.u32()];
+        const position = reader.u32();
         const total = reader.u64();
         const offset = reader.u64();
         const part = reader.rest();
-        if (request === undefined || entry === undefined) break;
-        if (total > MAX_OBJECT_BYTES || offset + part.length > total) {
-          settleFailed(core, entry, { code: 'OBJECT_LOST', message: 'the transfer from another node was malformed', stack: '' });
-          break;
-        }
-        const last = offset + part.length === total;
-        const fileName = `in-${entry.session.prefixHex}-${entry.index}`;
-        core.out.push({ type: 'write-part', tenant: entry.session.tenant, fileName, offset, bytes: part.slice(), last });
-        if (!last) break;
-        entry.fetching = false;
-        settleFile(core, entry, fileName, total);
-        conclude(upstream, { request, entry, id: request.ids[0] as Uint8Array }, finished);
+        // What was given up, or answered: the rest of its parts may still be on their way.
+        if (request === undefined) break;
+        if (!request.fetch || position >= request.entries.length) throw new Error('parts of a value that was not asked for');
+        onPart(core, upstream, request, position, total, offset, part, finished);
         break;
       }
       case OP.VALUE_FAILED: {
-        const at = answered(upstream, reader);
+        const at = answered(core, upstream, reader);
         const failure = readFailure(reader);
         if (at !== undefined) settleFailed(core, at.entry, failure);
         conclude(upstream, at, finished);
@@ -179,18 +171,92 @@ export function onUpstreamBatch(core: Core, upstream: Upstream, reader: FrameRea
   }
 }
 
+/**
+ * A part of a value that was asked for. The other raylet may be stolen: parts come in order, add up to what the first announced, and are
+ * counted against the tenant's quota before the first octet is written. A transfer that breaks this ends, and what it wrote goes.
+ */
+function onPart(core: Core, upstream: Upstream, request: UpstreamRequest, position: number, total: number, offset: number, part: Uint8Array, finished: (task: Task) => void): void {
+  const entry = request.entries[position] as ObjectEntry;
+  const at = { request, entry, id: request.ids[position] as Uint8Array };
+  const { tenant } = entry.session;
+  const end = (failure: Failure): void => {
+    dropUpload(core, request);
+    entry.fetching = false;
+    settleFailed(core, entry, failure);
+    collect(core, entry);
+    conclude(upstream, at, finished);
+  };
+  if (request.upload === undefined) {
+    if (offset !== 0 || total === 0 || total > MAX_OBJECT_BYTES) return end(MALFORMED);
+    if (tenant.objectBytes + total > tenant.quota.objectBytes) return end({ code: 'QUOTA_EXCEEDED', message: `an object of ${total} bytes does not fit the tenant's quota of ${tenant.quota.objectBytes} bytes on this node (${tenant.objectBytes} in use): release refs, or ask for a larger quota`, stack: '' });
+    tenant.objectBytes += total;
+    // A name of its own: an entry that is fetched, lost and fetched again never meets the file of its former transfer.
+    request.upload = { tenant, total, offset: 0, fileName: `in-${entry.session.prefixHex}-${core.nextNumber()}` };
+  }
+  const { upload } = request;
+  if (upload.total !== total || upload.offset !== offset || part.length > total - offset) return end(MALFORMED);
+  if (part.length === 0) return;
+  upload.offset += part.length;
+  const last = upload.offset === total;
+  core.out.push({ type: 'write-part', tenant, fileName: upload.fileName, offset, bytes: part.slice(), last });
+  if (!last) return;
+  request.upload = undefined;
+  tenant.objectBytes -= total;
+  entry.fetching = false;
+  settleFile(core, entry, upload.fileName, total);
+  collect(core, entry);
+  conclude(upstream, at, finished);
+}
+
+const MALFORMED: Failure = { code: 'OBJECT_LOST', message: 'the transfer from another node was malformed', stack: '' };
+
+/** Gives up a transfer of which only some parts have come. */
+function dropUpload(core: Core, request: UpstreamRequest): void {
+  const { upload } = request;
+  if (upload === undefined) return;
+  request.upload = undefined;
+  upload.tenant.objectBytes -= upload.total;
+  core.out.push({ type: 'delete-file', tenant: upload.tenant, fileName: upload.fileName });
+}
+
+/** A part could not be written: the value is lost here, whether more of it was to come or not. */
+export function transferFailed(core: Core, fileName: string, failure: Failure): void {
+  for (const upstream of core.upstreams.values()) {
+    for (const request of upstream.requests.values()) {
+      if (request.upload?.fileName !== fileName) continue;
+      dropUpload(core, request);
+      upstream.requests.delete(request.number);
+      for (const entry of request.entries) {
+        entry.fetching = false;
+        settleFailed(core, entry, failure);
+        collect(core, entry);
+      }
+      return;
+    }
+  }
+  for (const entry of core.sessions.get(fileName.split('-')[1] ?? '')?.objects.values() ?? []) if (entry.fileName === fileName) return loseFile(core, entry, failure);
+}
+
 interface Answered {
   readonly request: UpstreamRequest;
   readonly entry: ObjectEntry;
   readonly id: Uint8Array;
 }
 
-function answered(upstream: Upstream, reader: FrameReader): Answered | undefined {
+function answered(core: Core, upstream: Upstream, reader: FrameReader): Answered | undefined {
   const request = upstream.requests.get(reader.u32());
   const position = reader.u32();
   const entry = request?.entries[position];
   const id = request?.ids[position];
-  return request === undefined || entry === undefined || id === undefined ? undefined : { request, entry, id };
+  if (request === undefined || entry === undefined || id === undefined) return undefined;
+  // Each position counts once: a second answer to one must not end the wait for another.
+  if (request.entries.length > 1) {
+    request.answered ??= new Set();
+    if (request.answered.has(position)) return undefined;
+    request.answered.add(position);
+  }
+  dropUpload(core, request);
+  return { request, entry, id };
 }
 
 function conclude(upstream: Upstream, at: Answered | undefined, finished: (task: Task) => void): void {
@@ -225,6 +291,7 @@ export function closeUpstream(core: Core, upstream: Upstream, failure: Failure):
   }
   upstream.deferredFetches = [];
   for (const request of upstream.requests.values()) {
+    dropUpload(core, request);
     if (request.task !== undefined) continue;
     for (const entry of request.entries) {
       entry.fetching = false;
