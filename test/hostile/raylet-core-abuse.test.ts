@@ -481,3 +481,32 @@ it('gets and waits that are never answered are so many, and are counted until th
   expect(globex.failed.filter((code) => code === 'RESOURCE_EXHAUSTED')).toHaveLength(1);
   expect([channel.waiting, [...globex.calls.values()].every((c) => c.answers.every((a) => a === 'failed'))]).toEqual([MAX_WAITING_PER_CHANNEL, true]);
 });
+
+it('a release that the policy denies lets nothing go, whole runs of it, and what it permits does', () => {
+  let allowed = false;
+  const w = new World({ nodes: 1, cpus: 1, seed: 26, decide: (request) => request.action !== 'object.release' || allowed });
+  const globex = w.client(0, GLOBEX);
+  const refs = Array.from({ length: 10 }, () => put(globex, 10));
+  const uploading = globex.nextSeq++;
+  globex.out.begin(OP.PUT_CHUNK).u32(0).u32(uploading).u64(500_000).u64(0).raw(new Uint8Array(100)).end();
+  send(globex);
+  w.drain(globex.node);
+  const { session, job: { tenant } } = globex.channel;
+  const release = (): void => {
+    globex.release([...refs.slice(0, 4), refs[7] as Uint8Array, ...refs.slice(5), makeId(globex.prefix, uploading)]);
+    send(globex);
+  };
+  release();
+  const denied = logOf(globex).records.filter((r) => r.type === 'decision' && r.action === 'object.release');
+  expect(denied.map((r) => r.type === 'decision' && [r.allow, r.count])).toEqual([[false, 4], [false, 1], [false, 6]]);
+  expect([session.objects.size, tenant.objectBytes, globex.channel.puts.size]).toEqual([11, 500_100, 1]);
+  // They are still to be had.
+  globex.get(refs);
+  globex.flush();
+  w.run(10_000);
+  expect([...globex.calls.values()].flatMap((c) => c.answers)).toEqual(refs.map(() => 'value'));
+  allowed = true;
+  release();
+  expect(session.objects.has(5)).toBe(true);
+  expect([session.objects.size, tenant.objectBytes, globex.channel.puts.size]).toEqual([1, 10, 0]);
+});

@@ -561,7 +561,9 @@ export function onRelease(core: Core, channel: Channel, r: FrameReader): void {
   let runFirst = 0;
   let runCount = 0;
   const flush = (): void => {
-    if (runCount > 0) core.decide(channel, 'object.release', session.objectResource, session.prefixHex, runFirst, runCount, '');
+    if (runCount === 0) return;
+    // A denied release lets nothing go: what it names stays until its session ends.
+    if (core.decide(channel, 'object.release', session.objectResource, session.prefixHex, runFirst, runCount, '') >= 0) for (let i = 0; i < runCount; i++) letGo(core, channel, runFirst + i);
     runCount = 0;
   };
   for (let i = 0; i < n; i++) {
@@ -582,14 +584,19 @@ export function onRelease(core: Core, channel: Channel, r: FrameReader): void {
       runFirst = index;
       runCount = 1;
     }
-    const entry = session.objects.get(index);
-    if (entry !== undefined) releaseHandle(core, entry);
-    if (channel.puts.size > 0 && !session.objects.has(index)) dropUpload(core, channel, index);
-    const actor = session.actors.get(index);
-    if (actor !== undefined && actor.state === 'DEAD') session.actors.delete(index);
   }
   flush();
   r.finish();
+}
+
+/** A ref of the channel's own session that its client gave back. */
+function letGo(core: Core, channel: Channel, index: number): void {
+  const { session } = channel;
+  const entry = session.objects.get(index);
+  if (entry !== undefined) releaseHandle(core, entry);
+  if (channel.puts.size > 0 && !session.objects.has(index)) dropUpload(core, channel, index);
+  const actor = session.actors.get(index);
+  if (actor !== undefined && actor.state === 'DEAD') session.actors.delete(index);
 }
 
 // --- requests -----------------------------------------------------------------------------------------------------------
