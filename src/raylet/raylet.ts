@@ -17,6 +17,7 @@ import type { Clock, RandomSource } from '../base/time.ts';
 import { ObjectFiles, type ObjectReader } from '../objects/object-files.ts';
 import type { WorkerPool } from '../sandbox/worker-pool.ts';
 import type { WorkerExit, WorkerProcess } from '../sandbox/worker-process.ts';
+import { Attachments } from './attachments.ts';
 import type { Effect } from './core/effects.ts';
 import { RayletCore } from './core/raylet-core.ts';
 import { CHANNEL_KIND, failureOf, type Actor, type Channel, type ChannelKind, type Failure, type Job, type Slot, type TenantQuota, type TenantState, type Upstream, type Worker } from './core/state.ts';
@@ -101,6 +102,7 @@ export class Raylet implements AsyncDisposable {
   /** Channels with answers that wait for the client or the audit log. */
   readonly #answering = new Set<Channel>();
   readonly #killing = new Map<Worker, string>();
+  readonly #attachments = new Attachments<WorkerProcess>();
   /** Questions to the head about names, by tenant. */
   readonly #nameCalls = new Map<string, number>();
   /** Channels whose new credential is being verified. */
@@ -408,9 +410,11 @@ export class Raylet implements AsyncDisposable {
         process.loadCode(effect.slot.number, effect.codeNumber, Buffer.from(effect.digestHex, 'hex'), name);
         return;
       }
-      case 'attach':
-        this.#processOf(effect.slot).attach(effect.slot.number, effect.attachment, this.objects.path(effect.slot.job.tenant.name, effect.fileName), effect.size);
-        return;
+      case 'attach': {
+        const process = this.#processOf(effect.slot);
+        this.#attachments.add(effect.fileName, process);
+        return process.attach(effect.slot.number, effect.attachment, this.objects.path(effect.slot.job.tenant.name, effect.fileName), effect.size);
+      }
       case 'store-code': {
         const dir = join(this.#codeDir, effect.tenant.name);
         mkdirSync(dir, { recursive: true, mode: 0o711 });
@@ -426,7 +430,7 @@ export class Raylet implements AsyncDisposable {
       case 'write-part':
         return this.objects.writePart(effect.tenant.name, effect.fileName, effect.offset, effect.bytes, effect.last);
       case 'delete-file':
-        for (const process of this.processes.values()) process.detach(effect.fileName);
+        this.#attachments.detach(effect.fileName);
         return this.objects.delete(effect.tenant.name, effect.fileName);
       case 'stream-file':
         return this.#streamFile(effect);
@@ -540,6 +544,8 @@ export class Raylet implements AsyncDisposable {
   }
 
   #workerExited(worker: Worker, exit: WorkerExit): void {
+    const process = this.processes.get(worker);
+    if (process !== undefined) this.#attachments.forget(process);
     this.processes.delete(worker);
     const killed = this.#killing.get(worker);
     this.#killing.delete(worker);
