@@ -9,7 +9,7 @@ import { fileURLToPath } from 'node:url';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { FrameWriter, OP } from '../../src/base/frame.ts';
 import { objectIdFromText } from '../../src/base/ids.ts';
-import { MAX_CODE_BYTES, MAX_FRAME_BYTES, MAX_OBJECT_BYTES, MAX_REFS_PER_CALL, MAX_TEMPLATES_PER_CHANNEL } from '../../src/base/limits.ts';
+import { MAX_CODE_BYTES, MAX_FRAME_BYTES, MAX_INLINE_BYTES, MAX_OBJECT_BYTES, MAX_REFS_PER_CALL, MAX_TEMPLATES_PER_CHANNEL } from '../../src/base/limits.ts';
 import { runDirectory } from '../../src/cli/leftovers.ts';
 import { Inspection } from '../../src/rpc/generated/bulkhead/v1/raylet_pb.js';
 import type { ActorHandle, Cluster, ObjectRef, RemoteModule } from '../../src/sdk/sdk.ts';
@@ -62,6 +62,8 @@ const define = (template: number, options = '{}', name = 'one', kind = 0, method
 const submit = (seq: number, template: number, args: Uint8Array = NO_ARGS): Body => (w) => w.begin(OP.SUBMIT).u32(0).u32(seq).u32(template).u16(0).u32(0).raw(args);
 const put = (seq: number, value: Uint8Array = ONE): Body => (w) => w.begin(OP.PUT).u32(0).u32(seq).u32(0).raw(value);
 const chunk = (seq: number, total: number, offset: number, part: Uint8Array): Body => (w) => w.begin(OP.PUT_CHUNK).u32(0).u32(seq).u64(total).u64(offset).raw(part);
+/** What may come in parts. */
+const LARGE = MAX_INLINE_BYTES + 1;
 const get = (request: number, ...ids: Uint8Array[]): Body => (w) => w.begin(OP.GET).u32(0).u32(request).refs(ids);
 const raw = (...octets: (number | Uint8Array)[]): Buffer => Buffer.concat(octets.map((o) => (typeof o === 'number' ? Buffer.from([o]) : Buffer.from(o))));
 const le = (n: number, bytes = 4): Buffer => {
@@ -116,11 +118,11 @@ describe('malformed batches end their channel', () => {
     ['an object size beyond 2^53', () => frame(1 + 8 + 16, OP.PUT_CHUNK, raw(le(0), le(1), Buffer.alloc(8, 0xff), le(0, 8)))],
     ['an object of no size', () => batch(chunk(1, 0, 0, empty))],
     ['an object over the limit', () => batch(chunk(1, MAX_OBJECT_BYTES + 1, 0, ONE))],
-    ['a part beyond the end', () => batch(chunk(1, 4, 0, Buffer.alloc(5)))],
-    ['a gap between parts', () => batch(chunk(1, 10, 0, Buffer.alloc(2)), chunk(1, 10, 3, Buffer.alloc(2)))],
-    ['a part sent twice', () => batch(chunk(1, 10, 0, Buffer.alloc(2)), chunk(1, 10, 1, Buffer.alloc(2)))],
-    ['a size that changes between parts', () => batch(chunk(1, 10, 0, Buffer.alloc(2)), chunk(1, 11, 2, Buffer.alloc(2)))],
-    ['an object begun twice', () => batch(chunk(1, 10, 0, Buffer.alloc(2)), chunk(1, 10, 0, Buffer.alloc(2)))],
+    ['a part beyond the end', () => batch(chunk(1, LARGE, 0, Buffer.alloc(LARGE + 1)))],
+    ['a gap between parts', () => batch(chunk(1, LARGE, 0, Buffer.alloc(2)), chunk(1, LARGE, 3, Buffer.alloc(2)))],
+    ['a part sent twice', () => batch(chunk(1, LARGE, 0, Buffer.alloc(2)), chunk(1, LARGE, 1, Buffer.alloc(2)))],
+    ['a size that changes between parts', () => batch(chunk(1, LARGE, 0, Buffer.alloc(2)), chunk(1, LARGE + 1, 2, Buffer.alloc(2)))],
+    ['an object begun twice', () => batch(chunk(1, LARGE, 0, Buffer.alloc(2)), chunk(1, LARGE, 0, Buffer.alloc(2)))],
     ['a gap in code', () => batch(code(100, 0, Buffer.alloc(10)), code(100, 20, Buffer.alloc(10)))],
     ['code longer than announced', () => batch(code(10, 0, Buffer.alloc(11)))],
     ['code under two digests', () => batch(code(100, 0, Buffer.alloc(10)), code(100, 10, Buffer.alloc(10), Buffer.alloc(32)))],
@@ -393,7 +395,7 @@ it('300 seeded mutations of a good batch: only their own channels end', { timeou
   for (let round = 0; round < 300; round++) {
     using driver = await RawDriver.attach(globex, 'raylet-1', session.credential);
     const good = batch(
-      code(), define(1, '{"maxRetries":0,"timeoutMs":500}'), define(2, '{"maxRetries":0,"timeoutMs":500}', 'same'), put(1), chunk(2, 8, 0, Buffer.alloc(4)), chunk(2, 8, 4, Buffer.alloc(4)), submit(3, 1),
+      code(), define(1, '{"maxRetries":0,"timeoutMs":500}'), define(2, '{"maxRetries":0,"timeoutMs":500}', 'same'), put(1), chunk(2, LARGE, 0, Buffer.alloc(4)), chunk(2, LARGE, 4, Buffer.alloc(4)), submit(3, 1),
       (w) => w.begin(OP.SUBMIT).u32(0).u32(4).u32(2).u16(1).u16(0).raw(driver.id(1)).refs([driver.id(2)]).raw(ONE_NULL), get(1, driver.id(3), driver.id(4)),
       (w) => w.begin(OP.WAIT).u32(0).u32(2).u32(2).u32(50).refs([driver.id(3), driver.id(4)]), (w) => w.begin(OP.RELEASE).refs([driver.id(1)]),
       (w) => w.begin(OP.CANCEL).u32(0).u32(3).raw(driver.id(3)).u8(1), (w) => w.begin(OP.KILL).u32(0).u32(4).raw(driver.id(1)), (w) => w.begin(OP.LOOKUP_ACTOR).u32(0).u32(5).str('name'), (w) => w.begin(OP.CONTEXT).u32(0).u32(6),

@@ -3,7 +3,7 @@ import { describe, expect, it } from 'vitest';
 import type { AuditRecord, DecisionRecord } from '../../src/base/audit-record.ts';
 import { BulkheadError, type ErrorCode } from '../../src/base/errors.ts';
 import { CALL_KIND, FrameWriter, OP } from '../../src/base/frame.ts';
-import { MAX_ANSWER_BYTES, MAX_BATCH_BYTES, MAX_CODE_BYTES, MAX_CODE_BYTES_PER_TENANT, MAX_FRAME_BYTES, MAX_HELD_BYTES_PER_TENANT, MAX_OBJECTS_PER_TENANT, MAX_OWED_RECORDS_PER_TENANT, MAX_SCHEDULING_CLASSES_PER_TENANT, MAX_SESSIONS_PER_JOB, MAX_WAITING_PER_CHANNEL } from '../../src/base/limits.ts';
+import { MAX_ANSWER_BYTES, MAX_BATCH_BYTES, MAX_CODE_BYTES, MAX_CODE_BYTES_PER_TENANT, MAX_FRAME_BYTES, MAX_HELD_BYTES_PER_TENANT, MAX_INLINE_BYTES, MAX_OBJECTS_PER_TENANT, MAX_OWED_RECORDS_PER_TENANT, MAX_SCHEDULING_CLASSES_PER_TENANT, MAX_SESSIONS_PER_JOB, MAX_WAITING_PER_CHANNEL } from '../../src/base/limits.ts';
 import { makeId } from '../../src/raylet/core/core.ts';
 import { principalFromSpiffeId } from '../../src/base/principal.ts';
 import { CHANNEL_KIND, type TenantState } from '../../src/raylet/core/state.ts';
@@ -509,4 +509,23 @@ it('a release that the policy denies lets nothing go, whole runs of it, and what
   release();
   expect(session.objects.has(5)).toBe(true);
   expect([session.objects.size, tenant.objectBytes, globex.channel.puts.size]).toEqual([1, 10, 0]);
+});
+
+it('objects that fit a frame make no files, however many are sent in parts', () => {
+  const { world: w, globex } = world({ seed: 27 });
+  const part = (seq: number, total: number, offset: number, octets: number): void => void globex.out.begin(OP.PUT_CHUNK).u32(0).u32(seq).u64(total).u64(offset).raw(new Uint8Array(octets)).end();
+  for (let seq = 1; seq <= 1_000; seq++) part(seq, 1, 0, 1);
+  part(1_001, MAX_INLINE_BYTES, 0, 10);
+  part(1_001, MAX_INLINE_BYTES, 10, MAX_INLINE_BYTES - 10);
+  send(globex);
+  expect(core(globex).out.filter((e) => e.type === 'write-part')).toEqual([]);
+  // The next octet makes it a file, as the SDK sends it.
+  part(1_002, MAX_INLINE_BYTES + 1, 0, MAX_INLINE_BYTES + 1);
+  send(globex);
+  expect(core(globex).out.filter((e) => e.type === 'write-part')).toHaveLength(1);
+  globex.get([1, 1_000, 1_001, 1_002].map((seq) => makeId(globex.prefix, seq)));
+  globex.flush();
+  w.run(10_000);
+  expect([...globex.calls.values()].flatMap((c) => c.answers)).toEqual(['failed', 'failed', 'failed', 'value']);
+  expect([globex.failed, globex.channel.job.tenant.objectBytes]).toEqual([['INVALID_ARGUMENT', 'INVALID_ARGUMENT', 'INVALID_ARGUMENT'], MAX_INLINE_BYTES + 1]);
 });
