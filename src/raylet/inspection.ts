@@ -2,10 +2,12 @@
  * What `list`, `get`, `summary`, `logs` and `doctor` show of this raylet. The tenant asked about was decided by the policy before a
  * handler runs; here only that tenant's state is walked. Must never: name anything of another tenant.
  */
+import { setImmediate } from 'node:timers/promises';
 import type { MessageInitShape } from '@bufbuild/protobuf';
 import { BulkheadError } from '../base/errors.ts';
 import { CALL_KIND } from '../base/frame.ts';
 import { parseJobId, parseObjectIdText, quote } from '../base/ids.ts';
+import { MAX_OBJECTS_PER_TENANT } from '../base/limits.ts';
 import type { EntitySchema, Inspection } from '../rpc/generated/bulkhead/v1/raylet_pb.js';
 import type { CallContext, Implementation } from '../rpc/rpc.ts';
 import { LAYER_REMEDIES, type Layer } from '../sandbox/jail/layers.ts';
@@ -18,6 +20,10 @@ type Entity = MessageInitShape<typeof EntitySchema>;
 
 const DEFAULT_LIMIT = 1_000;
 const MAX_LIMIT = 10_000;
+const OTHERS = '(others)';
+const SLICE = 1_000;
+/** Objects of a tenant, and as many tasks, actors and sessions that they are in. */
+const MAX_LOOKED_AT = 2 * MAX_OBJECTS_PER_TENANT;
 const OBJECT_STATES = ['PENDING', 'INLINE', 'STORED', 'REMOTE', 'FAILED'];
 
 export interface InspectionContext {
@@ -33,38 +39,40 @@ function tenantOf(raylet: Raylet, name: string): TenantState | undefined {
   return undefined;
 }
 
-function* entities({ raylet, nodeId }: InspectionContext, tenant: TenantState, kind: string, jobId: string): Generator<Entity, void, undefined> {
+/** Undefined: something that is not to be shown was looked at, which costs time all the same. */
+function* entities({ raylet, nodeId }: InspectionContext, tenant: TenantState, kind: string, jobId: string): Generator<Entity | undefined, void, undefined> {
   const core = raylet.core.state;
   const wanted = (job: string): boolean => jobId === '' || job === jobId;
   switch (kind) {
     case 'tasks': {
       const seen = new Set<Task>();
-      for (const session of core.sessions.values()) {
-        if (session.tenant !== tenant) continue;
+      for (const session of tenant.sessions) {
         for (const entry of session.objects.values()) {
           const task = entry.producer;
           // A forwarded task is listed where it was submitted, under the id that its owner knows.
-          if (task === undefined || seen.has(task) || task.template.kind !== CALL_KIND.TASK || task.channel.kind === CHANNEL_KIND.PEER || !wanted(task.channel.job.id)) continue;
+          if (task === undefined || seen.has(task) || task.template.kind !== CALL_KIND.TASK || task.channel.kind === CHANNEL_KIND.PEER || !wanted(task.channel.job.id)) {
+            yield undefined;
+            continue;
+          }
           seen.add(task);
           yield shownTask(raylet, nodeId, task);
         }
       }
       for (let i = tenant.finished.length - 1; i >= 0; i--) {
         const task = tenant.finished[i]!;
-        if (!wanted(task.job)) continue;
-        yield { kind, id: core.idText(task.session, task.seq), nodeId, jobId: task.job, name: task.name, state: task.state, reason: task.reason, facts: { started: String(task.startedMs), ended: String(task.endedMs) } };
+        if (!wanted(task.job)) yield undefined;
+        else yield { kind, id: core.idText(task.session, task.seq), nodeId, jobId: task.job, name: task.name, state: task.state, reason: task.reason, facts: { started: String(task.startedMs), ended: String(task.endedMs) } };
       }
       return;
     }
     case 'actors':
-      for (const session of core.sessions.values()) {
-        if (session.tenant !== tenant) continue;
-        for (const actor of session.actors.values()) if (wanted(actor.job.id)) yield shownActor(raylet, nodeId, actor);
+      for (const session of tenant.sessions) {
+        for (const actor of session.actors.values()) yield wanted(actor.job.id) ? shownActor(raylet, nodeId, actor) : undefined;
       }
       return;
     case 'objects':
-      for (const session of core.sessions.values()) {
-        if (session.tenant !== tenant || session.nodeNumber !== core.config.nodeNumber) continue;
+      for (const session of tenant.sessions) {
+        if (session.nodeNumber !== core.config.nodeNumber) continue;
         for (const entry of session.objects.values()) yield shownObject(raylet, nodeId, entry);
       }
       return;
@@ -73,6 +81,20 @@ function* entities({ raylet, nodeId }: InspectionContext, tenant: TenantState, k
       return;
     default:
       throw new BulkheadError('INVALID_ARGUMENT', `${quote(kind)} is none of workers, tasks, actors, objects`);
+  }
+}
+
+/**
+ * The same, some at a time: a tenant may have millions of objects here, and the calls of the others go on between them. It ends with its
+ * caller, and with what a tenant can have at most: things that come as fast as they are looked at do not keep it going.
+ */
+async function* bySlices(context: InspectionContext, tenant: TenantState, kind: string, jobId: string, signal: AbortSignal): AsyncGenerator<Entity, void, undefined> {
+  let looked = 0;
+  for (const entity of entities(context, tenant, kind, jobId)) {
+    if (entity !== undefined) yield entity;
+    if (++looked % SLICE !== 0) continue;
+    if (looked >= MAX_LOOKED_AT || signal.aborted) return;
+    await setImmediate();
   }
 }
 
@@ -122,31 +144,34 @@ function shownWorker(raylet: Raylet, nodeId: string, worker: Worker): Entity {
 export function inspectionService(context: InspectionContext): Implementation<typeof Inspection> {
   const { raylet, nodeId } = context;
   return {
-    async list(_call, request) {
+    async list(call, request) {
       const limit = Math.min(request.limit === 0 ? DEFAULT_LIMIT : request.limit, MAX_LIMIT);
       const tenant = tenantOf(raylet, request.tenant);
       const found: Entity[] = [];
       if (tenant !== undefined) {
-        for (const entity of entities(context, tenant, request.kind, request.jobId)) {
+        for await (const entity of bySlices(context, tenant, request.kind, request.jobId, call.signal)) {
           if (found.length === limit) return { entities: found, truncated: true };
           found.push(entity);
         }
       }
       return { entities: found, truncated: false };
     },
-    async get(_call, request) {
+    async get(call, request) {
       const tenant = tenantOf(raylet, request.tenant);
-      if (tenant !== undefined) for (const entity of entities(context, tenant, request.kind, '')) if (entity.id === request.id || (entity.name === request.id && request.id !== '')) return entity;
+      if (tenant !== undefined) for await (const entity of bySlices(context, tenant, request.kind, '', call.signal)) if (entity.id === request.id || (entity.name === request.id && request.id !== '')) return entity;
       throw new BulkheadError('DENIED', 'not found, or not permitted');
     },
-    async summarize(_call, request) {
+    async summarize(call, request) {
       const tenant = tenantOf(raylet, request.tenant);
       const counts = new Map<string, { name: string; state: string; count: bigint }>();
       if (tenant !== undefined) {
-        for (const entity of entities(context, tenant, request.kind, '')) {
-          const name = request.kind === 'actors' ? (entity.facts?.['class'] ?? '') : (entity.name ?? '');
-          const key = `${name}\0${entity.state ?? ''}`;
-          const row = counts.get(key) ?? { name, state: entity.state ?? '', count: 0n };
+        for await (const entity of bySlices(context, tenant, request.kind, '', call.signal)) {
+          const called = request.kind === 'actors' ? (entity.facts?.['class'] ?? '') : (entity.name ?? '');
+          const state = entity.state ?? '';
+          // Names are the tenant's to choose: those beyond the limit are counted together.
+          const name = counts.has(`${called}\0${state}`) || counts.size < MAX_LIMIT ? called : OTHERS;
+          const key = `${name}\0${state}`;
+          const row = counts.get(key) ?? { name, state, count: 0n };
           row.count++;
           counts.set(key, row);
         }

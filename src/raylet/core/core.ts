@@ -300,6 +300,7 @@ export class Core {
     const prefixHex = hex(prefix);
     const session = new Session(prefix, prefixHex, tenant, nodeNumber, ownerId, resource('object', { tenant: tenant.name, owner: ownerId }));
     this.sessions.set(prefixHex, session);
+    tenant.sessions.add(session);
     return session;
   }
 

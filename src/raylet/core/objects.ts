@@ -162,6 +162,7 @@ export function forgetSession(core: Core, session: Session): void {
   const elsewhere = session.nodeNumber !== core.config.nodeNumber;
   if (!session.closed && !elsewhere) return;
   core.sessions.delete(session.prefixHex);
+  session.tenant.sessions.delete(session);
   if (elsewhere) session.tenant.entries--;
 }
 

@@ -42,6 +42,8 @@ export class TenantState {
   /** Order of the last dispatch, for round robin between tenants. */
   servedAt = 0;
   readonly code = new Map<string, CodeBundle>();
+  /** Those of `Core.sessions` that are its own: what is asked about one tenant takes no longer for what its neighbours have. */
+  readonly sessions = new Set<Session>();
   /** Finished tasks, newest last, bounded: what `list tasks` shows. */
   readonly finished: FinishedTask[] = [];
 

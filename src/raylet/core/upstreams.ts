@@ -301,7 +301,7 @@ export function closeUpstream(core: Core, upstream: Upstream, failure: Failure):
   upstream.requests.clear();
   const tasks = [...upstream.tasks];
   upstream.tasks.clear();
-  for (const session of core.sessions.values()) {
+  for (const session of upstream.job.tenant.sessions) {
     for (const entry of session.objects.values()) if (entry.remote === upstream && entry.status === OBJECT_STATUS.REMOTE) settleFailed(core, entry, { code: 'OBJECT_LOST', message: `the object was on another node: ${failure.message}`, stack: '' });
   }
   return tasks;
