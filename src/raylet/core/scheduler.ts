@@ -16,6 +16,7 @@ const LOOKAHEAD_MS = 6;
 const MAX_LOOKAHEAD = 512;
 /** Up to this measured time a function may still be a short one that waited for a processor. */
 const PROBE_MS = 30;
+const PROBE_QUEUE = 64;
 /** After this long an isolate sends the results it has (src/sandbox/isolate/guest/executor.ts), with some room. */
 const ISOLATE_FLUSH_MS = 3;
 /** A lease that has run this long yields when another class waits for its resources. */
@@ -57,11 +58,11 @@ export function failedArgument(task: Task): Failure | undefined {
   return undefined;
 }
 
-function depthOf(meanMs: number): number {
+function depthOf(meanMs: number, waiting: number): number {
   if (meanMs <= 0) return 1;
   const depth = Math.floor(LOOKAHEAD_MS / meanMs);
-  // One at a time cannot be told from waiting; two show which it was, unless they are surely long.
-  if (depth < 2) return meanMs <= PROBE_MS ? 2 : 1;
+  // One at a time cannot be told from waiting; two show which it was. Tried only where many wait: a few are better spread than queued.
+  if (depth < 2) return meanMs <= PROBE_MS && waiting >= PROBE_QUEUE ? 2 : 1;
   return depth > MAX_LOOKAHEAD ? MAX_LOOKAHEAD : depth;
 }
 
@@ -148,7 +149,7 @@ function feed(core: Core, c: SchedulingClass, lease: Lease): void {
   for (;;) {
     const task = c.queue.shift();
     if (task === undefined) return;
-    if (lease.active >= depthOf(task.template.stats.meanMs)) {
+    if (lease.active >= depthOf(task.template.stats.meanMs, c.queue.length)) {
       c.queue.unshift(task);
       return;
     }
@@ -310,7 +311,7 @@ function remoteLease(core: Core, c: SchedulingClass, node: RemoteNode, task: Tas
   if (lease !== undefined && !lease.upstream.closed && lease.inFlight > 0) {
     // Over there every core can be busy with this class: what fits the node's totals, times what a lease is given ahead.
     const room = c.resources.cpuUnits > 0 ? Math.floor(node.total.cpuUnits / c.resources.cpuUnits) : 4;
-    if (lease.inFlight < Math.max(1, Math.min(room, roomFor(c, node))) * depthOf(task.template.stats.meanMs)) return lease;
+    if (lease.inFlight < Math.max(1, Math.min(room, roomFor(c, node))) * depthOf(task.template.stats.meanMs, c.queue.length)) return lease;
     return undefined;
   }
   if (!fits(c.resources, node.available) || !core.reachable(node.number)) return undefined;
