@@ -10,6 +10,8 @@ export const MAX_INLINE_BYTES = 100 * 2 ** 10;
 export const CHUNK_BYTES = 512 * 2 ** 10;
 /** One object. Bounded by what one isolate can hold as an ArrayBuffer. */
 export const MAX_OBJECT_BYTES = 2 * 2 ** 30;
+/** A value of another tenant that is copied for a task at once: all calls of the node wait for so long. */
+export const MAX_COPY_BYTES = 64 * 2 ** 20;
 /** Refs that gets and waits of one channel wait for at once. */
 export const MAX_WAITING_PER_CHANNEL = 1_000_000;
 /** Frames for one receiver are handed on when they are this many, so that no batch nears the limit of a message. */

@@ -2,7 +2,7 @@
  * Large objects as files on tmpfs, one directory per tenant: written once, sealed, read by many. Workers get them by hard link
  * (src/sandbox), so nothing is copied for a read. Must never: follow a name from a client; give one tenant's file to another.
  */
-import { closeSync, fstatSync, mkdirSync, openSync, readSync, renameSync, rmSync, writeSync } from 'node:fs';
+import { closeSync, fstatSync, ftruncateSync, mkdirSync, openSync, readSync, renameSync, rmSync, writeSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { BulkheadError } from '../base/errors.ts';
 import { parseTenantName } from '../base/ids.ts';
@@ -11,6 +11,7 @@ import { parseTenantName } from '../base/ids.ts';
 const FILE_NAME = /^[a-z]{2,8}-[0-9a-f]{40}-\d{1,10}$/;
 
 const MAX_OPEN_FILES = 64;
+const COPY_CHUNK_BYTES = 2 ** 20;
 
 export class ObjectFiles {
   readonly #dir: string;
@@ -86,6 +87,36 @@ export class ObjectFiles {
   /** Opens for a transfer; the descriptor outlives a deletion, so that a reader is never cut off halfway. */
   reader(tenant: string, fileName: string): ObjectReader {
     return new ObjectReader(openSync(this.path(tenant, fileName), 'r'));
+  }
+
+  /**
+   * Copies exactly `size` octets for another tenant. The owner's worker may have kept the file open: one that it made longer costs no more,
+   * and one that it made shorter ends in zeros, since a missing file would be its reader's harm.
+   */
+  copy(fromTenant: string, fileName: string, toTenant: string, copyName: string, size: number): void {
+    this.prepare(toTenant);
+    const path = this.path(toTenant, copyName);
+    const fd = openSync(path, 'wx', 0o644);
+    try {
+      const reader = this.reader(fromTenant, fileName);
+      try {
+        const chunk = new Uint8Array(Math.min(size, COPY_CHUNK_BYTES));
+        for (let offset = 0; offset < size; ) {
+          const n = reader.read(chunk, 0, Math.min(chunk.length, size - offset), offset);
+          if (n === 0) break;
+          for (let at = 0; at < n; ) at += writeSync(fd, chunk, at, n - at, offset + at);
+          offset += n;
+        }
+      } finally {
+        reader.close();
+      }
+      ftruncateSync(fd, size);
+    } catch (error) {
+      rmSync(path, { force: true });
+      throw error;
+    } finally {
+      closeSync(fd);
+    }
   }
 
   rename(from: string, tenant: string, fileName: string): void {

@@ -376,6 +376,7 @@ export class Raylet implements AsyncDisposable {
       this.#kill(effect.worker, 'MISBEHAVED');
     } else if (effect.type === 'stream-file') this.core.valueLost(effect.channel, effect.request, effect.position, effect.needed);
     else if (effect.type === 'attach' || effect.type === 'load-code' || effect.type === 'open-slot') this.#kill(effect.slot.worker, 'MISBEHAVED');
+    else if (effect.type === 'copy-file') this.core.copyFailed(effect.to, effect.copyName);
     else if (effect.type === 'write-part' && effect.fileName.startsWith('in-')) this.core.transferFailed(effect.fileName, failureOf(safe));
     else if (effect.type === 'write-part') {
       for (const channel of [...this.core.state.channels.values()]) if (channel.job.tenant === effect.tenant && channel.puts.size > 0) this.closeChannel(channel, safe);
@@ -429,6 +430,8 @@ export class Raylet implements AsyncDisposable {
         return;
       case 'write-part':
         return this.objects.writePart(effect.tenant.name, effect.fileName, effect.offset, effect.bytes, effect.last);
+      case 'copy-file':
+        return this.objects.copy(effect.from.name, effect.fileName, effect.to.name, effect.copyName, effect.size);
       case 'delete-file':
         this.#attachments.detach(effect.fileName);
         return this.objects.delete(effect.tenant.name, effect.fileName);
@@ -574,7 +577,7 @@ export class Raylet implements AsyncDisposable {
     const { channel, request, position, size } = effect;
     const shell = this.#channels.get(channel);
     if (shell === undefined) return;
-    const reader = this.objects.reader(channel.job.tenant.name, effect.fileName);
+    const reader = this.objects.reader(effect.owner.name, effect.fileName);
     shell.readers.add(reader);
     let offset = 0;
     const step = (): boolean => {

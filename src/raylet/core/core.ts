@@ -11,7 +11,7 @@ import { CLOCK_SKEW_MS, CUT_BATCH_BYTES, MAX_INTRUSIONS_TOLD, MAX_OBJECTS_PER_TE
 import type { ResourceVector } from '../../base/resources.ts';
 import type { RandomSource } from '../../base/time.ts';
 import type { Effect } from './effects.ts';
-import type { Actor, Channel, HeldBatch, Intruder, Job, ObjectEntry, RemoteNode, SchedulingClass, Slot, Task, Upstream, Worker } from './state.ts';
+import type { Actor, Channel, Failure, HeldBatch, Intruder, Job, ObjectEntry, RemoteNode, SchedulingClass, Slot, Task, Upstream, Worker } from './state.ts';
 import { Session, TenantState } from './state.ts';
 
 export interface CoreConfig {
@@ -128,6 +128,8 @@ export class Core {
   /** Allowed calls to, and kills of, actors that another raylet owns. */
   remoteCalls: { readonly task: Task; readonly actorId: Uint8Array }[] = [];
   remoteKills: { readonly channel: Channel; readonly id: Uint8Array }[] = [];
+  /** Calls that have a slot but were not sent: an argument cannot be given to its worker. */
+  refusedExecs: { readonly slot: Slot; readonly task: Task; readonly failure: Failure }[] = [];
   readonly waitingActors = new WaitingActors();
   readonly timed = new Set<Task>();
   servedCounter = 0;

@@ -5,7 +5,7 @@
 import { CALL_KIND, OP } from '../../base/frame.ts';
 import { MAX_FRAME_BYTES } from '../../base/limits.ts';
 import type { Core } from './core.ts';
-import { lend, putToFile, releaseHandle, settleFailed, unpin } from './objects.ts';
+import { fileFor, lend, putToFile, releaseHandle, settleFailed, unpin } from './objects.ts';
 import { CHANNEL_KIND, Channel, OBJECT_STATUS, Slot, TASK_STATE, type Failure, type FinishedTask, type Job, type Task, type Template, type Worker } from './state.ts';
 
 const EXEC_HEADER_BYTES = 64;
@@ -71,6 +71,12 @@ export function sendExec(core: Core, slot: Slot, task: Task): void {
       if (entry.size > room) putToFile(core, entry);
       else room -= entry.size;
     }
+    for (const entry of deps) {
+      if (entry.status !== OBJECT_STATUS.FILE) continue;
+      const file = fileFor(core, entry, slot.job.tenant);
+      // It has its place on the slot, as if the worker had refused it: it ends when this step does, and the next call is sent then.
+      if (typeof file !== 'string') return void core.refusedExecs.push({ slot, task, failure: file });
+    }
   }
   const out = slot.channel.out.begin(OP.EXEC).u32(exec).u8(kind).u32(number).u32(task.attempt).u16(deps === undefined ? 0 : deps.length);
   if (deps !== undefined) {
@@ -81,7 +87,7 @@ export function sendExec(core: Core, slot: Slot, task: Task): void {
       if (entry.status === OBJECT_STATUS.INLINE) out.u8(0).bytes(entry.value as Uint8Array);
       else {
         const attachment = slot.nextAttachment++;
-        core.out.push({ type: 'attach', slot, attachment, fileName: entry.fileName, size: entry.size });
+        core.out.push({ type: 'attach', slot, attachment, fileName: fileFor(core, entry, slot.job.tenant) as string, size: entry.size });
         out.u8(1).u32(attachment);
       }
     }

@@ -15,8 +15,9 @@ export type Effect =
   | { readonly type: 'delete-code'; readonly tenant: TenantState; readonly digestHex: string }
   | { readonly type: 'seal-staged'; readonly worker: Worker; readonly slotNumber: number; readonly staged: number; readonly fileName: string; readonly size: number }
   | { readonly type: 'write-part'; readonly tenant: TenantState; readonly fileName: string; readonly offset: number; readonly bytes: Uint8Array; readonly last: boolean }
+  | { readonly type: 'copy-file'; readonly from: TenantState; readonly fileName: string; readonly to: TenantState; readonly copyName: string; readonly size: number }
   | { readonly type: 'delete-file'; readonly tenant: TenantState; readonly fileName: string }
-  | { readonly type: 'stream-file'; readonly channel: Channel; readonly request: number; readonly position: number; readonly fileName: string; readonly size: number; readonly needed: number }
+  | { readonly type: 'stream-file'; readonly channel: Channel; readonly owner: TenantState; readonly request: number; readonly position: number; readonly fileName: string; readonly size: number; readonly needed: number }
   | { readonly type: 'register-name'; readonly actor: Actor; readonly id: Uint8Array; readonly classInfo: string }
   | { readonly type: 'release-name'; readonly actor: Actor; readonly id: Uint8Array }
   | { readonly type: 'lookup-name'; readonly channel: Channel; readonly request: number; readonly name: string; readonly namespace: string; readonly auditSeq: number }

@@ -4,9 +4,9 @@
  */
 import { BulkheadError } from '../../base/errors.ts';
 import { OP } from '../../base/frame.ts';
-import { CHUNK_BYTES, MAX_ANSWER_BYTES, MAX_OBJECTS_PER_TENANT } from '../../base/limits.ts';
+import { CHUNK_BYTES, MAX_ANSWER_BYTES, MAX_COPY_BYTES, MAX_OBJECTS_PER_TENANT } from '../../base/limits.ts';
 import { DENIED_TEXT, idIndex, makeId, type Core } from './core.ts';
-import { CHANNEL_KIND, OBJECT_STATUS, ObjectEntry, PENDING_KIND, PendingCall, TASK_STATE, type Channel, type Failure, type Session, type Task, type Waiter } from './state.ts';
+import { CHANNEL_KIND, OBJECT_STATUS, ObjectEntry, PENDING_KIND, PendingCall, TASK_STATE, type Channel, type Failure, type Session, type Task, type TenantState, type Waiter } from './state.ts';
 
 export const LOST: Failure = { code: 'OBJECT_LOST', message: 'the object does not exist: it was released, or never created', stack: '' };
 export const DENIED: Failure = { code: 'DENIED', message: DENIED_TEXT, stack: '' };
@@ -49,9 +49,34 @@ function account(core: Core, entry: ObjectEntry): void {
 function dropBytes(core: Core, entry: ObjectEntry): void {
   entry.session.tenant.objectBytes -= entry.size;
   if (entry.fileName !== '') core.out.push({ type: 'delete-file', tenant: entry.session.tenant, fileName: entry.fileName });
+  if (entry.copies !== undefined) {
+    for (const [tenant, fileName] of entry.copies) {
+      tenant.objectBytes -= entry.size;
+      core.out.push({ type: 'delete-file', tenant, fileName });
+    }
+    entry.copies = undefined;
+  }
   entry.fileName = '';
   entry.value = undefined;
   entry.size = 0;
+}
+
+/**
+ * The file of a value for a worker of `tenant`. What its owner granted to another tenant crosses the wall as a copy, made once: the owner's
+ * worker may have kept its file open and go on writing. A failure says why there is none.
+ */
+export function fileFor(core: Core, entry: ObjectEntry, tenant: TenantState): string | Failure {
+  const owner = entry.session.tenant;
+  if (owner === tenant) return entry.fileName;
+  const known = entry.copies?.get(tenant);
+  if (known !== undefined) return known;
+  if (entry.size > MAX_COPY_BYTES) return { code: 'RESOURCE_EXHAUSTED', message: `an object of another tenant of ${entry.size} bytes is not copied for a task: at most ${MAX_COPY_BYTES} bytes; get it in a driver, or have its owner put it in parts`, stack: '' };
+  if (tenant.objectBytes + entry.size > tenant.quota.objectBytes) return { code: 'QUOTA_EXCEEDED', message: `the copy of an object of another tenant of ${entry.size} bytes does not fit the tenant's quota of ${tenant.quota.objectBytes} bytes on this node (${tenant.objectBytes} in use): release refs, or ask for a larger quota`, stack: '' };
+  const copyName = `copy-${entry.session.prefixHex}-${core.nextNumber()}`;
+  tenant.objectBytes += entry.size;
+  (entry.copies ??= new Map()).set(tenant, copyName);
+  core.out.push({ type: 'copy-file', from: owner, fileName: entry.fileName, to: tenant, copyName, size: entry.size });
+  return copyName;
 }
 
 /** The file of a value is gone, or never was. */
@@ -251,11 +276,15 @@ function answer(core: Core, channel: Channel, request: number, position: number,
   else if (entry.status === OBJECT_STATUS.FILE) {
     if (kind === PENDING_KIND.RESOLVE) channel.out.begin(OP.VALUE_STORED).u32(request).u32(position).u64(entry.size).end();
     else if (channel.kind === CHANNEL_KIND.SLOT && channel.slot !== undefined) {
-      const attachment = channel.slot.nextAttachment++;
-      core.out.push({ type: 'attach', slot: channel.slot, attachment, fileName: entry.fileName, size: entry.size });
-      channel.out.begin(OP.VALUE_ATTACHED).u32(request).u32(position).u32(attachment).end();
+      const fileName = fileFor(core, entry, channel.job.tenant);
+      if (typeof fileName !== 'string') writeFailure(channel, request, position, fileName);
+      else {
+        const attachment = channel.slot.nextAttachment++;
+        core.out.push({ type: 'attach', slot: channel.slot, attachment, fileName, size: entry.size });
+        channel.out.begin(OP.VALUE_ATTACHED).u32(request).u32(position).u32(attachment).end();
+      }
     } else {
-      core.out.push({ type: 'stream-file', channel, request, position, fileName: entry.fileName, size: entry.size, needed });
+      core.out.push({ type: 'stream-file', channel, owner: entry.session.tenant, request, position, fileName: entry.fileName, size: entry.size, needed });
       return;
     }
   } else writeFailure(channel, request, position, entry.failure ?? LOST);

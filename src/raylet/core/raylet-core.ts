@@ -317,6 +317,15 @@ export class RayletCore {
     this.settle();
   }
 
+  /** A value could not be copied for another tenant: the next reader has it tried again. */
+  copyFailed(tenant: TenantState, copyName: string): void {
+    for (const entry of this.state.sessions.get(copyName.split('-')[1] ?? '')?.objects.values() ?? []) {
+      if (entry.copies?.get(tenant) !== copyName) continue;
+      entry.copies.delete(tenant);
+      tenant.objectBytes -= entry.size;
+    }
+  }
+
   /** A file that was to be sent cannot be read. */
   valueLost(channel: Channel, request: number, position: number, needed: number): void {
     if (!channel.closed) refuseValue(this.state, channel, request, position, LOST, needed);
@@ -376,7 +385,8 @@ export class RayletCore {
       if (core.waitingActors.size > 0) placeWaitingActors(core);
       pump(core);
       takeUpFetches(core);
-    } while (core.woken.length > 0 || core.remoteCalls.length > 0);
+      for (const { slot, task, failure } of core.refusedExecs.splice(0)) if (task.slot === slot) execEnded(core, slot, task, failure, 1);
+    } while (core.woken.length > 0 || core.remoteCalls.length > 0 || core.refusedExecs.length > 0);
     if (core.fresh.length > 0 || core.freshSessions.length > 0) forgetFresh(core);
   }
 

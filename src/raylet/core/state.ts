@@ -198,6 +198,8 @@ export class ObjectEntry {
   remote: Upstream | undefined = undefined;
   remoteId: Uint8Array | undefined = undefined;
   fetching = false;
+  /** Files for the workers of tenants that were granted it, by tenant: each counts in its reader's objects, and goes with the value. */
+  copies: Map<TenantState, string> | undefined = undefined;
   /** Refs inside the value, held for as long as the value is. */
   contained: ObjectEntry[] | undefined = undefined;
 

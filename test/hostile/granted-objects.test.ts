@@ -1,0 +1,120 @@
+/** A large object that its owner granted to another tenant: sent from its owner's files, copied for a worker, counted, and gone with it. */
+import { mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterAll, expect, it } from 'vitest';
+import { CALL_KIND, OP } from '../../src/base/frame.ts';
+import { MAX_COPY_BYTES } from '../../src/base/limits.ts';
+import { ObjectFiles } from '../../src/objects/object-files.ts';
+import type { Effect } from '../../src/raylet/core/effects.ts';
+import { makeId } from '../../src/raylet/core/core.ts';
+import { DO, World, type SimClient } from '../sim/world.ts';
+
+const [ACME, GLOBEX] = [1, 2];
+const SIZE = 500_000;
+const send = (client: SimClient): void => client.node.core.clientBatch(client.channel, client.out.take(), client.world.nowMs);
+
+/** acme has put `size` octets as a file and granted them; `effects` keeps what the node does from then on. */
+function granted(size = SIZE): { world: World; acme: SimClient; globex: SimClient; ref: Uint8Array; effects: Effect[] } {
+  const world = new World({ nodes: 1, cpus: 1, seed: 60 });
+  const [acme, globex] = [world.client(0, ACME), world.client(0, GLOBEX)];
+  const { state } = acme.node.core;
+  Object.assign(state.config, { decisions: { version: 1, decide: () => ({ allow: true, rule: 'grant', policyVersion: 1 }) } });
+  const seq = acme.nextSeq++;
+  for (let at = 0; at < size; at += 2 ** 20) acme.out.begin(OP.PUT_CHUNK).u32(0).u32(seq).u64(size).u64(at).raw(new Uint8Array(Math.min(2 ** 20, size - at))).end();
+  send(acme);
+  world.drain(acme.node);
+  const effects: Effect[] = [];
+  const push = (e: Effect): number => effects.push(e);
+  // Each step's effects begin a new array: all of them are seen.
+  let out: Effect[] = [];
+  const watch = (list: Effect[]): Effect[] => new Proxy(list, { get: (of, key) => (key === 'push' ? (e: Effect) => (push(e), of.push(e)) : Reflect.get(of, key)) });
+  Object.defineProperty(state, 'out', { get: () => out, set: (list: Effect[]) => (out = watch(list)) });
+  state.out = [];
+  return { world, acme, globex, ref: makeId(acme.prefix, seq), effects };
+}
+
+const of = <T extends Effect['type']>(effects: Effect[], type: T): (Effect & { type: T })[] => effects.filter((e): e is Effect & { type: T } => e.type === type);
+
+it('a driver of the other tenant gets it from its owner’s files', () => {
+  const { world, globex, ref, effects } = granted();
+  globex.get([ref]);
+  globex.flush();
+  world.run(1_000);
+  const [stream] = of(effects, 'stream-file');
+  expect([stream?.owner.name, stream?.channel === globex.channel, stream?.size]).toEqual(['acme', true, SIZE]);
+  expect([...globex.calls.values()].flatMap((c) => c.answers)).toEqual(['value']);
+  expect(globex.channel.job.tenant.objectBytes).toBe(0);
+});
+
+it('workers of the other tenant get one copy, which counts as theirs and goes with the object', () => {
+  const { world, acme, globex, ref, effects } = granted();
+  globex.define(1, CALL_KIND.TASK, {});
+  const own = globex.channel.job.tenant;
+  globex.get([globex.call(OP.SUBMIT, 1, DO.RETURN, [ref]), globex.call(OP.SUBMIT, 1, DO.RETURN, [ref, ref])]);
+  globex.flush();
+  world.run(10_000);
+  expect([...globex.calls.values()].flatMap((c) => c.answers)).toEqual(['value', 'value']);
+  const copies = of(effects, 'copy-file');
+  expect(copies.map((e) => [e.from.name, e.to.name, e.size])).toEqual([['acme', 'globex', SIZE]]);
+  const attached = of(effects, 'attach');
+  expect([attached.length, ...new Set(attached.map((e) => e.fileName))]).toEqual([3, copies[0]?.copyName]);
+  // The two results are an octet each.
+  expect(own.objectBytes).toBe(SIZE + 2);
+  acme.release([ref]);
+  acme.flush();
+  world.run(1_000);
+  expect(of(effects, 'delete-file').map((e) => [e.tenant.name, e.fileName === copies[0]?.copyName])).toEqual([['acme', false], ['globex', true]]);
+  expect([own.objectBytes, acme.channel.job.tenant.objectBytes]).toEqual([2, 0]);
+});
+
+it.each([['its reader’s quota', SIZE, SIZE - 1, 'QUOTA_EXCEEDED'], ['what is copied at once', MAX_COPY_BYTES + 1, Number.POSITIVE_INFINITY, 'RESOURCE_EXHAUSTED']])('one beyond %s fails the calls that need it, and no worker and no other call', (_name, size, quota, code) => {
+  const { world, globex, ref, effects } = granted(size);
+  const { tenant } = globex.channel.job;
+  Object.assign(tenant, { quota: { ...tenant.quota, objectBytes: quota } });
+  globex.define(1, CALL_KIND.TASK, { maxRetries: 0 });
+  globex.define(2, CALL_KIND.ACTOR_CLASS, {}, 'Counter');
+  globex.define(3, CALL_KIND.ACTOR_METHOD, {}, 'add');
+  const actor = globex.call(OP.CREATE_ACTOR, 2, DO.RETURN);
+  const failing = [globex.call(OP.SUBMIT, 1, DO.RETURN, [ref]), globex.call(OP.CALL_ACTOR, 3, DO.RETURN, [ref], actor), globex.call(OP.CREATE_ACTOR, 2, DO.RETURN, [ref])];
+  const good = [globex.call(OP.SUBMIT, 1, DO.RETURN), globex.call(OP.CALL_ACTOR, 3, DO.RETURN, [], actor)];
+  globex.get([...failing, ...good]);
+  globex.flush();
+  world.run(10_000);
+  expect([...globex.calls.values()].flatMap((c) => c.answers)).toEqual(['failed', 'failed', 'failed', 'value', 'value']);
+  expect(globex.failed).toEqual([code, code, code]);
+  expect([of(effects, 'copy-file'), of(effects, 'attach'), globex.channel.inFlight]).toEqual([[], [], 0]);
+});
+
+it('a copy that failed is not kept as if it were there', () => {
+  const { world, globex, ref, effects } = granted();
+  globex.define(1, CALL_KIND.TASK, {});
+  globex.call(OP.SUBMIT, 1, DO.RETURN, [ref]);
+  globex.flush();
+  world.run(10_000);
+  const [copy] = of(effects, 'copy-file');
+  globex.node.core.copyFailed(globex.channel.job.tenant, copy?.copyName ?? '');
+  expect(globex.channel.job.tenant.objectBytes).toBe(1);
+  globex.call(OP.SUBMIT, 1, DO.RETURN, [ref]);
+  globex.flush();
+  world.run(10_000);
+  expect(of(effects, 'copy-file')).toHaveLength(2);
+});
+
+const dir = mkdtempSync(join(tmpdir(), 'bulkhead-objects-'));
+afterAll(() => rmSync(dir, { recursive: true, force: true }));
+
+it('a copy has the size that was sealed, whatever its owner’s worker does to a file that it kept open', () => {
+  const files = new ObjectFiles(join(dir, 'objects'));
+  const name = (kind: string, n: number): string => `${kind}-${'a'.repeat(40)}-${n}`;
+  files.writePart('acme', name('put', 1), 0, Buffer.from('abcdef'), true);
+  const path = files.path('acme', name('put', 1));
+  [['abcdef', 'abcdef'], ['ABCDEFmore', 'ABCDEF'], ['abc', 'abc\0\0\0']].forEach(([now = '', copied], i) => {
+    writeFileSync(path, now);
+    files.copy('acme', name('put', 1), 'globex', name('copy', i), 6);
+    expect(readFileSync(files.path('globex', name('copy', i)), 'latin1')).toBe(copied);
+  });
+  expect(() => files.copy('acme', name('put', 1), 'globex', name('copy', 0), 6)).toThrow('EEXIST');
+  expect(() => files.copy('acme', name('put', 2), 'globex', name('copy', 9), 6)).toThrow('ENOENT');
+  expect(statSync(files.path('globex', name('copy', 9)), { throwIfNoEntry: false })).toBe(undefined);
+});
