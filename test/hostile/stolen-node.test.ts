@@ -2,6 +2,8 @@
 import { describe, expect, it } from 'vitest';
 import { CALL_KIND, FrameWriter, OP } from '../../src/base/frame.ts';
 import { MAX_OBJECT_BYTES } from '../../src/base/limits.ts';
+import type { ResourceVector } from '../../src/base/resources.ts';
+import { Nodes } from '../../src/gcs/core/nodes.ts';
 import { OBJECT_STATUS, type ObjectEntry, type TenantState, type Upstream } from '../../src/raylet/core/state.ts';
 import type { Effect } from '../../src/raylet/core/effects.ts';
 import { DO, World, type SimClient } from '../sim/world.ts';
@@ -175,4 +177,24 @@ describe('answers that were not asked for', () => {
     expect(() => say((out) => out.begin(OP.VALUE_CHUNK).u32(request).u32(0).u64(1_000).u64(0).raw(new Uint8Array(10)).end())).toThrow('not asked for');
     expect(client.node.core.state.out.filter((e) => e.type === 'write-part')).toEqual([]);
   });
+});
+
+it('what a node says is free is never more than what it has, so that it does not draw the others’ work by it', () => {
+  const nodes = new Nodes();
+  nodes.absorb('nodes/n1', { id: 'n1', number: 1, joinedMs: 0, instance: '' });
+  const out: Parameters<Nodes['step']>[2] = [];
+  const total = { cpuUnits: 20_000, memoryBytes: 1_000, custom: { gpu: 10_000 } };
+  const facts = (available: ResourceVector) => ({ available, policyVersion: 1, revocationVersion: 1, queuedTasks: 0 });
+  const lie = facts({ cpuUnits: 1e10, memoryBytes: Number.MAX_SAFE_INTEGER, custom: { gpu: 1e10, tpu: 50_000, constructor: 50_000 } });
+  nodes.step({ type: 'register', id: 'n1', address: '127.0.0.1:4000', total, insecureDev: false, instance: 'i1', facts: lie }, 1, out);
+  expect(nodes.get('n1')?.available).toEqual(total);
+  const honest = { cpuUnits: 5_000, memoryBytes: 10, custom: { gpu: 0 } };
+  nodes.step({ type: 'report', id: 'n1', facts: facts(honest) }, 2, out);
+  expect(nodes.get('n1')?.available).toEqual(honest);
+  nodes.step({ type: 'report', id: 'n1', facts: lie }, 3, out);
+  expect(nodes.get('n1')?.available).toEqual(total);
+  // The same lie again is nothing new to the others.
+  const told = out.length;
+  nodes.step({ type: 'report', id: 'n1', facts: lie }, 4, out);
+  expect(out.length).toBe(told);
 });

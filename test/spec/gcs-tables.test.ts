@@ -211,7 +211,7 @@ describe('nodes', () => {
 
   it('tells others only of what changed', async () => {
     const { head } = await known();
-    await register(head);
+    await register(head, 'n1', { total: { ...NOTHING, custom: { gpu: 1 } } });
     let pushes = 0;
     head.onPush(() => pushes++);
     head.observe({ type: 'report', id: 'n1', facts: { ...FACTS, available: { ...NOTHING } } });

@@ -41,6 +41,19 @@ export type NodeEvent =
   | { readonly type: 'leave'; readonly id: string }
   | { readonly type: 'tick' };
 
+/** A node that says it has more free than it has at all would draw the others' work to it. */
+function credible(facts: NodeReportFacts, total: ResourceVector): NodeReportFacts {
+  const { available } = facts;
+  const custom: Record<string, number> = {};
+  for (const name of Object.keys(available.custom ?? {})) {
+    if (total.custom !== undefined && Object.hasOwn(total.custom, name)) custom[name] = Math.min(available.custom?.[name] ?? 0, total.custom[name] ?? 0);
+  }
+  return {
+    ...facts,
+    available: { cpuUnits: Math.min(available.cpuUnits, total.cpuUnits), memoryBytes: Math.min(available.memoryBytes, total.memoryBytes), custom: Object.keys(custom).length === 0 ? undefined : custom },
+  };
+}
+
 const NOTHING_REPORTED = { state: 'dead', address: '', total: NO_RESOURCES, available: NO_RESOURCES, policyVersion: 0, revocationVersion: 0, queuedTasks: 0, insecureDev: false, lastSeenMs: 0 } as const;
 const INSTANCE = /^[a-zA-Z0-9-]{0,64}$/;
 const HOST_PORT = /^(?:[a-zA-Z0-9](?:[a-zA-Z0-9.-]{0,253}[a-zA-Z0-9])?|\[[0-9a-fA-F:]{2,39}\]):([1-9]\d{0,4})$/;
@@ -80,7 +93,7 @@ export class Nodes implements Table<NodeEvent> {
         const before = this.#known(event.id);
         const { address, total, insecureDev, instance, facts } = event;
         if (!INSTANCE.test(instance)) return refuse(`instance ${quote(instance)} is not '' or up to 64 letters and digits`);
-        this.#nodes.set(before.id, { ...before, ...facts, state: 'alive', address: parseAddress(address), total, insecureDev, lastSeenMs: nowMs });
+        this.#nodes.set(before.id, { ...before, ...credible(facts, total), state: 'alive', address: parseAddress(address), total, insecureDev, lastSeenMs: nowMs });
         out.push({ type: 'push', part: 'nodes' });
         if (before.instance !== instance) out.push({ type: 'put', key: this.prefix + before.id, row: { id: before.id, number: before.number, joinedMs: before.joinedMs, instance } satisfies NodeRow });
         if (before.state !== 'alive' || before.instance !== instance) out.push({ type: 'record', tenant: '', event: 'node.joined', principal: '', kind: 'node', resource: before.id, detail: insecureDev ? 'insecure-dev' : '' });
@@ -89,8 +102,9 @@ export class Nodes implements Table<NodeEvent> {
       case 'report': {
         const before = this.#known(event.id);
         if (before.state !== 'alive') return refuse(`node ${quote(event.id)} reports without having registered: open the stream anew`);
-        this.#nodes.set(before.id, { ...before, ...event.facts, lastSeenMs: nowMs });
-        if (before.policyVersion !== event.facts.policyVersion || before.queuedTasks !== event.facts.queuedTasks || !sameResources(before.available, event.facts.available)) out.push({ type: 'push', part: 'nodes' });
+        const facts = credible(event.facts, before.total);
+        this.#nodes.set(before.id, { ...before, ...facts, lastSeenMs: nowMs });
+        if (before.policyVersion !== facts.policyVersion || before.queuedTasks !== facts.queuedTasks || !sameResources(before.available, facts.available)) out.push({ type: 'push', part: 'nodes' });
         return;
       }
       case 'leave': {
