@@ -8,6 +8,10 @@ import { parseJobId, parseTenantName, type JobId } from '../base/ids.ts';
 import { MAX_LOG_BYTES, MAX_LOG_BYTES_PER_TENANT } from '../base/limits.ts';
 
 const MAX_JOB_LOG_BYTES = 64 * 2 ** 20;
+/** What a piece counts beyond its octets: some tens of thousands of empty ones are all that a source has. */
+const PIECE_OVERHEAD_BYTES = 16;
+const MAX_WAITING_BYTES = 4 * 2 ** 20;
+const FULL = new TextEncoder().encode(`\n… the log of this task is full at ${MAX_LOG_BYTES} bytes; the rest was dropped\n`);
 
 export interface LogLine {
   readonly timeMs: number;
@@ -25,9 +29,15 @@ export class JobLogs {
   readonly #perSource = new Map<string, number>();
   /** By tenant. */
   readonly #totals = new Map<string, number>();
+  /** What came in this turn, by file. */
+  readonly #waiting = new Map<string, { readonly tenant: string; readonly pieces: { readonly line: Omit<LogLine, 'text'>; readonly parts: Uint8Array[] }[] }>();
+  readonly #onError: (error: unknown) => void;
+  #waitingBytes = 0;
+  #flushing: NodeJS.Immediate | undefined = undefined;
 
-  constructor(dir: string, tenantBytes = MAX_LOG_BYTES_PER_TENANT) {
+  constructor(dir: string, tenantBytes = MAX_LOG_BYTES_PER_TENANT, onError: (error: unknown) => void = () => undefined) {
     this.#tenantBytes = tenantBytes;
+    this.#onError = onError;
     this.#dir = dir;
     mkdirSync(dir, { recursive: true, mode: 0o700 });
   }
@@ -36,23 +46,59 @@ export class JobLogs {
     return join(this.#dir, parseTenantName(tenant), `${parseJobId(job)}.jsonl`);
   }
 
+  /** Kept in memory until this turn of the event loop ends: a frame of a few octets must not cost a call to the disk. */
   append(tenant: string, job: JobId, line: Omit<LogLine, 'text'>, bytes: Uint8Array): void {
     const source = `${job} ${line.task}`;
     const before = this.#perSource.get(source) ?? 0;
     if (before >= MAX_LOG_BYTES) return;
-    const after = before + bytes.length;
+    // What is empty costs work too.
+    const after = before + bytes.length + PIECE_OVERHEAD_BYTES;
     if (this.#perSource.size > 100_000) this.#perSource.clear();
     this.#perSource.set(source, after);
+    const full = after >= MAX_LOG_BYTES;
+    if (bytes.length === 0 && !full) return;
     const path = this.#path(tenant, job);
-    const size = this.#sizes.get(path) ?? (existsSync(path) ? statSync(path).size : 0);
-    if (size >= MAX_JOB_LOG_BYTES) return;
-    let text = new TextDecoder().decode(bytes);
-    if (after >= MAX_LOG_BYTES) text = `${text.slice(0, Math.max(0, MAX_LOG_BYTES - before))}\n… the log of this task is full at ${MAX_LOG_BYTES} bytes; the rest was dropped\n`;
-    const entry = `${JSON.stringify({ ...line, text })}\n`;
-    if (!this.#makeRoom(tenant, path, Buffer.byteLength(entry))) return;
-    if (size === 0) mkdirSync(join(this.#dir, parseTenantName(tenant)), { recursive: true, mode: 0o700 });
-    appendFileSync(path, entry, { mode: 0o600 });
-    this.#sizes.set(path, size + Buffer.byteLength(entry));
+    let waiting = this.#waiting.get(path);
+    if (waiting === undefined) this.#waiting.set(path, (waiting = { tenant, pieces: [] }));
+    const parts = full ? [bytes.subarray(0, MAX_LOG_BYTES - before), FULL] : [bytes];
+    const last = waiting.pieces.at(-1);
+    if (last !== undefined && last.line.task === line.task && last.line.actor === line.actor && last.line.name === line.name && last.line.stream === line.stream) last.parts.push(...parts);
+    else waiting.pieces.push({ line, parts });
+    this.#waitingBytes += bytes.length + PIECE_OVERHEAD_BYTES;
+    if (this.#waitingBytes >= MAX_WAITING_BYTES) this.flush();
+    else this.#flushing ??= setImmediate(() => this.flush());
+  }
+
+  /** Writes what has gathered, a call to the disk per job. What the disk does not take is lost, and reported. */
+  flush(): void {
+    clearImmediate(this.#flushing);
+    this.#flushing = undefined;
+    const waiting = [...this.#waiting];
+    this.#waiting.clear();
+    this.#waitingBytes = 0;
+    for (const [path, { tenant, pieces }] of waiting) {
+      try {
+        this.#write(tenant, path, pieces.map(({ line, parts }) => `${JSON.stringify({ ...line, text: Buffer.concat(parts).toString('utf8') })}\n`));
+      } catch (error) {
+        this.#onError(error);
+      }
+    }
+  }
+
+  #write(tenant: string, path: string, entries: readonly string[]): void {
+    let size = this.#sizes.get(path) ?? statSync(path, { throwIfNoEntry: false })?.size ?? 0;
+    const fresh = size === 0;
+    const fitting: string[] = [];
+    for (const entry of entries) {
+      const bytes = Buffer.byteLength(entry);
+      if (size >= MAX_JOB_LOG_BYTES || !this.#makeRoom(tenant, path, bytes)) break;
+      fitting.push(entry);
+      size += bytes;
+    }
+    if (fitting.length === 0) return;
+    if (fresh) mkdirSync(dirname(path), { recursive: true, mode: 0o700 });
+    appendFileSync(path, fitting.join(''), { mode: 0o600 });
+    this.#sizes.set(path, size);
   }
 
   /** All tenants' logs are on one disk, with the audit logs: the oldest of a tenant's own make room. */
@@ -82,6 +128,7 @@ export class JobLogs {
     let rest = '';
     const decoder = new TextDecoder();
     for (;;) {
+      this.flush();
       if (existsSync(path)) {
         const fd = openSync(path, 'r');
         try {
@@ -108,6 +155,7 @@ export class JobLogs {
 
   /** Jobs of a tenant that have printed something here. */
   jobs(tenant: string): string[] {
+    this.flush();
     const dir = join(this.#dir, parseTenantName(tenant));
     return existsSync(dir) ? readdirSync(dir).map((name) => name.replace(/\.jsonl$/, '')) : [];
   }
@@ -115,6 +163,7 @@ export class JobLogs {
   forget(tenant: string): void {
     this.#totals.delete(tenant);
     const dir = join(this.#dir, parseTenantName(tenant));
+    for (const path of this.#waiting.keys()) if (dirname(path) === dir) this.#waiting.delete(path);
     for (const path of this.#sizes.keys()) if (dirname(path) === dir) this.#sizes.delete(path);
     rmSync(dir, { recursive: true, force: true });
   }

@@ -123,7 +123,7 @@ export class Raylet implements AsyncDisposable {
     this.objects = new ObjectFiles(join(options.runDir, 'objects'));
     this.#codeDir = join(options.runDir, 'code');
     mkdirSync(this.#codeDir, { recursive: true, mode: 0o711 });
-    this.logs = new JobLogs(join(options.dataDir, 'logs'));
+    this.logs = new JobLogs(join(options.dataDir, 'logs'), undefined, (error) => options.log.error({ err: error }, 'what a job printed could not be written'));
     this.#timer = setInterval(() => this.#tick(), TICK_MS);
   }
 
@@ -740,6 +740,7 @@ export class Raylet implements AsyncDisposable {
     clearInterval(this.#timer);
     for (const channel of [...this.#channels.keys()]) if (channel.kind !== CHANNEL_KIND.SLOT) this.#dropChannel(channel, new BulkheadError('UNAVAILABLE', 'the raylet is stopping'));
     await this.#options.pool.close();
+    this.logs.flush();
     this.objects.close();
     rmSync(this.#codeDir, { recursive: true, force: true });
   }
