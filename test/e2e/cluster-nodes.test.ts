@@ -40,7 +40,8 @@ describe('two nodes', () => {
     const refs = Array.from({ length: 11 }, () => work.where.options({ name: 'slow' })(400));
     // A task is listed where it was submitted, wherever it runs.
     await until('tasks run on the other node too', async () => (await list(home, 'tasks')).some((t) => t.name === 'slow' && t.state === 'RUNNING' && t.reason.includes(cluster.node(other(home)).nodeId)));
-    expect((await list(other(home), 'workers')).length).toBeGreaterThan(0);
+    // Forwarded is RUNNING at home from the moment it leaves.
+    await until('a worker is there', async () => (await list(other(home), 'workers')).length > 0);
     await until('and here', async () => (await list(home, 'tasks')).some((t) => t.name === 'slow' && t.state.startsWith('RUNNING') && t.reason === ''));
     expect(await driver.get(refs)).toEqual(refs.map(() => 'done'));
     await driver.close();
