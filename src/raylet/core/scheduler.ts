@@ -15,7 +15,7 @@ import { CHANNEL_KIND, Lease, OBJECT_STATUS, RemoteLease, SchedulingClass, TASK_
 const LOOKAHEAD_MS = 6;
 const MAX_LOOKAHEAD = 512;
 /** Up to this measured time a function may still be a short one that waited for a processor. */
-const PROBE_MS = 30;
+const PROBE_MS = 200;
 const PROBE_QUEUE = 64;
 /** After this long an isolate sends the results it has (src/sandbox/isolate/guest/executor.ts), with some room. */
 const ISOLATE_FLUSH_MS = 3;
