@@ -2,7 +2,7 @@
  * Large objects as files on tmpfs, one directory per tenant: written once, sealed, read by many. Workers get them by hard link
  * (src/sandbox), so nothing is copied for a read. Must never: follow a name from a client; give one tenant's file to another.
  */
-import { closeSync, fstatSync, ftruncateSync, mkdirSync, openSync, readSync, renameSync, rmSync, writeSync } from 'node:fs';
+import { closeSync, fstatSync, ftruncateSync, mkdirSync, openSync, readSync, rmSync, writeSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { BulkheadError } from '../base/errors.ts';
 import { parseTenantName } from '../base/ids.ts';
@@ -117,10 +117,6 @@ export class ObjectFiles {
     } finally {
       closeSync(fd);
     }
-  }
-
-  rename(from: string, tenant: string, fileName: string): void {
-    renameSync(from, this.destination(tenant, fileName));
   }
 
   close(): void {

@@ -175,7 +175,7 @@ export async function startRaylet(config: RayletConfig, log: RayletLog): Promise
     for (const tenant of running.core.state.tenants.values()) if (tenant.name === name) return true;
     return false;
   };
-  const server = createServer({ identity, peers, decisions, audit: appendDurably, methods: methodRows() }, { knowsTenant: tenantExists, clock: systemClock, log: rpcLog(log) });
+  const server = createServer({ identity, peers, decisions, audit: appendDurably, methods: methodRows() }, { knowsTenant: tenantExists, clock: systemClock, log });
   parts.defer(() => server.close());
   server.add(Calls, callsService({ raylet: running, verify, audit: appendDurably, clock: systemClock, onStreamEnded: (jobId, sessionId, how) => link.streamEnded(jobId, sessionId, how) }));
   server.add(Peers, peersService(peerOptions));
@@ -195,10 +195,6 @@ export async function startRaylet(config: RayletConfig, log: RayletLog): Promise
       log.info({ until: new Date(renewed.notAfterMs).toISOString() }, 'the identity of this node was renewed');
     },
   };
-}
-
-function rpcLog(log: RayletLog): { info(f: object, m: string): void; warn(f: object, m: string): void; error(f: object, m: string): void } {
-  return log;
 }
 
 async function withTimeout(work: Promise<void>, ms: number, what: string): Promise<void> {

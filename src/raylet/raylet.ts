@@ -110,8 +110,6 @@ export class Raylet implements AsyncDisposable {
   readonly #naming = new Map<string, Promise<void>>();
   readonly #timer: NodeJS.Timeout;
   peers: PeerLinks | undefined = undefined;
-  /** Told when a job has ended here, with the tenant it was of. */
-  onJobEnded: (job: Job) => void = () => undefined;
   #closed = false;
 
   constructor(options: RayletOptions) {
@@ -472,8 +470,6 @@ export class Raylet implements AsyncDisposable {
       case 'credential':
         void this.#renewCredential(effect.channel, effect.credential);
         return;
-      case 'job-ended':
-        return this.onJobEnded(effect.job);
     }
   }
 

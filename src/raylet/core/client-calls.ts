@@ -522,7 +522,7 @@ export function onGet(core: Core, channel: Channel, r: FrameReader, kind: number
       awaitEntry(core, entry, { call: pending, position: i, task: undefined });
     }
   }
-  if (pending !== undefined && parent !== undefined) block(core, parent);
+  if (pending !== undefined && parent !== undefined) block(parent);
 }
 
 export function onWait(core: Core, channel: Channel, r: FrameReader): void {
@@ -554,7 +554,7 @@ export function onWait(core: Core, channel: Channel, r: FrameReader): void {
   }
   if (timeoutMs !== NO_TIMEOUT) call.deadlineMs = core.nowMs + timeoutMs;
   channel.pendingWaits.add(call);
-  if (parent !== undefined) block(core, parent);
+  if (parent !== undefined) block(parent);
 }
 
 export function onRelease(core: Core, channel: Channel, r: FrameReader): void {

@@ -26,5 +26,4 @@ export type Effect =
   | { readonly type: 'close-channel'; readonly channel: Channel; readonly reason: string }
   | { readonly type: 'stream-code'; readonly upstream: Upstream; readonly digestHex: string }
   | { readonly type: 'log'; readonly job: Job; readonly taskId: string; readonly actorId: string; readonly name: string; readonly stream: number; readonly text: Uint8Array }
-  | { readonly type: 'credential'; readonly channel: Channel; readonly credential: string }
-  | { readonly type: 'job-ended'; readonly job: Job };
+  | { readonly type: 'credential'; readonly channel: Channel; readonly credential: string };

@@ -80,7 +80,7 @@ function retryOrFail(core: Core, task: Task, failure: Failure): void {
   if (task.cancelled !== undefined) concludeTask(core, task, task.cancelled);
   else if (task.attempt < task.template.options.maxRetries) {
     task.attempt++;
-    requeue(core, task);
+    requeue(task);
   } else concludeTask(core, task, failure);
 }
 
@@ -175,7 +175,7 @@ export function slotDied(core: Core, slot: Slot, failure: Failure, ours: boolean
     // A lease runs its calls in order: the first without a result is the one that did it; those behind it had not begun.
     blame = false;
   }
-  for (const task of requeued.reverse()) requeue(core, task);
+  for (const task of requeued.reverse()) requeue(task);
   const actor = slot.actor;
   if (actor !== undefined) {
     actor.slot = undefined;

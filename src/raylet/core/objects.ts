@@ -124,7 +124,7 @@ export function settleFailed(core: Core, entry: ObjectEntry, failure: Failure): 
 }
 
 /** The value is ready on another raylet: whoever only waits for readiness is told; who wants the bytes has them fetched. */
-export function settleRemote(core: Core, entry: ObjectEntry, size: number): void {
+export function settleRemote(core: Core, entry: ObjectEntry): void {
   if (entry.status !== OBJECT_STATUS.PENDING) return;
   entry.status = OBJECT_STATUS.REMOTE;
   const waiters = entry.waiters;
@@ -137,7 +137,6 @@ export function settleRemote(core: Core, entry: ObjectEntry, size: number): void
     entry.waiters = keep.length > 0 ? keep : undefined;
     if (keep.length > 0) core.fetches.push(entry);
   }
-  void size;
 }
 
 function wake(core: Core, entry: ObjectEntry): void {
@@ -221,8 +220,7 @@ function unblock(task: Task): void {
   if (lease !== undefined && task.state === TASK_STATE.RUNNING) lease.active++;
 }
 
-export function block(core: Core, task: Task): void {
-  void core;
+export function block(task: Task): void {
   if (++task.blocked > 1) return;
   const lease = task.slot?.lease;
   if (lease !== undefined && task.state === TASK_STATE.RUNNING) lease.active--;

@@ -178,7 +178,7 @@ export class RayletCore {
     }
     if (core.jobs.has(job.id)) job.tenant.classes -= job.classes.size;
     for (const upstream of [...core.upstreams.values()]) if (upstream.job === job) this.upstreamClosed(upstream, { code: 'CANCELLED', message: 'its job ended', stack: '' });
-    if (core.jobs.delete(job.id)) core.out.push({ type: 'job-ended', job });
+    core.jobs.delete(job.id);
   }
 
   /** What the client was sent has left: more of what it waits for. */

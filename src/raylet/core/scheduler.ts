@@ -139,7 +139,6 @@ function serve(core: Core, c: SchedulingClass, contended: boolean): void {
     if (!startLease(core, c)) break;
   }
   if (c.queue.length > c.starting) spill(core, c);
-  c.waiting = c.queue.length > 0;
 }
 
 function feed(core: Core, c: SchedulingClass, lease: Lease): void {
@@ -274,13 +273,12 @@ export function measure(core: Core, slot: Slot, task: Task, results: number): vo
 }
 
 /** Gives a task back to its queue: its worker died through no fault of its own, or its node did. */
-export function requeue(core: Core, task: Task): void {
+export function requeue(task: Task): void {
   task.state = TASK_STATE.QUEUED;
   task.slot = undefined;
   task.upstream = undefined;
   task.blocked = 0;
   (task.template.schedulingClass as SchedulingClass).queue.unshift(task);
-  void core;
 }
 
 /** Forwards what finds no room here to nodes that reported some. A task that was forwarded once is not forwarded again. */

@@ -388,7 +388,6 @@ export class SchedulingClass {
   readonly leases = new Set<Lease>();
   readonly remoteLeases = new Map<number, RemoteLease>();
   starting = 0;
-  waiting = false;
 
   constructor(job: Job, resources: ResourceVector) {
     this.job = job;

@@ -130,11 +130,12 @@ export function onUpstreamBatch(core: Core, upstream: Upstream, reader: FrameRea
       }
       case OP.VALUE_STORED: {
         const at = answered(core, upstream, reader);
-        const size = reader.u64();
+        // Its size: known when the value is fetched.
+        reader.u64();
         if (at !== undefined) {
           at.entry.remote = upstream;
           at.entry.remoteId = at.id;
-          settleRemote(core, at.entry, size);
+          settleRemote(core, at.entry);
         }
         conclude(upstream, at, finished);
         break;
