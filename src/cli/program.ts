@@ -185,10 +185,19 @@ function workCommands(program: Command): void {
   leaf(job, 'stop <id>', 'end a job: its tasks, actors and sessions', {}, () => undefined, async (terminal, [id = ''], o) => (await jobs()).stopJob(terminal, id, o.profile));
   leaf<{ tenant?: string; follow?: boolean }>(job, 'logs <id>', 'what its tasks and actors printed', {}, (c) => c.option('--tenant <name>', 'default: your own').option('-f, --follow', 'go on until the job ends'), async (terminal, [id = ''], o) =>
     (await logs()).logs(terminal, 'job', id, { tenant: o.tenant, follow: o.follow === true }, o.profile));
-  leaf<{ tenant?: string; follow?: boolean }>(program, 'logs <kind> <id>', 'what a job, task or actor printed', {}, (c) => c.option('--tenant <name>', 'default: your own').option('-f, --follow', 'go on until ^C, or until the job ends'), async (terminal, [kind = '', id = ''], o) =>
-    (await logs()).logs(terminal, kind, id, { tenant: o.tenant, follow: o.follow === true }, o.profile));
+  leaf<{ tenant?: string; follow?: boolean; job?: string; task?: string; actor?: string }>(program, 'logs [kind] [id]', 'what a job, task or actor printed', {},
+    (c) => c.option('--tenant <name>', 'default: your own').option('-f, --follow', 'go on until it ends, or ^C').option('--job <id>', 'the same as: logs job ID').option('--task <id>', 'of one call of a task or actor').option('--actor <id>', 'of all calls of an actor'),
+    async (terminal, args, o) => {
+      const named = (['job', 'task', 'actor'] as const).flatMap((k) => (o[k] === undefined ? [] : [[k, o[k]]]));
+      const [[kind, id] = []] = args.length === 2 ? [args, ...named] : named;
+      if (kind === undefined || id === undefined || named.length + (args.length > 0 ? 1 : 0) !== 1) throw new UsageError('logs of what? give one of: job ID, task ID, actor ID');
+      await (await logs()).logs(terminal, kind, id, { tenant: o.tenant, follow: o.follow === true }, o.profile);
+    });
+  leaf<{ tenant?: string; job?: string; from?: number; out: string }>(program, 'timeline', 'when calls waited and ran, as a Chrome trace for ui.perfetto.dev', {},
+    (c) => c.requiredOption('-o, --out <file>', 'the trace, JSON').option('--tenant <name>', 'default: your own').option('--job <id>', 'of one job').option('--from <time>', 'leave out what ended before, ISO 8601', time),
+    async (terminal, _args, o) => (await import('./commands/timeline.ts')).timeline(terminal, { tenant: o.tenant, job: o.job, fromMs: o.from, out: resolve(o.out) }, o.profile));
   const entities = (): Promise<typeof import('./commands/entities.ts')> => import('./commands/entities.ts');
-  const kinds = '\nKIND: nodes, workers, jobs, tasks, actors, objects.';
+  const kinds = '\nKIND: nodes, tenants, workers, jobs, tasks, actors, objects.';
   leaf<{ tenant?: string; job?: string; limit?: number }>(program, 'list <kind>', 'what runs and what is stored, as far as you may see it', {},
     (c) => c.option('--tenant <name>', 'default: your own').option('--job <id>', 'of one job').option('--limit <n>', 'at most this many (default: 1000)', number('entries', 1, 10_000, true)).addHelpText('after', kinds),
     async (terminal, [kind = ''], o) => (await entities()).list(terminal, kind, { tenant: o.tenant, job: o.job, limit: o.limit }, o.profile));

@@ -4,6 +4,7 @@
  */
 import { appendFileSync, closeSync, existsSync, mkdirSync, openSync, readdirSync, readSync, rmSync, statSync, watch } from 'node:fs';
 import { dirname, join } from 'node:path';
+import { setImmediate } from 'node:timers/promises';
 import { parseJobId, parseTenantName, type JobId } from '../base/ids.ts';
 import { MAX_LOG_BYTES, MAX_LOG_BYTES_PER_TENANT } from '../base/limits.ts';
 
@@ -11,6 +12,7 @@ const MAX_JOB_LOG_BYTES = 64 * 2 ** 20;
 /** What a piece counts beyond its octets: some tens of thousands of empty ones are all that a source has. */
 const PIECE_OVERHEAD_BYTES = 16;
 const MAX_WAITING_BYTES = 4 * 2 ** 20;
+const READ_BYTES = 65_536;
 const FULL = new TextEncoder().encode(`\n… the log of this task is full at ${MAX_LOG_BYTES} bytes; the rest was dropped\n`);
 
 export interface LogLine {
@@ -66,7 +68,7 @@ export class JobLogs {
     else waiting.pieces.push({ line, parts });
     this.#waitingBytes += bytes.length + PIECE_OVERHEAD_BYTES;
     if (this.#waitingBytes >= MAX_WAITING_BYTES) this.flush();
-    else this.#flushing ??= setImmediate(() => this.flush());
+    else this.#flushing ??= globalThis.setImmediate(() => this.flush());
   }
 
   /** Writes what has gathered, a call to the disk per job. What the disk does not take is lost, and reported. */
@@ -121,32 +123,15 @@ export class JobLogs {
     return total + bytes <= this.#tenantBytes;
   }
 
-  /** Lines of a job that `keep` accepts; with `follow`, those that come until `signal`. */
-  async *read(tenant: string, job: string, keep: (line: LogLine) => boolean, follow: boolean, signal: AbortSignal): AsyncGenerator<LogLine, void, undefined> {
-    const path = this.#path(tenant, job);
-    let offset = 0;
-    let rest = '';
-    const decoder = new TextDecoder();
+  /** Lines of a job, or of all the tenant's, that `keep` accepts; with `follow`, those that come until `signal`. */
+  async *read(tenant: string, job: string | undefined, keep: (line: LogLine) => boolean, follow: boolean, signal: AbortSignal): AsyncGenerator<LogLine, void, undefined> {
+    const readers = new Map<string, LineReader>();
     for (;;) {
       this.flush();
-      if (existsSync(path)) {
-        const fd = openSync(path, 'r');
-        try {
-          const chunk = Buffer.alloc(65_536);
-          for (;;) {
-            const n = readSync(fd, chunk, 0, chunk.length, offset);
-            if (n === 0) break;
-            offset += n;
-            const lines = (rest + decoder.decode(chunk.subarray(0, n), { stream: true })).split('\n');
-            rest = lines.pop() ?? '';
-            for (const text of lines) {
-              const line = JSON.parse(text) as LogLine;
-              if (keep(line)) yield line;
-            }
-          }
-        } finally {
-          closeSync(fd);
-        }
+      for (const name of job === undefined ? this.#jobs(tenant) : [job]) {
+        let reader = readers.get(name);
+        if (reader === undefined) readers.set(name, (reader = new LineReader(this.#path(tenant, name))));
+        for await (const line of reader.more(signal)) if (keep(line)) yield line;
       }
       if (!follow || signal.aborted) return;
       await changed(this.#dir, signal);
@@ -154,8 +139,7 @@ export class JobLogs {
   }
 
   /** Jobs of a tenant that have printed something here. */
-  jobs(tenant: string): string[] {
-    this.flush();
+  #jobs(tenant: string): string[] {
     const dir = join(this.#dir, parseTenantName(tenant));
     return existsSync(dir) ? readdirSync(dir).map((name) => name.replace(/\.jsonl$/, '')) : [];
   }
@@ -166,6 +150,38 @@ export class JobLogs {
     for (const path of this.#waiting.keys()) if (dirname(path) === dir) this.#waiting.delete(path);
     for (const path of this.#sizes.keys()) if (dirname(path) === dir) this.#sizes.delete(path);
     rmSync(dir, { recursive: true, force: true });
+  }
+}
+
+/** The lines of one file, as it grows. */
+class LineReader {
+  readonly #path: string;
+  readonly #decoder = new TextDecoder();
+  #offset = 0;
+  #rest = '';
+
+  constructor(path: string) {
+    this.#path = path;
+  }
+
+  /** A chunk in a turn of the event loop: files are large, and the calls of others go on between. */
+  async *more(signal: AbortSignal): AsyncGenerator<LogLine, void, undefined> {
+    if (!existsSync(this.#path)) return;
+    const fd = openSync(this.#path, 'r');
+    try {
+      const chunk = Buffer.alloc(READ_BYTES);
+      while (!signal.aborted) {
+        const n = readSync(fd, chunk, 0, chunk.length, this.#offset);
+        if (n === 0) return;
+        this.#offset += n;
+        const lines = (this.#rest + this.#decoder.decode(chunk.subarray(0, n), { stream: true })).split('\n');
+        this.#rest = lines.pop() ?? '';
+        for (const text of lines) yield JSON.parse(text) as LogLine;
+        if (n === chunk.length) await setImmediate();
+      }
+    } finally {
+      closeSync(fd);
+    }
   }
 }
 

@@ -186,9 +186,9 @@ describe('rows', () => {
   });
 
   it('choose the action by a request field, and refuse other values', async () => {
-    const rows = ['List', 'Get', 'Summarize', 'Doctor', 'ReadLog'].map((name) => row(`bulkhead.v1.Inspection/${name}`));
+    const rows = ['List', 'Get', 'Summarize', 'Doctor', 'Timeline', 'ReadLog'].map((name) => row(`bulkhead.v1.Inspection/${name}`));
     rows[0] = { ...row('bulkhead.v1.Inspection/List'), cases: { field: 'kind', targets: new Map([['tasks', { action: 'task.list', resource: 'task' }], ['actors', { action: 'actor.list', resource: 'actor' }]]) } };
-    const { channel, ana, fixture } = await setUp((s) => s.add(Inspection, { list: async () => ({}), get: async () => ({}), summarize: async () => ({}), doctor: async () => ({}), readLog: async function* () {} }), rows);
+    const { channel, ana, fixture } = await setUp((s) => s.add(Inspection, { list: async () => ({}), get: async () => ({}), summarize: async () => ({}), doctor: async () => ({}), timeline: async function* () {}, readLog: async function* () {} }), rows);
     const inspection = client(Inspection, channel(ana));
     await inspection.list({ kind: 'actors' });
     expect(decisions(fixture)).toMatchObject([{ record: { action: 'actor.list', resourceKind: 'actor' } }]);
@@ -221,8 +221,8 @@ describe('error codes', () => {
 });
 
 describe('server streams', () => {
-  const rows = ['List', 'Get', 'Summarize', 'Doctor', 'ReadLog'].map((name) => row(`bulkhead.v1.Inspection/${name}`));
-  const inspection = (readLog: Implementation<typeof Inspection>['readLog']): Implementation<typeof Inspection> => ({ list: async () => ({}), get: async () => ({}), summarize: async () => ({}), doctor: async () => ({}), readLog });
+  const rows = ['List', 'Get', 'Summarize', 'Doctor', 'Timeline', 'ReadLog'].map((name) => row(`bulkhead.v1.Inspection/${name}`));
+  const inspection = (readLog: Implementation<typeof Inspection>['readLog']): Implementation<typeof Inspection> => ({ list: async () => ({}), get: async () => ({}), summarize: async () => ({}), doctor: async () => ({}), timeline: async function* () {}, readLog });
 
   it('deliver in order, wait for a slow reader, and stop the handler when the reader leaves', async () => {
     let made = 0;

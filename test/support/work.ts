@@ -150,3 +150,9 @@ export async function ownActor(): Promise<number> {
   const counter = await actor(Counter).create(40);
   return await get(counter.add(2));
 }
+
+export class Talker {
+  say(text: string): void {
+    console.log(text);
+  }
+}

@@ -1,14 +1,15 @@
 /** `bulkhead list|get|summary KIND [ID]`: what the caller may see, merged over all raylets. Must never: count one thing of two raylets twice in a list. */
 import { BulkheadError, toSafeError } from '../../base/errors.ts';
 import { quote } from '../../base/ids.ts';
-import { Cluster, Jobs } from '../../rpc/generated/bulkhead/v1/head_pb.js';
+import { Cluster, Jobs, Tenants } from '../../rpc/generated/bulkhead/v1/head_pb.js';
 import { Inspection, type Entity } from '../../rpc/generated/bulkhead/v1/raylet_pb.js';
 import { CALL_TIMEOUT_MS, CallerSession, type Unreachable } from '../session.ts';
-import { bytesText, printable, UsageError, type Terminal } from '../terminal.ts';
+import { bytesText, printable, timeText, UsageError, type Terminal } from '../terminal.ts';
 import { JOB_HEADERS, jobRow, sortJobs } from './job.ts';
 import { NODE_HEADERS, nodeRow } from './status.ts';
+import { listTenants, showTenant } from './tenant.ts';
 
-const KINDS = ['nodes', 'workers', 'jobs', 'tasks', 'actors', 'objects'] as const;
+const KINDS = ['nodes', 'tenants', 'workers', 'jobs', 'tasks', 'actors', 'objects'] as const;
 type Kind = (typeof KINDS)[number];
 
 function parseKind(text: string): Kind {
@@ -37,9 +38,11 @@ function merged(entities: readonly Entity[]): Entity[] {
   return [...byId.values()].sort((a, b) => (a.id < b.id ? -1 : 1));
 }
 
-const FACTS: Readonly<Record<string, readonly string[]>> = { tasks: ['cpus', 'attempt', 'worker'], actors: ['class', 'pending', 'worker'], objects: ['size', 'refs', 'pins'], workers: ['isolates', 'memory', 'cpuMs'] };
+const FACTS: Readonly<Record<string, readonly string[]>> = { tasks: ['type', 'cpus', 'attempt', 'worker'], actors: ['class', 'pending', 'worker'], objects: ['size', 'refs', 'pins', 'held'], workers: ['isolates', 'memory', 'cpuMs'] };
+const TIMES = ['submitted', 'started', 'ended'];
 
 function factText(name: string, value: string): string {
+  if (TIMES.includes(name)) return value === '0' ? '' : timeText(Number(value));
   return (name === 'size' || name === 'memory') && value !== '' ? bytesText(Number(value)) : value;
 }
 
@@ -50,6 +53,7 @@ function entityTable(terminal: Terminal, kind: Kind, entities: readonly Entity[]
 
 export async function list(terminal: Terminal, text: string, options: { readonly tenant: string | undefined; readonly job: string | undefined; readonly limit: number | undefined }, profile: string | undefined): Promise<void> {
   const kind = parseKind(text);
+  if (kind === 'tenants') return listTenants(terminal, profile);
   await using session = await CallerSession.open(profile);
   if (kind === 'nodes') {
     const { nodes } = await session.to(Cluster).listNodes({}, { timeoutMs: CALL_TIMEOUT_MS });
@@ -77,6 +81,7 @@ export async function list(terminal: Terminal, text: string, options: { readonly
 
 export async function get(terminal: Terminal, text: string, id: string, tenant: string | undefined, profile: string | undefined): Promise<void> {
   const kind = parseKind(text);
+  if (kind === 'tenants') return showTenant(terminal, id, profile);
   await using session = await CallerSession.open(profile);
   if (kind === 'nodes') {
     const { nodes } = await session.to(Cluster).listNodes({}, { timeoutMs: CALL_TIMEOUT_MS });
@@ -123,6 +128,7 @@ export async function summary(terminal: Terminal, text: string, given: string | 
   };
   let unreachable: readonly Unreachable[] = [];
   if (kind === 'nodes') for (const node of (await session.to(Cluster).listNodes({}, { timeoutMs: CALL_TIMEOUT_MS })).nodes) count('', node.state, 1);
+  else if (kind === 'tenants') for (const tenant of (await session.to(Tenants).list({}, { timeoutMs: CALL_TIMEOUT_MS })).tenants) count('', tenant.state, 1);
   else if (kind === 'jobs') for (const job of (await session.to(Jobs).list({ tenant: given ?? session.tenant ?? '' }, { timeoutMs: CALL_TIMEOUT_MS })).jobs) count(job.name, job.status, 1);
   else {
     const tenant = tenantFor(session, given, kind);

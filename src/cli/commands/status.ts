@@ -13,11 +13,11 @@ export function nodeRow(node: Node): Cell[] {
     node.nodeId, { text: node.state, colour: node.state === 'alive' ? 'green' : 'red' }, node.address, of(cpus(node.available?.cpuUnits), cpus(node.total?.cpuUnits)),
     of(bytesText(Number(node.available?.memoryBytes ?? 0n)), bytesText(Number(node.total?.memoryBytes ?? 0n))),
     Object.keys(node.total?.custom ?? {}).sort().map((name) => `${name}=${cpus(node.available?.custom[name] ?? node.total?.custom[name])}`).join(' '),
-    String(node.queuedTasks), String(node.policyVersion), node.insecureDev ? 'INSECURE-DEV' : '',
+    String(node.queuedTasks), String(node.policyVersion), [node.insecureDev ? 'INSECURE-DEV' : '', node.state === 'alive' ? '' : `last seen ${durationText(Date.now() - Number(node.lastSeenMs))} ago`].filter((text) => text !== '').join(', '),
   ];
 }
 
-export const NODE_HEADERS = ['NODE', 'STATE', 'ADDRESS', 'CPUS', 'MEMORY', 'RESOURCES', 'QUEUED', 'POLICY', ''];
+export const NODE_HEADERS = ['NODE', 'STATE', 'ADDRESS', 'CPUS', 'MEMORY', 'RESOURCES', 'QUEUED', 'POLICY', 'REASON'];
 
 export async function status(terminal: Terminal, profile: string | undefined): Promise<void> {
   await using session = await CallerSession.open(profile);

@@ -6,10 +6,9 @@ import { CALL_KIND, OP } from '../../base/frame.ts';
 import { MAX_FRAME_BYTES } from '../../base/limits.ts';
 import type { Core } from './core.ts';
 import { fileFor, lend, putToFile, releaseHandle, settleFailed, unpin } from './objects.ts';
-import { CHANNEL_KIND, Channel, OBJECT_STATUS, Slot, TASK_STATE, type Failure, type FinishedTask, type Job, type Task, type Template, type Worker } from './state.ts';
+import { CHANNEL_KIND, Channel, OBJECT_STATUS, Slot, TASK_STATE, type Failure, type Job, type Task, type Template, type Worker } from './state.ts';
 
 const EXEC_HEADER_BYTES = 64;
-const FINISHED_KEPT = 10_000;
 
 export function markSlot(core: Core, slot: Slot): void {
   if (slot.channel.dirty) return;
@@ -57,6 +56,7 @@ export function sendExec(core: Core, slot: Slot, task: Task): void {
   const exec = slot.nextExec++;
   task.exec = exec;
   task.slot = slot;
+  task.ranOn = slot;
   task.state = TASK_STATE.RUNNING;
   task.startedMs = core.nowMs;
   slot.execs.set(exec, task);
@@ -129,11 +129,9 @@ export function concludeTask(core: Core, task: Task, failure: Failure | undefine
   if (task.contained !== undefined) for (const entry of task.contained) unpin(core, entry);
   task.deps = undefined;
   task.contained = undefined;
-  const finished: FinishedTask[] = channel.job.tenant.finished;
-  if (task.template.kind === CALL_KIND.TASK && channel.kind !== CHANNEL_KIND.PEER) {
-    finished.push({ session: channel.session, seq: task.seq, job: channel.job.id, name: taskName(task), state: failure === undefined ? 'FINISHED' : 'FAILED', reason: failure === undefined ? '' : shortened(`${failure.code}: ${failure.message}`), startedMs: task.startedMs, endedMs: core.nowMs });
-    if (finished.length > 2 * FINISHED_KEPT) finished.splice(0, finished.length - FINISHED_KEPT);
-  }
+  // Of what ran on another node, its result tells.
+  const end = failure ?? (task.upstream === undefined ? undefined : channel.session.objects.get(task.seq)?.failure);
+  channel.job.tenant.history.note(task, end !== undefined, end === undefined ? '' : shortened(`${end.code}: ${end.message}`), channel.kind === CHANNEL_KIND.PEER, core.nowMs);
   if (failure !== undefined) core.lifecycle(channel.job.tenant, 'task.failed', channel.principal.spiffeId, 'task', channel.session.prefixHex, task.seq, `${failure.code} ${task.template.detail}`);
 }
 
@@ -159,7 +157,7 @@ export function taskName(task: Task): string {
   return nameOf(task.template);
 }
 
-function nameOf({ options, kind, exportName, methodName }: Template): string {
+export function nameOf({ options, kind, exportName, methodName }: Template): string {
   if (options.name !== '' && kind === CALL_KIND.TASK) return options.name;
   return methodName === '' ? exportName : `${exportName}.${methodName}`;
 }

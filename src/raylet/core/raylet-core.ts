@@ -47,7 +47,7 @@ export class RayletCore {
     for (const job of [...core.jobs.values()]) if (job.tenant === tenant) this.stopJob(job.id, 'its tenant was deleted');
     tenant.code.clear();
     tenant.codeBytes = 0;
-    tenant.finished.length = 0;
+    tenant.history.clear();
   }
 
   setNode(nodeId: string, number: number, address: string, spiffeId: string, total: ResourceVector, available: ResourceVector): void {
@@ -67,6 +67,7 @@ export class RayletCore {
       if (core.wasStopped(id)) throw new BulkheadError('UNAUTHENTICATED', 'the job was stopped: open a new session');
       job = new Job(id, tenant, submitter, principal, credential, credentialEndsMs, issuedMs);
       core.jobs.set(id, job);
+      tenant.jobs.add(job);
     } else if (job.tenant !== tenant || job.submitter.spiffeId !== submitter.spiffeId || job.principal.spiffeId !== principal.spiffeId) {
       // The head gives a job's credentials to its submitter alone; were it wrong, two principals would share refs, actors and credential.
       throw new BulkheadError('UNAUTHENTICATED', 'the session credential names a job that is not its own');
@@ -179,6 +180,7 @@ export class RayletCore {
     if (core.jobs.has(job.id)) job.tenant.classes -= job.classes.size;
     for (const upstream of [...core.upstreams.values()]) if (upstream.job === job) this.upstreamClosed(upstream, { code: 'CANCELLED', message: 'its job ended', stack: '' });
     core.jobs.delete(job.id);
+    job.tenant.jobs.delete(job);
   }
 
   /** What the client was sent has left: more of what it waits for. */

@@ -348,19 +348,3 @@ export function retireIdleWorkers(core: Core): void {
     else if (core.nowMs - worker.idleSinceMs > IDLE_WORKER_KEPT_MS) core.out.push({ type: 'kill-worker', worker, reason: 'IDLE' });
   }
 }
-
-/** Why a queued task has not started: what `list tasks` shows. */
-export function pendingReason(core: Core, task: Task): string {
-  const c = task.template.schedulingClass;
-  if (task.state === TASK_STATE.WAITING) return 'waits for its arguments';
-  if (c === undefined) return '';
-  if (!fits(c.resources, core.config.total) && ![...core.nodes.values()].some((n) => fits(c.resources, n.total))) return `infeasible: no node has ${describe(c.resources)}`;
-  if (!withinQuota(c)) return `needs ${describe(c.resources)}, beyond the tenant's quota`;
-  if (c.starting > 0) return 'a worker is starting';
-  return `needs ${describe(c.resources)}; free here: ${describe(core.available)}`;
-}
-
-function describe(r: ResourceVector): string {
-  const custom = r.custom === undefined ? '' : Object.keys(r.custom).map((k) => `, ${(r.custom?.[k] ?? 0) / 10_000} ${k}`).join('');
-  return `${r.cpuUnits / 10_000} cpus${r.memoryBytes > 0 ? `, ${Math.round(r.memoryBytes / 2 ** 20)} MiB` : ''}${custom}`;
-}

@@ -10,6 +10,7 @@ import type { JobId, TenantName, WorkerId } from '../../base/ids.ts';
 import { MAX_ISOLATES_PER_WORKER } from '../../base/limits.ts';
 import type { Principal } from '../../base/principal.ts';
 import type { ResourceVector } from '../../base/resources.ts';
+import { CallHistory } from './call-history.ts';
 import type { FunctionOptions } from './function-options.ts';
 
 export interface TenantQuota {
@@ -44,8 +45,8 @@ export class TenantState {
   readonly code = new Map<string, CodeBundle>();
   /** Those of `Core.sessions` that are its own: what is asked about one tenant takes no longer for what its neighbours have. */
   readonly sessions = new Set<Session>();
-  /** Finished tasks, newest last, bounded: what `list tasks` shows. */
-  readonly finished: FinishedTask[] = [];
+  readonly jobs = new Set<Job>();
+  readonly history = new CallHistory();
 
   constructor(name: TenantName, number: number, log: AuditLog, quota: TenantQuota) {
     this.name = name;
@@ -61,17 +62,6 @@ export interface Intruder {
   told: number;
   counted: number;
   last: DecisionRecord;
-}
-
-export interface FinishedTask {
-  readonly session: Session;
-  readonly seq: number;
-  readonly job: JobId;
-  readonly name: string;
-  readonly state: 'FINISHED' | 'FAILED';
-  readonly reason: string;
-  readonly startedMs: number;
-  readonly endedMs: number;
 }
 
 export class Job {
@@ -336,6 +326,8 @@ export class Task {
   state: TaskState = TASK_STATE.WAITING;
   attempt = 0;
   slot: Slot | undefined = undefined;
+  /** The slot it was on last, also when it has left it. */
+  ranOn: Slot | undefined = undefined;
   exec = 0;
   upstream: Upstream | undefined = undefined;
   remoteSeq = 0;

@@ -352,6 +352,153 @@ export declare type LogChunk = Message<"bulkhead.v1.LogChunk"> & {
 export declare const LogChunkSchema: GenMessage<LogChunk>;
 
 /**
+ * @generated from message bulkhead.v1.TimelineRequest
+ */
+export declare type TimelineRequest = Message<"bulkhead.v1.TimelineRequest"> & {
+  /**
+   * @generated from field: string tenant = 1;
+   */
+  tenant: string;
+
+  /**
+   * @generated from field: string job_id = 2;
+   */
+  jobId: string;
+
+  /**
+   * Calls that had ended before this are left out.
+   *
+   * @generated from field: int64 from_ms = 3;
+   */
+  fromMs: bigint;
+};
+
+/**
+ * Describes the message bulkhead.v1.TimelineRequest.
+ * Use `create(TimelineRequestSchema)` to create a new message.
+ */
+export declare const TimelineRequestSchema: GenMessage<TimelineRequest>;
+
+/**
+ * @generated from message bulkhead.v1.TimelinePage
+ */
+export declare type TimelinePage = Message<"bulkhead.v1.TimelinePage"> & {
+  /**
+   * @generated from field: repeated bulkhead.v1.TimelineCall calls = 1;
+   */
+  calls: TimelineCall[];
+
+  /**
+   * On the first page: calls of the tenant that ended here since the raylet started, kept or not.
+   *
+   * @generated from field: uint64 ended = 2;
+   */
+  ended: bigint;
+};
+
+/**
+ * Describes the message bulkhead.v1.TimelinePage.
+ * Use `create(TimelinePageSchema)` to create a new message.
+ */
+export declare const TimelinePageSchema: GenMessage<TimelinePage>;
+
+/**
+ * @generated from message bulkhead.v1.TimelineCall
+ */
+export declare type TimelineCall = Message<"bulkhead.v1.TimelineCall"> & {
+  /**
+   * @generated from field: string id = 1;
+   */
+  id: string;
+
+  /**
+   * @generated from field: string job_id = 2;
+   */
+  jobId: string;
+
+  /**
+   * @generated from field: string name = 3;
+   */
+  name: string;
+
+  /**
+   * Ray's: NORMAL_TASK, ACTOR_CREATION_TASK, ACTOR_TASK.
+   *
+   * @generated from field: string type = 4;
+   */
+  type: string;
+
+  /**
+   * @generated from field: string state = 5;
+   */
+  state: string;
+
+  /**
+   * @generated from field: string reason = 6;
+   */
+  reason: string;
+
+  /**
+   * By this node's clock; 0: not yet, or never.
+   *
+   * @generated from field: int64 submitted_ms = 7;
+   */
+  submittedMs: bigint;
+
+  /**
+   * @generated from field: int64 started_ms = 8;
+   */
+  startedMs: bigint;
+
+  /**
+   * @generated from field: int64 ended_ms = 9;
+   */
+  endedMs: bigint;
+
+  /**
+   * @generated from field: string worker = 10;
+   */
+  worker: string;
+
+  /**
+   * The isolate in it.
+   *
+   * @generated from field: uint32 slot = 11;
+   */
+  slot: number;
+
+  /**
+   * @generated from field: uint32 attempt = 12;
+   */
+  attempt: number;
+
+  /**
+   * Where this node had it run, and the id that it has there.
+   *
+   * @generated from field: string remote_node = 13;
+   */
+  remoteNode: string;
+
+  /**
+   * @generated from field: string remote_id = 14;
+   */
+  remoteId: string;
+
+  /**
+   * Another node had it run here.
+   *
+   * @generated from field: bool forwarded_here = 15;
+   */
+  forwardedHere: boolean;
+};
+
+/**
+ * Describes the message bulkhead.v1.TimelineCall.
+ * Use `create(TimelineCallSchema)` to create a new message.
+ */
+export declare const TimelineCallSchema: GenMessage<TimelineCall>;
+
+/**
  * @generated from message bulkhead.v1.TailRequest
  */
 export declare type TailRequest = Message<"bulkhead.v1.TailRequest"> & {
@@ -603,6 +750,16 @@ export declare const Inspection: GenService<{
     methodKind: "server_streaming";
     input: typeof ReadLogRequestSchema;
     output: typeof LogChunkSchema;
+  },
+  /**
+   * When calls of a tenant waited and ran here: the newest that ended, a sample of older ones, and those under way.
+   *
+   * @generated from rpc bulkhead.v1.Inspection.Timeline
+   */
+  timeline: {
+    methodKind: "server_streaming";
+    input: typeof TimelineRequestSchema;
+    output: typeof TimelinePageSchema;
   },
 }>;
 
