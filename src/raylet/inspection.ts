@@ -104,7 +104,7 @@ function* entities({ raylet, nodeId }: InspectionContext, tenant: TenantState, k
     }
     case 'actors':
       for (const session of tenant.sessions) {
-        for (const actor of session.actors.values()) yield wanted(actor.job.id) && actor.creation.channel.kind !== CHANNEL_KIND.PEER ? shownActor(raylet, nodeId, actor) : undefined;
+        for (const actor of session.actors.values()) yield wanted(actor.job.id) ? shownActor(raylet, nodeId, actor) : undefined;
       }
       return;
     case 'objects':
@@ -196,7 +196,7 @@ function shownActor(raylet: Raylet, nodeId: string, actor: Actor): Entity {
     kind: 'actors', id: raylet.core.state.idText(actor.session, actor.index), nodeId, jobId: actor.job.id, name: actor.name, state: actor.state, reason: actorReason(raylet.core.state, actor),
     facts: {
       class: actor.template.exportName, pending: String(actor.inFlight), worker: actor.worker?.id ?? '', node: actor.upstream === undefined ? nodeId : nodeName(raylet.core.state, actor.upstream.nodeNumber),
-      remote: actor.remoteId === undefined ? '' : objectIdText(actor.remoteId),
+      remote: actor.remoteId === undefined ? '' : objectIdText(actor.remoteId), ...(actor.creation.channel.kind === CHANNEL_KIND.PEER ? { forwarded: 'true' } : {}),
     },
   };
 }
@@ -262,6 +262,8 @@ export function inspectionService(context: InspectionContext): Implementation<ty
       if (tenant !== undefined) {
         for await (const met of bySlices(context, tenant, request.kind, '', call.signal)) {
           const isObject = met instanceof ObjectEntry;
+          // Another node has it live here, and counts it.
+          if (!isObject && met.facts?.['forwarded'] !== undefined) continue;
           const called = isObject ? met.label : request.kind === 'actors' ? (met.facts?.['class'] ?? '') : (met.name ?? '');
           const state = (isObject ? OBJECT_STATES[met.status] : met.state) ?? '';
           // Names are the tenant's to choose: those beyond the limit are counted together.

@@ -109,10 +109,21 @@ describe('logs', () => {
     const { actors } = await json<{ actors: Shown[] }>('list actors');
     const actor = actors.find((a) => a.facts['class'] === 'Talker');
     expect((await run(`logs actor ${actor?.id}`)).out).toBe('one\ntwo\n');
+    // One that lives on the other node is one actor, with its worker, and what it printed is found there.
+    const two = await Promise.all([0, 1].map(() => work.Talker.options({ cpus: 1 }).create()));
+    await driver.get(two.map((t, i) => t.say(`from ${i}`)));
+    const all = (await json<{ actors: Shown[] }>('list actors')).actors.filter((a) => a.facts['class'] === 'Talker');
+    expect(all.length).toBe(3);
+    expect(new Set(all.map((a) => a.facts['node'])).size).toBe(2);
+    for (const { facts } of all) expect(facts['worker']).toMatch(/^worker-/);
+    expect(await json('summary actors')).toMatchObject({ rows: [{ name: 'Talker', state: 'ALIVE', count: 3 }] });
+    const texts = await Promise.all(all.map(async ({ id }) => (await apart(`logs --actor ${id}`)).out));
+    expect(texts.sort()).toEqual(['from 0\n', 'from 1\n', 'one\ntwo\n']);
+    for (const t of two) await driver.kill(t);
     const { tasks } = await json<{ tasks: Shown[] }>('list tasks');
     const says = tasks.filter((t) => t.facts['type'] === 'ACTOR_TASK' && t.name.endsWith('say'));
-    expect(says.length).toBe(2);
-    expect((await Promise.all(says.map(async ({ id }) => (await apart(`logs task ${id}`)).out))).sort()).toEqual(['one\n', 'two\n']);
+    expect(says.length).toBe(4);
+    expect((await Promise.all(says.map(async ({ id }) => (await apart(`logs task ${id}`)).out))).sort()).toEqual(['from 0\n', 'from 1\n', 'one\n', 'two\n']);
   });
 });
 

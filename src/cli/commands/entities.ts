@@ -28,14 +28,18 @@ function tellUnreachable(terminal: Terminal, unreachable: readonly Unreachable[]
   for (const { nodeId, error } of unreachable) terminal.warn(printable(`node ${nodeId} did not answer, so what it holds is missing: ${error.safeMessage}`));
 }
 
-/** The executing node knows more than the owning one, which only says where it is. */
+/** What lives on another node than its owner's is known to both, under an id each: shown once, under the owner's, with the worker that only the other knows. */
 function merged(entities: readonly Entity[]): Entity[] {
-  const byId = new Map<string, Entity>();
-  for (const entity of [...entities].sort((a, b) => (a.nodeId < b.nodeId ? -1 : 1))) {
-    const before = byId.get(entity.id);
-    if (before === undefined || ((before.facts['worker'] ?? '') === '' && (entity.facts['worker'] ?? '') !== '')) byId.set(entity.id, entity);
+  const elsewhere = new Map(entities.filter((e) => e.facts['forwarded'] !== undefined).map((e) => [e.id, e]));
+  const owned = entities.filter((e) => e.facts['forwarded'] === undefined);
+  for (const entity of owned) {
+    const there = elsewhere.get(entity.facts['remote'] ?? '');
+    if (there === undefined) continue;
+    elsewhere.delete(there.id);
+    entity.facts['worker'] = there.facts['worker'] ?? '';
   }
-  return [...byId.values()].sort((a, b) => (a.id < b.id ? -1 : 1));
+  // Those that are left have an owner that did not answer.
+  return [...owned, ...elsewhere.values()].sort((a, b) => (a.id < b.id ? -1 : 1));
 }
 
 const FACTS: Readonly<Record<string, readonly string[]>> = { tasks: ['type', 'cpus', 'attempt', 'worker'], actors: ['class', 'pending', 'worker'], objects: ['size', 'refs', 'pins', 'held'], workers: ['isolates', 'memory', 'cpuMs'] };
