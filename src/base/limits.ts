@@ -56,6 +56,10 @@ export const MAX_POLICY_BYTES = 1 * 2 ** 20;
 export const MAX_RULES_PER_TENANT = 10_000;
 /** Actors in one worker process, so that its death hurts a bounded number. */
 export const MAX_ACTORS_PER_WORKER = 128;
+/** Ended actors of one tenant that a node remembers, so that late callers are told why; the oldest are forgotten first. */
+export const MAX_DEAD_ACTORS_PER_TENANT = 1_000;
+/** Wait before an actor that keeps dying starts again: doubles from the second death in a row, up to this. */
+export const MAX_RESTART_BACKOFF_MS = 10_000;
 /** Isolates that one worker process serves before it is recycled. */
 export const MAX_ISOLATES_PER_WORKER = 1_024;
 /** One audit record as a leaf; tlog-tiles gives an entry's length 16 bits. */

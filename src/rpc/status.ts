@@ -22,6 +22,7 @@ const STATUS_OF_CODE: Readonly<Record<ErrorCode, grpc.status>> = {
   QUOTA_EXCEEDED: grpc.status.RESOURCE_EXHAUSTED,
   OBJECT_LOST: grpc.status.DATA_LOSS,
   ACTOR_DIED: grpc.status.ABORTED,
+  ACTOR_UNAVAILABLE: grpc.status.UNAVAILABLE,
   INVALID_ARGUMENT: grpc.status.INVALID_ARGUMENT,
   UNAVAILABLE: grpc.status.UNAVAILABLE,
   RESOURCE_EXHAUSTED: grpc.status.RESOURCE_EXHAUSTED,

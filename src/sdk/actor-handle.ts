@@ -24,6 +24,8 @@ export interface ActorCaller {
 interface Target {
   readonly id: Uint8Array;
   readonly info: ClassInfo;
+  /** Reachable for as long as the handle or one of its methods is. */
+  readonly lifetime: object | undefined;
 }
 
 class ActorHandleObject {}
@@ -41,8 +43,8 @@ function method(caller: ActorCaller, target: Target, name: string, options: Meth
   return Object.assign(call, { options: (next: MethodOptions): Method => method(caller, target, name, { ...options, ...next }) });
 }
 
-export function actorHandle(caller: ActorCaller, id: Uint8Array, info: ClassInfo): object {
-  const target: Target = { id, info };
+export function actorHandle(caller: ActorCaller, id: Uint8Array, info: ClassInfo, lifetime: object | undefined): object {
+  const target: Target = { id, info, lifetime };
   const methods = new Map<string, Method>();
   const refuse = (): never => {
     throw new BulkheadError('INVALID_ARGUMENT', "an actor handle has no state to change: call a method of the actor");

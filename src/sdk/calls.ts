@@ -61,17 +61,18 @@ export function remoteClass(core: ClientCore, of: ExportRef, options?: ActorOpti
     async create(...args) {
       of.ready?.();
       const template = core.template({ kind: CALL_KIND.ACTOR_CLASS, digest: of.digest, exportName: of.exportName, method: '', options: json, returns });
-      const id = core.createActor(template, args);
-      const handle = core.handle(id, info);
+      const handle = core.createActor(template, info, args);
       if (options?.name === undefined) return handle;
       // A name belongs to one actor: asking who has it now tells whether this one was made, and with getIfExists which one to use.
       const found = await core.lookupActor(options.namespace === undefined ? options.name : `${options.namespace}/${options.name}`);
-      if (options.getIfExists === true) return found;
-      const foundId = describeActorHandle(found)?.id;
-      if (foundId === undefined || !foundId.every((octet, i) => octet === id[i])) {
+      const id = describeActorHandle(handle)?.id;
+      const same = describeActorHandle(found)?.id.every((octet, i) => octet === id?.[i]) === true;
+      // Its own handle keeps it alive; the one that was looked up does not.
+      if (same) return handle;
+      if (options.getIfExists !== true) {
         throw new BulkheadError('INVALID_ARGUMENT', `an actor named '${options.name}' exists already: use it with actor('${options.name}'), or create with getIfExists: true`);
       }
-      return handle;
+      return found;
     },
     options: (next) => remoteClass(core, of, { ...options, ...next }),
   };

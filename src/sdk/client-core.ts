@@ -132,7 +132,7 @@ export class ClientCore {
         return id === undefined ? describeActorHandle(value) : { id, actor: undefined };
       },
       ref: (id) => this.#adopt(id),
-      actor: (id, info) => this.handle(id, parseClassInfo(info)),
+      actor: (id, info) => actorHandle(this, id, parseClassInfo(info), this.#adoptLifetime(id)),
     };
   }
 
@@ -185,7 +185,12 @@ export class ClientCore {
 
   /** A ref to an id that came from elsewhere: out of a value, or from text. */
   #adopt(id: Uint8Array): ObjectRef {
-    if (this.#registry === undefined) return new ObjectRef(id);
+    return new ObjectRef(id, this.#adoptLifetime(id));
+  }
+
+  /** What a ref or handle from elsewhere holds on to: when it is collected, the raylet is told. */
+  #adoptLifetime(id: Uint8Array): object | undefined {
+    if (this.#registry === undefined) return undefined;
     const lifetime = {};
     const text = objectIdText(id);
     if (this.#released.length > 0) {
@@ -196,7 +201,7 @@ export class ClientCore {
     }
     this.#copies.set(text, (this.#copies.get(text) ?? 0) + 1);
     this.#registry.register(lifetime, { id });
-    return new ObjectRef(id, lifetime);
+    return lifetime;
   }
 
   refFrom(id: Uint8Array): ObjectRef {
@@ -352,13 +357,13 @@ export class ClientCore {
     return this.#results(this.#call(OP.CALL_ACTOR, template, actor, returns, args), returns);
   }
 
-  /** The id of the actor in the making; calls to it may follow at once. */
-  createActor(template: number, args: readonly unknown[]): Uint8Array {
-    return this.#id(this.#call(OP.CREATE_ACTOR, template, undefined, 1, args));
-  }
-
-  handle(id: Uint8Array, info: ClassInfo): object {
-    return actorHandle(this, id, info);
+  /** A handle to the actor in the making; calls to it may follow at once. The actor lives as long as a handle that stems from this one. */
+  createActor(template: number, info: ClassInfo, args: readonly unknown[]): object {
+    const index = this.#call(OP.CREATE_ACTOR, template, undefined, 1, args);
+    if (this.#registry === undefined) return actorHandle(this, this.#id(index), info, undefined);
+    const lifetime = {};
+    this.#registry.register(lifetime, { indexes: [index] });
+    return actorHandle(this, this.#id(index), info, lifetime);
   }
 
   // --- objects --------------------------------------------------------------------------------------------------------
@@ -483,10 +488,11 @@ export class ClientCore {
     return this.#request<void>([], 1, (r, parent) => this.#frame(OP.CANCEL, (w) => w.u32(parent).u32(r).raw(id).u8(force ? 1 : 0)));
   }
 
-  kill(handle: object): Promise<void> {
+  /** Ends an actor; with `restart` what it runs in only, so that it starts again if it may. */
+  kill(handle: object, restart: boolean): Promise<void> {
     const described = describeActorHandle(handle);
     if (described === undefined) throw new BulkheadError('INVALID_ARGUMENT', 'kill(handle) takes an actor handle; a task is stopped with cancel(ref)');
-    return this.#request<void>([], 1, (r, parent) => this.#frame(OP.KILL, (w) => w.u32(parent).u32(r).raw(described.id)));
+    return this.#request<void>([], 1, (r, parent) => this.#frame(OP.KILL, (w) => w.u32(parent).u32(r).raw(described.id).u8(restart ? 1 : 0)));
   }
 
   /** A handle to a named actor. */
@@ -557,7 +563,8 @@ export class ClientCore {
         const id = reader.id().slice();
         const info = reader.text(MAX_INFO_BYTES);
         reader.finish();
-        this.#done(request, this.handle(id, parseClassInfo(info)));
+        // As in Ray, who found an actor by its name does not keep it alive.
+        this.#done(request, actorHandle(this, id, parseClassInfo(info), undefined));
         return true;
       }
       case OP.DONE: {

@@ -7,7 +7,7 @@ import { quote } from '../base/ids.ts';
 import { MAX_RETURNS } from '../base/limits.ts';
 import { parseMemory, parseUnits } from '../base/resources.ts';
 
-export interface MethodOptions {
+interface CallOptions {
   /** How many values the call returns, each under its own ref; default 1. */
   readonly returns?: number;
   /** Wall time of one attempt; then TIMEOUT. */
@@ -16,6 +16,11 @@ export interface MethodOptions {
   readonly queueTimeoutMs?: number;
   /** For lists and logs: letters, digits and . _ : / -; need not be unique. */
   readonly name?: string;
+}
+
+export interface MethodOptions extends CallOptions {
+  /** Instead of the actor's, for this call. */
+  readonly maxTaskRetries?: number;
 }
 
 interface PlacementOptions {
@@ -34,7 +39,7 @@ interface PlacementOptions {
   readonly label?: string;
 }
 
-export interface TaskOptions extends MethodOptions, PlacementOptions {
+export interface TaskOptions extends CallOptions, PlacementOptions {
   readonly maxRetries?: number;
   /** Error codes that are retried beyond lost workers; 'TASK_FAILED' retries what the function throws. */
   readonly retryOn?: readonly string[];
@@ -48,10 +53,13 @@ export interface ActorOptions extends PlacementOptions {
   readonly detached?: boolean;
   /** Return the actor of this name when there is one. */
   readonly getIfExists?: boolean;
+  /** How often the actor is made again, with the arguments it was created with, after its process or node was lost; -1: always; default 0. */
   readonly maxRestarts?: number;
+  /** How often a call that was under way then is made again, so that it may run more than once; -1: always; default 0: the call fails with ACTOR_UNAVAILABLE. */
   readonly maxTaskRetries?: number;
-  /** Async methods that may run interleaved. */
+  /** Async methods that may run interleaved; default 1,000. */
   readonly maxConcurrency?: number;
+  /** Calls that may wait or run; beyond it a call fails at once with RESOURCE_EXHAUSTED; default 0: no limit. */
   readonly maxPendingCalls?: number;
   readonly timeoutMs?: number;
   readonly cpuTimeMs?: number;
@@ -110,13 +118,14 @@ const PLACEMENT: Readonly<Record<string, Check>> = {
   label: text,
 };
 const TIMES: Readonly<Record<string, Check>> = { timeoutMs: milliseconds, cpuTimeMs: milliseconds, queueTimeoutMs: milliseconds };
-const METHOD: Readonly<Record<string, Check>> = { ...TIMES, returns: integer(0, MAX_RETURNS), name: text };
+const CALL: Readonly<Record<string, Check>> = { ...TIMES, returns: integer(0, MAX_RETURNS), name: text };
+const METHOD: Readonly<Record<string, Check>> = { ...CALL, maxTaskRetries: integer(-1, 1_000) };
 const TASK: Readonly<Record<string, Check>> = {
-  ...PLACEMENT, ...METHOD, maxRetries: integer(0, 100),
+  ...PLACEMENT, ...CALL, maxRetries: integer(0, 100),
   retryOn: (name, value) => (Array.isArray(value) && value.length <= 16 ? value.map((code) => text(name, code)) : refuse(name, value, 'give a list of error codes')),
 };
 const ACTOR: Readonly<Record<string, Check>> = {
-  ...PLACEMENT, ...TIMES, name: actorName, namespace: actorName, detached: flag, getIfExists: flag, maxRestarts: integer(0, 1_000), maxTaskRetries: integer(0, 1_000),
+  ...PLACEMENT, ...TIMES, name: actorName, namespace: actorName, detached: flag, getIfExists: flag, maxRestarts: integer(-1, 1_000), maxTaskRetries: integer(-1, 1_000),
   maxConcurrency: integer(1, 10_000), maxPendingCalls: integer(0, 1_000_000),
 };
 /** Names whose JSON is called otherwise. */

@@ -34,14 +34,16 @@ export interface Runtime {
   get<const R extends readonly ObjectRef[]>(refs: R, options?: GetOptions): Promise<ValuesOf<R>>;
   wait<R extends ObjectRef>(refs: readonly R[], options?: WaitOptions): Promise<WaitResult<R>>;
   cancel(ref: ObjectRef, options?: { readonly force?: boolean }): Promise<void>;
-  kill(actor: { readonly id: string }): Promise<void>;
+  kill(actor: { readonly id: string }, options?: { readonly noRestart?: boolean }): Promise<void>;
+  /** Inside an actor: ends it, for good. Its calls under way and to come fail with ACTOR_DIED. Does not return. */
+  exitActor(): never;
   context(): RuntimeContext;
 }
 
 /** The global under which the prelude keeps the runtime; it is frozen there. */
 export const RUNTIME_GLOBAL = '__bulkhead_runtime';
 /** What a bundle may import from `bulkhead/runtime`. */
-export const RUNTIME_EXPORTS = ['task', 'actor', 'put', 'get', 'wait', 'cancel', 'kill', 'context', 'BulkheadError'] as const;
+export const RUNTIME_EXPORTS = ['task', 'actor', 'put', 'get', 'wait', 'cancel', 'kill', 'exitActor', 'context', 'BulkheadError'] as const;
 
 function runtime(): Runtime {
   const found = (globalThis as Record<string, unknown>)[RUNTIME_GLOBAL];
@@ -55,5 +57,6 @@ export const put: Runtime['put'] = (value) => runtime().put(value);
 export const get: Runtime['get'] = ((...args: Parameters<Runtime['get']>) => runtime().get(...args)) as Runtime['get'];
 export const wait: Runtime['wait'] = (refs, options) => runtime().wait(refs, options);
 export const cancel: Runtime['cancel'] = (ref, options) => runtime().cancel(ref, options);
-export const kill: Runtime['kill'] = (handle) => runtime().kill(handle);
+export const kill: Runtime['kill'] = (handle, options) => runtime().kill(handle, options);
+export const exitActor: Runtime['exitActor'] = () => runtime().exitActor();
 export const context: Runtime['context'] = () => runtime().context();

@@ -131,8 +131,9 @@ export class Cluster implements AsyncDisposable {
     await this.#core.cancel(ref, options.force === true);
   }
 
-  async kill(actor: { readonly id: string }): Promise<void> {
-    await this.#core.kill(actor);
+  /** Ends an actor for good; with `noRestart: false` it starts again if its `maxRestarts` allows. */
+  async kill(actor: { readonly id: string }, options: { readonly noRestart?: boolean } = {}): Promise<void> {
+    await this.#core.kill(actor, options.noRestart === false);
   }
 
   /** A handle to a named actor. */

@@ -199,7 +199,7 @@ describe('frames of a worker that is the attacker’s', () => {
     await acme.get(secret);
     await globex.run(batch(
       (w) => w.begin(OP.GET).raw(EXEC).u32(1).refs([theirs]), (w) => w.begin(OP.WAIT).raw(EXEC).u32(2).u32(1).u32(0).refs([theirs]), (w) => w.begin(OP.CANCEL).raw(EXEC).u32(3).raw(theirs).u8(1),
-      (w) => w.begin(OP.KILL).raw(EXEC).u32(4).raw(theirs), (w) => w.begin(OP.RELEASE).refs([theirs]), result,
+      (w) => w.begin(OP.KILL).raw(EXEC).u32(4).raw(theirs).u8(0), (w) => w.begin(OP.RELEASE).refs([theirs]), result,
     ));
     await until('it was told', () => (secretless().match(/told/g) ?? []).length >= 4);
     expect(secretless().match(/told (44|48)/g)?.length).toBeGreaterThanOrEqual(4);
@@ -227,6 +227,7 @@ describe('frames of a worker that is the attacker’s', () => {
     ['a credential', () => batch((w) => w.begin(OP.CREDENTIAL).text('x'))],
     ['what raylets say to each other', () => batch((w) => w.begin(OP.RESOLVE).raw(EXEC).u32(1).refs([]))],
     ['what raylets say to clients', () => batch((w) => w.begin(OP.WELCOME).raw(Buffer.alloc(20)).text('{}'))],
+    ['the end of an actor that it is not', () => batch((w) => w.begin(OP.EXIT).raw(EXEC))],
     ['a call to itself', () => batch((w) => w.begin(OP.EXEC).u32(1).u8(0).u32(1).u32(0).u16(0))],
     ['a failure with a megabyte of text', () => batch((w) => w.begin(OP.FAILURE).raw(EXEC).str('TASK_FAILED').text('x'.repeat(2 ** 20)).text(''))],
     ['a result of a form that is none', () => batch((w) => w.begin(OP.RESULT).raw(EXEC).u8(1).u8(9).u32(0))],

@@ -182,7 +182,7 @@ describe('tries at another tenant’s objects', () => {
     else if (op === 'SUBMIT') globex.call(OP.SUBMIT, 1, DO.RETURN, ids);
     else for (const id of ids) {
       if (op === 'CANCEL') globex.cancel(id, false);
-      else if (op === 'KILL') globex.out.begin(OP.KILL).u32(0).u32(7).raw(id).end();
+      else if (op === 'KILL') globex.out.begin(OP.KILL).u32(0).u32(7).raw(id).u8(0).end();
       else globex.call(OP.CALL_ACTOR, 2, DO.RETURN, [], id);
     }
     send(globex);
@@ -211,7 +211,7 @@ describe('what a client names and makes', () => {
   it.each<[string, (c: SimClient) => void]>([
     ['RELEASE', (c) => c.release(ids)],
     ['WAIT that does not wait', (c) => void c.out.begin(OP.WAIT).u32(0).u32(1).u32(2_000).u32(0).refs(ids).end()],
-    ['KILL', (c) => void ids.forEach((id) => c.out.begin(OP.KILL).u32(0).u32(1).raw(id).end())],
+    ['KILL', (c) => void ids.forEach((id) => c.out.begin(OP.KILL).u32(0).u32(1).raw(id).u8(0).end())],
     ['CANCEL', (c) => ids.forEach((id) => c.cancel(id, true))],
     ['PUT that is released', (c) => {
       c.out.begin(OP.PUT).u32(0).u32(77).refs(ids).raw(Uint8Array.of(1)).end();

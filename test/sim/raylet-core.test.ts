@@ -131,7 +131,7 @@ describe('a denied principal', () => {
     thief.get([ref]);
     thief.get([thief.call(OP.SUBMIT, 1, DO.RETURN, [ref])]);
     thief.get([thief.call(OP.CALL_ACTOR, 5, DO.RETURN, [], actor)]);
-    thief.out.begin(OP.KILL).u32(0).u32(99).raw(actor).end();
+    thief.out.begin(OP.KILL).u32(0).u32(99).raw(actor).u8(0).end();
     thief.cancel(ref, true);
     thief.release([ref]);
     thief.flush();
@@ -161,7 +161,7 @@ describe('a ref inside an argument', () => {
     world.run(1_000);
     const { objects } = client.channel.session;
     expect(objects.has(1), 'the actor may still hold it').toBe(true);
-    client.out.begin(OP.KILL).u32(0).u32(77).raw(actor).end();
+    client.out.begin(OP.KILL).u32(0).u32(77).raw(actor).u8(0).end();
     client.flush();
     world.run(1_000);
     expect(objects.has(1), 'nobody can hold it any more').toBe(false);

@@ -24,7 +24,7 @@ export function seeded(seed: number): () => number {
 }
 
 /** What a simulated function does: the first octet of its argument payload. */
-export const DO = { RETURN: 0, THROW: 1, DIE: 2, HANG: 3, NEST: 4, LARGE: 5, LOG: 6 } as const;
+export const DO = { RETURN: 0, THROW: 1, DIE: 2, HANG: 3, NEST: 4, LARGE: 5, LOG: 6, EXIT: 7 } as const;
 
 export class SimLog implements AuditLog {
   readonly records: AuditRecord[] = [];
@@ -158,6 +158,10 @@ export class World {
   readonly #queues = new Map<string, (() => void)[]>();
   readonly #held: { readonly log: SimLog; readonly needed: number; readonly go: () => void; readonly key: object }[] = [];
   readonly hanging = new Set<{ node: SimNode; slot: Slot; exec: number }>();
+  /** What isolates were given to run, in the order they got it. */
+  readonly ran: { readonly node: number; readonly kind: number; readonly caller: number; readonly seq: number; readonly attempt: number; readonly payload: Uint8Array }[] = [];
+  /** Answers of the head to names; undefined: free. */
+  nameTaken: (name: string) => boolean = () => false;
   readonly clients: SimClient[] = [];
   steps = 0;
 
@@ -182,7 +186,7 @@ export class World {
 
   shareNodes(node: SimNode): void {
     for (const other of this.nodes) {
-      if (other === node) continue;
+      if (other === node || this.#lost.has(other)) continue;
       const { config, available } = other.core.state;
       node.core.setNode(config.nodeId, config.nodeNumber, '', `spiffe://sim/node/${config.nodeId}`, config.total, available);
     }
@@ -304,7 +308,7 @@ export class World {
             break;
           case 'register-name':
             this.push('head', () => {
-              node.core.nameRegistered(e.actor, undefined);
+              node.core.nameRegistered(e.actor, this.nameTaken(e.actor.name) ? { code: 'INVALID_ARGUMENT', message: 'the name is taken', stack: '' } : undefined);
               this.drain(node);
             });
             break;
@@ -355,8 +359,24 @@ export class World {
     }
   }
 
+  /** A node is gone at once: what it has to say is never said, and the others are told. */
+  loseNode(node: SimNode): void {
+    this.#lost.add(node);
+    const { nodeNumber } = node.core.state.config;
+    for (const [channel] of this.#peerOf) if (channel.session.nodeNumber === nodeNumber) this.#peerOf.delete(channel);
+    for (const other of this.nodes) {
+      if (this.#lost.has(other)) continue;
+      this.push(`loss ${nodeNumber}→${other.core.state.config.nodeNumber}`, () => {
+        other.core.state.avoidNode(nodeNumber);
+        other.core.removeNode(nodeNumber);
+        this.drain(other);
+      });
+    }
+  }
+
   // --- other raylets ------------------------------------------------------------------------------------------------------
 
+  readonly #lost = new Set<SimNode>();
   readonly #peers = new Map<Upstream, { send(batch: Uint8Array): void; close(): void }>();
   readonly #peerOf = new Map<Channel, (batch: Uint8Array) => void>();
 
@@ -367,12 +387,12 @@ export class World {
     let channel: Channel | undefined;
     this.#peers.set(upstream, {
       send: (batch) => this.push(there, () => {
-        if (channel === undefined || channel.closed) return;
+        if (channel === undefined || channel.closed || this.#lost.has(other)) return;
         other.core.clientBatch(channel, batch, this.nowMs);
         this.drain(other);
       }),
       close: () => this.push(there, () => {
-        if (channel === undefined || channel.closed) return;
+        if (channel === undefined || channel.closed || this.#lost.has(other)) return;
         other.core.closeChannel(channel);
         this.drain(other);
       }),
@@ -380,11 +400,11 @@ export class World {
     this.push(there, () => {
       const { job } = upstream;
       const tenant = other.core.state.tenants.get(job.tenant.number);
-      if (tenant === undefined) return;
+      if (tenant === undefined || this.#lost.has(other)) return;
       const theirs = other.core.ensureJob(job.id, tenant, job.submitter, job.principal, job.credential, Number.POSITIVE_INFINITY, 0);
       channel = other.core.openChannel(CHANNEL_KIND.PEER, theirs, upstream.asJob ? theirs.principal : theirs.submitter, depth, {});
       this.#peerOf.set(channel, (batch) => this.push(back, () => {
-        if (upstream.closed) return;
+        if (upstream.closed || this.#lost.has(node) || this.#lost.has(other)) return;
         node.core.upstreamBatch(upstream, batch, this.nowMs);
         this.drain(node);
       }));
@@ -403,13 +423,19 @@ export class World {
     });
   }
 
+  /** What hung returns after all. */
+  answerHanging(node: SimNode, slot: Slot, exec: number): void {
+    for (const h of this.hanging) if (h.slot === slot && h.exec === exec) this.hanging.delete(h);
+    this.#answer(node, slot, (out) => out.begin(OP.RESULT).u32(exec).u8(1).u8(0).u32(0).bytes(Uint8Array.of(0xf6)).end());
+  }
+
   anyWorker(node: SimNode): Worker | undefined {
     const workers = [...node.pools.keys()].filter((w) => w.state === 'ALIVE');
     return workers[Math.floor(this.random() * workers.length)];
   }
 
   #guest(node: SimNode, slot: Slot, batch: Uint8Array): void {
-    if (node.pools.get(slot.worker)?.get(slot.number) !== slot) return;
+    if (this.#lost.has(node) || node.pools.get(slot.worker)?.get(slot.number) !== slot) return;
     const r = new FrameReader().reset(batch);
     while (r.next()) {
       if (r.op === OP.CANCEL_EXEC) {
@@ -428,15 +454,22 @@ export class World {
       const exec = r.u32();
       const kind = r.u8();
       r.u32();
-      r.u32();
+      const attempt = r.u32();
       const d = r.u16();
       for (let i = 0; i < d; i++) {
         r.u16();
         if (r.u8() === 0) r.bytes(2 ** 22);
         else r.u32();
       }
-      const what = r.rest()[0] as number;
+      const payload = r.rest();
+      const what = payload[0] as number;
+      const given = slot.execs.get(exec);
+      this.ran.push({ node: node.core.state.config.nodeNumber, kind, caller: given?.channel.number ?? 0, seq: given?.seq ?? 0, attempt, payload: payload.slice() });
       if (what === DO.DIE) return this.killWorker(node, slot.worker, false);
+      if (what === DO.EXIT) {
+        this.#answer(node, slot, (out) => out.begin(OP.EXIT).u32(exec).end());
+        continue;
+      }
       if (what === DO.HANG) {
         this.hanging.add({ node, slot, exec });
         continue;

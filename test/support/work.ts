@@ -1,5 +1,5 @@
 /** What the clusters of the tests run: every export is a task or an actor class of a tenant. Runs in isolates only. */
-import { actor, context, get, put, task, wait, type ActorHandle, type ObjectRef } from 'bulkhead/runtime';
+import { actor, context, exitActor, get, put, task, wait, type ActorHandle, type ObjectRef } from 'bulkhead/runtime';
 
 export function add(a: number, b: number): number {
   return a + b;
@@ -144,6 +144,75 @@ export async function countWith(counter: ActorHandle<Counter>, k: number): Promi
 export async function countByName(name: string, k: number): Promise<number> {
   const counter = await actor<Counter>(name);
   return await get(counter.add(k));
+}
+
+/** Tells what restarts and limits did to it. */
+export class Restartable {
+  #calls: (string | number)[] = [];
+  #running = 0;
+  #most = 0;
+  readonly #seed: string;
+  readonly #life = context().attempt;
+
+  constructor(seed: Uint8Array | string) {
+    this.#seed = typeof seed === 'string' ? seed : `${seed.length}:${seed[0] ?? ''}`;
+  }
+
+  life(): { life: number; seed: string } {
+    return { life: this.#life, seed: this.#seed };
+  }
+
+  note(k: number): number {
+    return this.#calls.push(k);
+  }
+
+  calls(): (string | number)[] {
+    return this.#calls;
+  }
+
+  /** In its first life it never ends; in a later one it is over at once. */
+  async untilNextLife(k: number): Promise<number> {
+    this.#calls.push(k);
+    if (this.#life === 0) await new Promise(() => undefined);
+    return this.#life;
+  }
+
+  async overlapping(ms: number): Promise<number> {
+    this.#most = Math.max(this.#most, ++this.#running);
+    await new Promise<void>((resolve) => {
+      setTimeout(resolve, ms);
+    });
+    this.#running--;
+    return this.#most;
+  }
+
+  never(): Promise<void> {
+    return new Promise(() => undefined);
+  }
+
+  leave(): void {
+    exitActor();
+  }
+
+  async leaveLater(): Promise<void> {
+    await new Promise<void>((resolve) => {
+      setTimeout(resolve, 5);
+    });
+    exitActor();
+  }
+}
+
+/** A task that makes an actor and gives its handle away, and one that only leaves it behind. */
+export async function makeCounter(n: number): Promise<{ counter: ActorHandle<Counter> }> {
+  return { counter: await actor(Counter).create(n) };
+}
+
+export async function dropCounter(name: string): Promise<number> {
+  return await get((await actor(Counter).options({ name }).create(1)).add(1));
+}
+
+export function exitTask(): void {
+  exitActor();
 }
 
 export async function ownActor(): Promise<number> {

@@ -5,10 +5,10 @@
 import type { Action, Resource } from '../../base/decision.ts';
 import { resource } from '../../base/decision.ts';
 import { BulkheadError } from '../../base/errors.ts';
-import { CALL_KIND, NO_TIMEOUT, OP, type CallKind, type FrameReader } from '../../base/frame.ts';
+import { ACTOR_STATE, CALL_KIND, NO_TIMEOUT, OP, type CallKind, type FrameReader } from '../../base/frame.ts';
 import { OBJECT_ID_BYTES, SESSION_PREFIX_BYTES, quote } from '../../base/ids.ts';
 import { MAX_CALLS_IN_FLIGHT, MAX_CODE_BYTES, MAX_CODE_BYTES_PER_TENANT, MAX_DEPENDENCIES, MAX_HELD_BYTES_PER_TENANT, MAX_INLINE_BYTES, MAX_OBJECT_BYTES, MAX_OBJECTS_PER_TENANT, MAX_REFS_PER_CALL, MAX_SCHEDULING_CLASSES_PER_TENANT, MAX_TASK_DEPTH, MAX_TEMPLATES_PER_CHANNEL, MAX_UPLOADS_PER_CHANNEL, MAX_WAITING_PER_CHANNEL } from '../../base/limits.ts';
-import { actorDied, actorResource, callActor, findActor, methodResource } from './actors.ts';
+import { actorDied, actorLost, actorResource, callActor, findActor, keepSeed, methodResource, tellCreator } from './actors.ts';
 import { DENIED_TEXT, hex, idIndex, idWord, type Core } from './core.ts';
 import { cancelTask } from './endings.ts';
 import { parseFunctionOptions } from './function-options.ts';
@@ -150,6 +150,8 @@ interface ParsedCall {
   readonly seq: number;
   readonly templateNumber: number;
   readonly template: Template | undefined;
+  /** Of a call that another raylet passes on. */
+  readonly attempt: number;
 }
 
 const TOO_MANY_WAITING: Failure = refused('RESOURCE_EXHAUSTED', `gets and waits of this session wait for more than ${MAX_WAITING_PER_CHANNEL} refs already`);
@@ -205,6 +207,7 @@ function makeTask(core: Core, channel: Channel, r: FrameReader, call: ParsedCall
   const depth = call.parent === undefined ? channel.depth : call.parent.depth + 1;
   if (depth > MAX_TASK_DEPTH) return refused('RESOURCE_EXHAUSTED', `tasks are nested more than ${MAX_TASK_DEPTH} deep`);
   const task = new Task(channel, call.seq, template, r.batch, argsStart, restStart, r.frameEnd, auditSeq, depth, core.nowMs);
+  task.attempt = call.attempt;
   channel.inFlight++;
   if (core.held === undefined) core.held = { bytes: r.batch.byteLength, calls: 0 };
   task.hold(core.held);
@@ -253,11 +256,12 @@ function noteCreated(call: ParsedCall, channel: Channel, count: number): void {
 }
 
 function begin(core: Core, channel: Channel, r: FrameReader, kind: CallKind): ParsedCall | undefined {
-  const parent = parentOf(channel, r.u32());
+  const exec = r.u32();
+  const parent = parentOf(channel, exec);
   const seq = r.u32();
   const templateNumber = r.u32();
   const template = channel.templates.get(templateNumber);
-  const call = { parent, seq, templateNumber, template };
+  const call = { parent, seq, templateNumber, template, attempt: channel.kind === CHANNEL_KIND.PEER ? exec : 0 };
   const { tenant } = channel.job;
   const over = channel.inFlight >= 2 * MAX_CALLS_IN_FLIGHT ? `more than ${2 * MAX_CALLS_IN_FLIGHT} calls are in flight: wait for results before submitting more`
     : tenant.heldBytes >= MAX_HELD_BYTES_PER_TENANT ? `the calls in flight of the tenant take more than ${MAX_HELD_BYTES_PER_TENANT} bytes on this node: put large arguments, or wait for results`
@@ -266,6 +270,7 @@ function begin(core: Core, channel: Channel, r: FrameReader, kind: CallKind): Pa
   makeReturns(channel, seq, 1);
   const failure = template !== undefined && template.kind === kind ? refused('RESOURCE_EXHAUSTED', over ?? '') : (channel.refusedTemplates.get(templateNumber) ?? refused('INVALID_ARGUMENT', `the function with number ${templateNumber} is not defined`));
   failReturns(core, channel, seq, 1, failure);
+  if (kind === CALL_KIND.ACTOR_CLASS) tellCreator(core, channel, seq, ACTOR_STATE.ENDED, failure, -1);
   noteCreated(call, channel, 1);
   r.skipRest();
   return undefined;
@@ -304,21 +309,27 @@ export function onCreateActor(core: Core, channel: Channel, r: FrameReader): voi
   const template = call.template as Template;
   const { session } = channel;
   makeReturns(channel, call.seq, 1);
+  noteCreated(call, channel, 1);
   const seq = core.decide(channel, 'actor.create', template.resource, session.prefixHex, call.seq, 1, template.detail);
   const task = seq < 0 ? DENIED : makeTask(core, channel, r, call, template, seq);
   if (seq < 0) r.skipRest();
-  if (!(task instanceof Task)) return failReturns(core, channel, call.seq, 1, task);
+  if (!(task instanceof Task)) {
+    tellCreator(core, channel, call.seq, ACTOR_STATE.ENDED, task, seq < 0 ? ~seq : seq);
+    return failReturns(core, channel, call.seq, 1, task);
+  }
   setProducer(channel, task, 1);
   const actor = new Actor(session, call.seq, channel.job, template, task, template.options.name);
   session.actors.set(call.seq, actor);
   channel.job.actors.add(actor);
+  // What another raylet had made here, it restarts itself.
+  if (template.options.maxRestarts !== 0 && channel.kind !== CHANNEL_KIND.PEER) keepSeed(actor);
   if (actor.name === '') core.waitingActors.add(actor);
   else core.out.push({ type: 'register-name', actor, id: core.idOf(session, call.seq), classInfo: JSON.stringify({ digest: template.digestHex, export: template.exportName }) });
 }
 
 /** The head has answered whether the name was free. */
 export function onNameRegistered(core: Core, actor: Actor, failure: Failure | undefined): void {
-  if (actor.state !== 'PENDING_CREATION') return;
+  if (actor.state !== 'DEPENDENCIES_UNREADY') return;
   if (failure !== undefined) return actorDied(core, actor, failure);
   actor.nameRegistered = true;
   core.waitingActors.add(actor);
@@ -597,8 +608,6 @@ function letGo(core: Core, channel: Channel, index: number): void {
   const entry = session.objects.get(index);
   if (entry !== undefined) releaseHandle(core, entry);
   if (channel.puts.size > 0 && !session.objects.has(index)) dropUpload(core, channel, index);
-  const actor = session.actors.get(index);
-  if (actor !== undefined && actor.state === 'DEAD') session.actors.delete(index);
 }
 
 // --- requests -----------------------------------------------------------------------------------------------------------
@@ -621,7 +630,9 @@ export function onCancel(core: Core, channel: Channel, r: FrameReader): void {
   const needed = seq < 0 ? ~seq : seq;
   if (seq < 0 || session === undefined) return failRequest(core, channel, request, DENIED, needed);
   const task = entry?.producer;
-  const found = task !== undefined && task.state !== TASK_STATE.DONE;
+  // An actor in the making is killed, which is another permission; only the raylet that has it made here takes it back like this.
+  const own = task?.template.kind !== CALL_KIND.ACTOR_CLASS || (channel.kind === CHANNEL_KIND.PEER && session === channel.session);
+  const found = task !== undefined && task.state !== TASK_STATE.DONE && own;
   if (found) cancelTask(core, task, force);
   done(core, channel, request, JSON.stringify({ cancelled: found }), needed);
 }
@@ -630,15 +641,17 @@ export function onKill(core: Core, channel: Channel, r: FrameReader): void {
   r.u32();
   const request = r.u32();
   const id = r.id();
+  const restart = r.u8() !== 0;
   r.finish();
   const actor = findActor(core, channel, id);
   const elsewhere = actor === undefined && idWord(id, 0) === channel.job.tenant.number && core.nodes.has(idWord(id, 4)) && channel.kind !== CHANNEL_KIND.PEER;
   const target = actor === undefined ? foreignResource(core, 'actor', id, elsewhere ? channel.job.tenant.name : undefined) : actorResource(actor);
-  const seq = decideOn(core, channel, 'actor.kill', target, hex(id.subarray(0, SESSION_PREFIX_BYTES)), idIndex(id), 1, '', id);
+  const seq = decideOn(core, channel, 'actor.kill', target, hex(id.subarray(0, SESSION_PREFIX_BYTES)), idIndex(id), 1, restart ? 'restart' : '', id);
   const needed = seq < 0 ? ~seq : seq;
   if (seq < 0 || (actor === undefined && !elsewhere)) return failRequest(core, channel, request, DENIED, needed);
-  if (actor !== undefined) actorDied(core, actor, refused('ACTOR_DIED', 'it was killed'));
-  else core.remoteKills.push({ channel, id: id.slice() });
+  if (actor === undefined) core.remoteKills.push({ channel, id: id.slice(), restart });
+  else if (restart) actorLost(core, actor, refused('ACTOR_DIED', 'it was killed, to be started again'));
+  else actorDied(core, actor, refused('ACTOR_DIED', 'it was killed'));
   done(core, channel, request, '{"killed":true}', needed);
 }
 

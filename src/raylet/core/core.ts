@@ -127,7 +127,9 @@ export class Core {
   readonly freshSessions: Session[] = [];
   /** Allowed calls to, and kills of, actors that another raylet owns. */
   remoteCalls: { readonly task: Task; readonly actorId: Uint8Array }[] = [];
-  remoteKills: { readonly channel: Channel; readonly id: Uint8Array }[] = [];
+  remoteKills: { readonly channel: Channel; readonly id: Uint8Array; readonly restart: boolean }[] = [];
+  /** Actors whose last handle went in this step. */
+  unreachable: Actor[] = [];
   /** Calls that have a slot but were not sent: an argument cannot be given to its worker. */
   refusedExecs: { readonly slot: Slot; readonly task: Task; readonly failure: Failure }[] = [];
   readonly waitingActors = new WaitingActors();

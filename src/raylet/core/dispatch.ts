@@ -44,8 +44,9 @@ function templateOn(core: Core, slot: Slot, template: Template): number {
   const { cpuUnits, memoryBytes, custom } = template.options.resources;
   const resources: Record<string, number> = { cpus: cpuUnits / 10_000, memory: memoryBytes };
   if (custom !== undefined) for (const resource of Object.keys(custom)) resources[resource] = (custom[resource] ?? 0) / 10_000;
-  // What the code sees as `context()`: RuntimeContext of src/sdk/runtime.ts.
-  const context = JSON.stringify({ code: `sha256:${digestHex}`, jobId: slot.job.id, tenant: slot.job.tenant.name, name: nameOf(template), resources });
+  // What the code sees as `context()`: RuntimeContext of src/sdk/runtime.ts. The prelude keeps `concurrency` to itself.
+  const concurrency = template.kind === CALL_KIND.ACTOR_CLASS ? template.options.maxConcurrency : undefined;
+  const context = JSON.stringify({ code: `sha256:${digestHex}`, jobId: slot.job.id, tenant: slot.job.tenant.name, name: nameOf(template), resources, concurrency });
   slot.channel.out.begin(OP.TEMPLATE).u32(number).u8(template.kind).u32(code).str(template.exportName).str(template.methodName).u8(template.options.returns).text(context).end();
   return number;
 }
@@ -58,7 +59,8 @@ export function sendExec(core: Core, slot: Slot, task: Task): void {
   task.slot = slot;
   task.ranOn = slot;
   task.state = TASK_STATE.RUNNING;
-  task.startedMs = core.nowMs;
+  // Behind as many as its actor runs at once it waits in the isolate.
+  task.startedMs = slot.actor !== undefined && slot.execs.size >= slot.actor.template.options.maxConcurrency ? 0 : core.nowMs;
   slot.execs.set(exec, task);
   if (slot.execs.size === 1) slot.lastResultMs = core.nowMs;
   const kind = task.template.kind === CALL_KIND.TASK ? 0 : task.template.kind === CALL_KIND.ACTOR_CLASS ? 1 : 2;

@@ -3,7 +3,8 @@
  * them. Every path concludes the call exactly once and gives its lease back.
  */
 import { CALL_KIND, OP } from '../../base/frame.ts';
-import { actorCreated, actorDied, callEnded } from './actors.ts';
+import { actorCreated, actorDied, actorLost, callEnded, ownerEnded } from './actors.ts';
+import { isStarting } from './actor-seats.ts';
 import type { Core } from './core.ts';
 import { concludeTask, markSlot, releaseCreated, takeOff } from './dispatch.ts';
 import { dropDeferred, releaseSession, takeAllBack } from './objects.ts';
@@ -49,26 +50,16 @@ export function execEnded(core: Core, slot: Slot, task: Task, failure: Failure |
 export function remoteEnded(core: Core, task: Task): void {
   if (task.state === TASK_STATE.DONE) return;
   const actor = task.actor;
-  if (task.template.kind === CALL_KIND.ACTOR_CLASS) {
-    const created = task.channel.session.actors.get(task.seq);
-    const failure = task.channel.session.objects.get(task.seq)?.failure;
-    if (created !== undefined && failure !== undefined) return actorDied(core, created, failure);
-    concludeTask(core, task, undefined);
-    if (created !== undefined) actorCreated(core, created);
-    return;
-  }
   if (actor === undefined) remoteTaskEnded(core, task);
   concludeTask(core, task, undefined);
   if (actor !== undefined) callEnded(core, actor);
 }
 
-/** Another raylet is gone: what was only forwarded runs again elsewhere, as far as its retries allow. */
+/** Another raylet is gone: what was only forwarded runs again elsewhere, as far as its retries allow. Actors that ran there have left it before. */
 export function remoteLost(core: Core, tasks: readonly Task[], failure: Failure): void {
   for (const task of tasks) {
-    if (task.template.kind === CALL_KIND.ACTOR_CLASS) {
-      const actor = task.channel.session.actors.get(task.seq);
-      if (actor !== undefined) actorDied(core, actor, failure);
-    } else if (task.actor !== undefined) actorDied(core, task.actor, failure);
+    // Its actor is owned over there, and may live on: one node cannot tell a lost connection from a lost node.
+    if (task.template.kind !== CALL_KIND.TASK) concludeTask(core, task, task.cancelled ?? { code: 'ACTOR_UNAVAILABLE', message: `the node that owns the actor cannot be reached; whether this call has run is not known: ${failure.message}`, stack: '' });
     else {
       remoteTaskEnded(core, task);
       retryOrFail(core, task, failure);
@@ -87,6 +78,10 @@ function retryOrFail(core: Core, task: Task, failure: Failure): void {
 export function cancelTask(core: Core, task: Task, force: boolean): void {
   if (task.state === TASK_STATE.DONE || task.cancelled !== undefined) return;
   const failure: Failure = { code: 'CANCELLED', message: 'the task was cancelled', stack: '' };
+  if (task.template.kind === CALL_KIND.ACTOR_CLASS) {
+    const creating = task.channel.session.actors.get(task.seq);
+    if (creating !== undefined) return actorDied(core, creating, { code: 'CANCELLED', message: 'its creation was cancelled', stack: '' });
+  }
   if (task.state !== TASK_STATE.RUNNING) {
     const actor = task.actor;
     concludeTask(core, task, failure);
@@ -122,6 +117,7 @@ export function enforceLimits(core: Core, cpuMicrosOf: (worker: Worker) => numbe
       continue;
     }
     if (slot.lease !== undefined && first(slot) !== task && task.blocked === 0) continue;
+    if (task.startedMs === 0 && !noteBegun(core, slot, task)) continue;
     if (options.timeoutMs > 0 && core.nowMs - task.startedMs > options.timeoutMs) stopRunning(core, task, { code: 'TIMEOUT', message: `the call ran longer than its limit of ${options.timeoutMs} ms`, stack: '' }, GRACE_MS);
     else if (options.cpuTimeMs > 0) {
       const micros = cpuMicrosOf(slot.worker);
@@ -131,6 +127,16 @@ export function enforceLimits(core: Core, cpuMicrosOf: (worker: Worker) => numbe
   }
 }
 
+/** Calls of an actor begin in the order they were sent, so many at once: whether this one has. Its limits count from when that is seen. */
+function noteBegun(core: Core, slot: Slot, wanted: Task): boolean {
+  let most = slot.actor?.template.options.maxConcurrency ?? 0;
+  for (const task of slot.execs.values()) {
+    if (most-- <= 0) break;
+    if (task.startedMs === 0) task.startedMs = core.nowMs;
+  }
+  return wanted.startedMs !== 0;
+}
+
 function first(slot: Slot): Task | undefined {
   for (const task of slot.execs.values()) if (task.blocked === 0) return task;
   return undefined;
@@ -138,12 +144,15 @@ function first(slot: Slot): Task | undefined {
 
 function killUnder(core: Core, slot: Slot, task: Task): void {
   task.killAtMs = Number.POSITIVE_INFINITY;
-  if (slot.actor !== undefined) {
-    // A call that cannot be stopped takes its actor with it: the isolate runs nothing else.
+  const { actor } = slot;
+  if (actor !== undefined) {
+    // A call that cannot be stopped takes its actor's isolate with it: it runs nothing else.
     const failure = task.cancelled as Failure;
+    if (task.template.kind === CALL_KIND.ACTOR_CLASS) return actorDied(core, actor, failure);
     takeOff(core, task);
     concludeTask(core, task, failure);
-    actorDied(core, slot.actor, { code: 'ACTOR_DIED', message: `a call had to be killed: ${failure.message}`, stack: '' });
+    actor.inFlight--;
+    actorLost(core, actor, { code: 'ACTOR_DIED', message: `a call had to be killed: ${failure.message}`, stack: '' });
   } else core.out.push({ type: 'kill-worker', worker: slot.worker, reason: 'TIMEOUT' });
 }
 
@@ -151,6 +160,10 @@ function killUnder(core: Core, slot: Slot, task: Task): void {
 export function slotDied(core: Core, slot: Slot, failure: Failure, ours: boolean): void {
   const { worker } = slot;
   worker.slots.delete(slot.number);
+  if (slot.actor !== undefined) {
+    actorLost(core, slot.actor, failure);
+    return closeSlotChannel(core, slot);
+  }
   const tasks = [...slot.execs.values()];
   slot.execs.clear();
   let blame = !ours;
@@ -165,7 +178,6 @@ export function slotDied(core: Core, slot: Slot, failure: Failure, ours: boolean
     task.slot = undefined;
     task.blocked = 0;
     task.created = undefined;
-    if (slot.actor !== undefined) continue;
     if (task.cancelled !== undefined) concludeTask(core, task, task.cancelled);
     else if (blame && failure.code === 'OUT_OF_MEMORY') concludeTask(core, task, failure);
     else if (!blame || task.attempt < task.template.options.maxRetries) {
@@ -176,12 +188,6 @@ export function slotDied(core: Core, slot: Slot, failure: Failure, ours: boolean
     blame = false;
   }
   for (const task of requeued.reverse()) requeue(task);
-  const actor = slot.actor;
-  if (actor !== undefined) {
-    actor.slot = undefined;
-    for (const task of tasks) if (task !== actor.creation) concludeTask(core, task, task.cancelled ?? failure);
-    actorDied(core, actor, failure);
-  }
   closeSlotChannel(core, slot);
 }
 
@@ -197,9 +203,9 @@ export function closeSlotChannel(core: Core, slot: Slot): void {
   // Newest first: a task holds the results it waits for, so whoever waits lets go before what it waited for is looked at.
   for (const entry of [...channel.session.objects.values()].reverse()) {
     const task = entry.producer;
-    if (task !== undefined && task.channel === channel && task.actor === undefined && (jobEnded || entry.pins === 0)) cancelTask(core, task, true);
+    if (task !== undefined && task.channel === channel && task.template.kind === CALL_KIND.TASK && (jobEnded || entry.pins === 0)) cancelTask(core, task, true);
   }
-  for (const actor of [...channel.session.actors.values()]) if (!actor.template.options.detached) actorDied(core, actor, { code: 'ACTOR_DIED', message: 'its owner ended', stack: '' });
+  ownerEnded(core, channel.session);
   takeAllBack(core, channel);
   dropDeferred(core, channel);
   releaseSession(core, channel.session);
@@ -210,5 +216,5 @@ export function workerDied(core: Core, worker: Worker, failure: Failure, ours: b
   worker.state = 'DEAD';
   core.workers.delete(worker.key);
   for (const slot of [...worker.slots.values()]) slotDied(core, slot, failure, ours);
-  for (const job of core.jobs.values()) for (const actor of [...job.actors]) if (actor.worker === worker && actor.slot === undefined && actor.state === 'PENDING_CREATION') actorDied(core, actor, failure);
+  for (const job of core.jobs.values()) for (const actor of [...job.actors]) if (actor.worker === worker && actor.slot === undefined && isStarting(actor)) actorLost(core, actor, failure);
 }

@@ -24,6 +24,10 @@ export interface FunctionOptions {
   readonly isolation: 'isolate' | 'gvisor';
   readonly detached: boolean;
   readonly getIfExists: boolean;
+  /** How often an actor is made again after what it ran in was lost; -1: always. */
+  readonly maxRestarts: number;
+  /** How often a call that was under way then is made again; -1: always; undefined on a method: as its class says. */
+  readonly maxTaskRetries: number | undefined;
   readonly maxConcurrency: number;
   readonly maxPendingCalls: number;
 }
@@ -75,8 +79,8 @@ const PARSERS: Readonly<Record<string, Parser>> = Object.freeze({
   scheduling: (v: unknown) => (v === 'default' || v === 'spread' ? v : refuse("scheduling must be 'default' or 'spread'")),
   detached: (v: unknown) => (typeof v === 'boolean' ? v : refuse('detached must be true or false')),
   getIfExists: (v: unknown) => (typeof v === 'boolean' ? v : refuse('getIfExists must be true or false')),
-  maxRestarts: (v: unknown) => integer('maxRestarts', v, 0, 1_000),
-  maxTaskRetries: (v: unknown) => integer('maxTaskRetries', v, 0, 1_000),
+  maxRestarts: (v: unknown) => integer('maxRestarts', v, -1, 1_000),
+  maxTaskRetries: (v: unknown) => integer('maxTaskRetries', v, -1, 1_000),
   maxConcurrency: (v: unknown) => integer('maxConcurrency', v, 1, 10_000),
   maxPendingCalls: (v: unknown) => integer('maxPendingCalls', v, 0, 1_000_000),
 });
@@ -113,6 +117,8 @@ export function parseFunctionOptions(json: string, isActor: boolean): FunctionOp
     isolation: (given['isolation'] as 'isolate' | 'gvisor' | undefined) ?? 'isolate',
     detached: (given['detached'] as boolean | undefined) ?? false,
     getIfExists: (given['getIfExists'] as boolean | undefined) ?? false,
+    maxRestarts: (given['maxRestarts'] as number | undefined) ?? 0,
+    maxTaskRetries: given['maxTaskRetries'] as number | undefined,
     maxConcurrency: (given['maxConcurrency'] as number | undefined) ?? 1_000,
     maxPendingCalls: (given['maxPendingCalls'] as number | undefined) ?? 0,
   };

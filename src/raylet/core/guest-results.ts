@@ -8,6 +8,7 @@ import { objectIdText } from '../../base/ids.ts';
 import { MAX_ERROR_MESSAGE_CHARS, MAX_FRAME_BYTES, MAX_OBJECT_BYTES, MAX_REFS_PER_CALL, MAX_STACK_CHARS } from '../../base/limits.ts';
 import { makeId, type Core } from './core.ts';
 import { taskName } from './dispatch.ts';
+import { actorDied } from './actors.ts';
 import { execEnded } from './endings.ts';
 import { findEntry, settleFile, settleInline } from './objects.ts';
 import { OBJECT_STATUS, type Failure, type ObjectEntry, type Slot } from './state.ts';
@@ -68,6 +69,14 @@ export function onFailure(core: Core, slot: Slot, r: FrameReader, results: numbe
   r.finish();
   const task = slot.execs.get(exec);
   if (task !== undefined) execEnded(core, slot, task, { code: isErrorCode(code) ? code : 'TASK_FAILED', message, stack }, results);
+}
+
+/** The actor's code ends it. What tasks run in is not theirs to end. */
+export function onExit(core: Core, slot: Slot, r: FrameReader): void {
+  r.u32();
+  r.finish();
+  if (slot.lease !== undefined) throw new BulkheadError('INVALID_ARGUMENT', 'EXIT is for actors');
+  if (slot.actor !== undefined) actorDied(core, slot.actor, { code: 'ACTOR_DIED', message: 'it ended itself (exitActor)', stack: '' });
 }
 
 export function onLog(core: Core, slot: Slot, r: FrameReader): void {

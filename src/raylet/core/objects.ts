@@ -169,6 +169,11 @@ export function collect(core: Core, entry: ObjectEntry): void {
   if (entry.session.objects.get(entry.index) !== entry) return;
   entry.session.objects.delete(entry.index);
   entry.session.tenant.entries--;
+  // The ref of an actor's creation is what its handles hold.
+  if (entry.session.actors.size > 0) {
+    const actor = entry.session.actors.get(entry.index);
+    if (actor !== undefined) core.unreachable.push(actor);
+  }
   dropBytes(core, entry);
   if (entry.remote !== undefined && entry.remoteId !== undefined && !entry.remote.closed) {
     entry.remote.out.begin(OP.RELEASE).refs([entry.remoteId]).end();
@@ -363,6 +368,10 @@ export function releaseSession(core: Core, session: Session): void {
     collect(core, entry);
   }
   // Dead actors were kept for late callers; an ended session has none.
-  for (const [index, actor] of session.actors) if (actor.state === 'DEAD') session.actors.delete(index);
+  for (const [index, actor] of session.actors) {
+    if (actor.state !== 'DEAD') continue;
+    session.actors.delete(index);
+    session.tenant.deadActors.delete(actor);
+  }
   forgetSession(core, session);
 }

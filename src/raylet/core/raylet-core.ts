@@ -10,11 +10,12 @@ import { MAX_SESSIONS_PER_JOB } from '../../base/limits.ts';
 import type { AuditLog } from '../../base/audit-record.ts';
 import type { Principal } from '../../base/principal.ts';
 import type { ResourceVector } from '../../base/resources.ts';
-import { actorDied, actorWorkerStarted, drainCalls, placeWaitingActors } from './actors.ts';
+import { actorDied, actorLost, drainCalls, endUnreachable, ownerEnded, placeWaitingActors, remoteActorChanged } from './actors.ts';
+import { actorWorkerStarted } from './actor-seats.ts';
 import * as calls from './client-calls.ts';
 import { Core, idWord, type CoreConfig } from './core.ts';
 import { cancelTask, closeSlotChannel, enforceLimits, execEnded, remoteEnded, remoteLost, slotDied, workerDied } from './endings.ts';
-import { onFailure, onLog, onResult } from './guest-results.ts';
+import { onExit, onFailure, onLog, onResult } from './guest-results.ts';
 import { answerDeferred, dropDeferred, expireWaits, forgetFresh, loseFile, LOST, refuseValue, releaseSession, takeAllBack } from './objects.ts';
 import { dropLease, enqueue, pump, retireIdleWorkers, workerNotStarted, workerStarted } from './scheduler.ts';
 import { closeUpstream, forward, killRemote, onUpstreamBatch, takeUpFetches, transferFailed, upstreamTo } from './upstreams.ts';
@@ -136,10 +137,10 @@ export class RayletCore {
     channel.job.channels.delete(channel);
     for (const call of channel.pendingWaits) call.done = true;
     for (const seq of [...channel.puts.keys()]) calls.dropUpload(core, channel, seq);
-    for (const actor of [...channel.session.actors.values()]) if (!actor.template.options.detached) actorDied(core, actor, { code: 'ACTOR_DIED', message: 'its owner ended', stack: '' });
+    ownerEnded(core, channel.session);
     for (const entry of [...channel.session.objects.values()]) {
       const task = entry.producer;
-      if (task !== undefined && task.channel === channel && task.actor === undefined) cancelTask(core, task, true);
+      if (task !== undefined && task.channel === channel && task.template.kind === CALL_KIND.TASK) cancelTask(core, task, true);
     }
     takeAllBack(core, channel);
     dropDeferred(core, channel);
@@ -245,6 +246,9 @@ export class RayletCore {
         case OP.LOG:
           onLog(core, slot, r);
           break;
+        case OP.EXIT:
+          onExit(core, slot, r);
+          break;
         default:
           this.#clientFrame(slot.channel, r);
       }
@@ -271,7 +275,7 @@ export class RayletCore {
     this.state.nowMs = nowMs;
     workerNotStarted(this.state, worker, failure);
     workerDied(this.state, worker, failure, false);
-    for (const job of this.state.jobs.values()) for (const actor of [...job.actors]) if (actor.worker === worker) actorDied(this.state, actor, failure);
+    for (const job of this.state.jobs.values()) for (const actor of [...job.actors]) if (actor.worker === worker) (failure.code === 'LAYER_MISSING' ? actorDied : actorLost)(this.state, actor, failure);
     this.settle();
   }
 
@@ -337,15 +341,15 @@ export class RayletCore {
 
   upstreamBatch(upstream: Upstream, batch: Uint8Array, nowMs: number): void {
     this.state.nowMs = nowMs;
-    onUpstreamBatch(this.state, upstream, this.#reader.reset(batch), (task) => remoteEnded(this.state, task));
+    onUpstreamBatch(this.state, upstream, this.#reader.reset(batch), (task) => remoteEnded(this.state, task), (actor, state, failure) => remoteActorChanged(this.state, actor, state, failure));
     this.settle();
   }
 
   upstreamClosed(upstream: Upstream, failure: Failure): void {
     this.state.out.push({ type: 'close-upstream', upstream });
+    // Actors that lived there are lost, also those that nobody was calling; they take their calls with them.
+    for (const actor of [...upstream.job.actors]) if (actor.upstream === upstream) actorLost(this.state, actor, failure);
     remoteLost(this.state, closeUpstream(this.state, upstream, failure), failure);
-    // Actors that lived there are gone too, also those that nobody was calling.
-    for (const actor of [...upstream.job.actors]) if (actor.upstream === upstream) actorDied(this.state, actor, failure);
     this.settle();
   }
 
@@ -384,11 +388,12 @@ export class RayletCore {
         }
       }
       if (core.remoteCalls.length > 0 || core.remoteKills.length > 0) this.#takeUpRemoteCalls();
+      if (core.unreachable.length > 0) endUnreachable(core);
       if (core.waitingActors.size > 0) placeWaitingActors(core);
       pump(core);
       takeUpFetches(core);
       for (const { slot, task, failure } of core.refusedExecs.splice(0)) if (task.slot === slot) execEnded(core, slot, task, failure, 1);
-    } while (core.woken.length > 0 || core.remoteCalls.length > 0 || core.refusedExecs.length > 0);
+    } while (core.woken.length > 0 || core.remoteCalls.length > 0 || core.refusedExecs.length > 0 || core.unreachable.length > 0);
     if (core.fresh.length > 0 || core.freshSessions.length > 0) forgetFresh(core);
   }
 
@@ -403,7 +408,7 @@ export class RayletCore {
     }
     const kills = core.remoteKills;
     core.remoteKills = [];
-    for (const { channel, id } of kills) killRemote(core, upstreamTo(core, idWord(id, 4), channel.job, channel.principal.kind === 'job', 0), id);
+    for (const { channel, id, restart } of kills) killRemote(core, upstreamTo(core, idWord(id, 4), channel.job, channel.principal.kind === 'job', 0), id, restart);
   }
 }
 

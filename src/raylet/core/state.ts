@@ -47,6 +47,8 @@ export class TenantState {
   readonly sessions = new Set<Session>();
   readonly jobs = new Set<Job>();
   readonly history = new CallHistory();
+  /** Ended actors that late callers are still told of, oldest first. */
+  readonly deadActors = new Set<Actor>();
 
   constructor(name: TenantName, number: number, log: AuditLog, quota: TenantQuota) {
     this.name = name;
@@ -535,6 +537,8 @@ export class Upstream {
   /** Objects whose fetch is among the deferred. */
   deferredFetches: ObjectEntry[] = [];
   readonly tasks = new Set<Task>();
+  /** Actors that were made there for us, by the index that they have there. */
+  readonly actors = new Map<number, Actor>();
 
   constructor(number: number, nodeNumber: number, job: Job, asJob: boolean) {
     this.number = number;
@@ -558,29 +562,54 @@ export interface UpstreamRequest {
   answered: Set<number> | undefined;
 }
 
-export type ActorState = 'PENDING_CREATION' | 'ALIVE' | 'DEAD';
+/** The transitions between these are numbered in actors.ts. */
+export type ActorState = 'DEPENDENCIES_UNREADY' | 'PENDING_CREATION' | 'ALIVE' | 'RESTARTING' | 'DEAD';
+
+/** The constructor's arguments as they came, with what they refer to held: an actor that starts again is given them again. */
+export interface CreationSeed {
+  readonly args: Uint8Array;
+  /** Where the octets behind the refs begin in it. */
+  readonly restStart: number;
+  readonly deps: readonly ObjectEntry[];
+  readonly depPositions: readonly number[];
+  readonly contained: readonly ObjectEntry[];
+}
+
 
 export class Actor {
   readonly session: Session;
   readonly index: number;
   readonly job: Job;
   readonly template: Template;
-  readonly creation: Task;
+  /** Of the life it has or is about to have. */
+  creation: Task;
   readonly name: string;
-  state: ActorState = 'PENDING_CREATION';
+  state: ActorState = 'DEPENDENCIES_UNREADY';
   reason = '';
   slot: Slot | undefined = undefined;
   worker: Worker | undefined = undefined;
   upstream: Upstream | undefined = undefined;
   remoteId: Uint8Array | undefined = undefined;
   holding = false;
+  /** Its worker counts it among those whose isolates are being made. */
+  booting = false;
   nameRegistered = false;
+  /** Kept while it may start again. */
+  seed: CreationSeed | undefined = undefined;
+  restarts = 0;
+  aliveSinceMs = 0;
+  /** Lives in a row that were short, and the time before which the next one does not begin. */
+  shortLives = 0;
+  notBeforeMs = 0;
+  /** Nobody has a handle any more: it ends when its last call has. */
+  unreachable = false;
+  /** A handle left for another node, where nobody counts it: it lives as long as its owner. */
+  escaped = false;
   /** Calls that came before the actor was alive, or whose turn waits for an argument: in order, per caller. */
   readonly queues = new Map<Channel, Task[]>();
   inFlight = 0;
   /** Weak, as the templates of a slot: an actor outlives the drivers that call it, and their definitions must go with them. */
   readonly methodResources = new WeakMap<Template, Resource>();
-  creationFailure: Failure | undefined = undefined;
 
   constructor(session: Session, index: number, job: Job, template: Template, creation: Task, name: string) {
     this.session = session;

@@ -8,7 +8,7 @@ import { SESSION_PREFIX_BYTES } from '../../base/ids.ts';
 import { MAX_ERROR_MESSAGE_CHARS, MAX_OBJECT_BYTES, MAX_STACK_CHARS } from '../../base/limits.ts';
 import { idWord, makeId, type Core } from './core.ts';
 import { collect, loseFile, settleFailed, settleFile, settleInline, settleRemote } from './objects.ts';
-import { OBJECT_STATUS, TASK_STATE, Upstream, type Failure, type Job, type ObjectEntry, type Task, type Template, type UpstreamRequest } from './state.ts';
+import { OBJECT_STATUS, TASK_STATE, Upstream, type Actor, type Failure, type Job, type ObjectEntry, type Task, type Template, type UpstreamRequest } from './state.ts';
 
 /** The channel to a node for a job, opened when first wanted. */
 export function upstreamTo(core: Core, nodeNumber: number, job: Job, asJob: boolean, depth: number): Upstream {
@@ -50,16 +50,26 @@ export function forward(core: Core, upstream: Upstream, task: Task, op: typeof O
   task.state = TASK_STATE.RUNNING;
   task.upstream = upstream;
   task.startedMs = core.nowMs;
+  task.remoteSeq = 0;
   upstream.tasks.add(task);
+  if (task.contained !== undefined) noteEscapes(task.contained);
   whenOpen(upstream, () => {
-    if (task.state !== TASK_STATE.RUNNING) return;
+    // Taken back meanwhile, or forwarded a second time before the first.
+    if (task.state !== TASK_STATE.RUNNING || task.upstream !== upstream || task.remoteSeq !== 0) return;
     const number = defineOn(core, upstream, task.template);
     const returns = op === OP.CREATE_ACTOR ? 1 : task.template.options.returns;
     task.remoteSeq = upstream.nextSeq;
     upstream.nextSeq += Math.max(returns, 1);
-    upstream.out.begin(op).u32(0).u32(task.remoteSeq).u32(number);
+    upstream.out.begin(op).u32(task.attempt).u32(task.remoteSeq).u32(number);
     if (actorId !== undefined) upstream.out.raw(actorId);
     upstream.out.range(task.batch, task.argsStart, task.argsEnd).end();
+    core.markUpstream(upstream, task.auditSeq);
+    if (op === OP.CREATE_ACTOR) {
+      // What becomes of an actor is told without being asked for.
+      const actor = task.channel.session.actors.get(task.seq);
+      if (actor !== undefined) upstream.actors.set(task.remoteSeq, actor);
+      return;
+    }
     const prefix = upstream.prefix as Uint8Array;
     const ids: Uint8Array[] = [];
     const entries: ObjectEntry[] = [];
@@ -70,8 +80,37 @@ export function forward(core: Core, upstream: Upstream, task: Task, op: typeof O
       entries.push(entry);
     }
     ask(core, upstream, OP.RESOLVE, entries, ids, task, false);
-    core.markUpstream(upstream, task.auditSeq);
   });
+}
+
+/** Handles of actors that leave for another node: nobody counts them there, so their actors stay. */
+function noteEscapes(contained: readonly ObjectEntry[]): void {
+  for (const entry of contained) {
+    const actor = entry.session.actors.get(entry.index);
+    if (actor !== undefined) actor.escaped = true;
+  }
+}
+
+/** Refs in one RELEASE of taken back calls. */
+const RELEASED_AT_ONCE = 10_000;
+
+/** Takes forwarded calls back, in the order they were sent: answers to them are passed over from now on, and what they made there is let go. */
+export function takeBackTasks(core: Core, upstream: Upstream, wanted: (task: Task) => boolean): Task[] {
+  const taken = new Set<Task>();
+  for (const task of upstream.tasks) if (wanted(task)) taken.add(task);
+  for (const task of taken) upstream.tasks.delete(task);
+  const spent: Uint8Array[] = [];
+  for (const request of taken.size === 0 ? [] : upstream.requests.values()) {
+    if (request.task === undefined || !taken.has(request.task)) continue;
+    dropUpload(core, request);
+    upstream.requests.delete(request.number);
+    spent.push(...request.ids);
+  }
+  for (let i = 0; i < spent.length && !upstream.closed; i += RELEASED_AT_ONCE) {
+    upstream.out.begin(OP.RELEASE).refs(spent.slice(i, i + RELEASED_AT_ONCE)).end();
+    core.markUpstream(upstream, -1);
+  }
+  return [...taken];
 }
 
 function ask(core: Core, upstream: Upstream, op: typeof OP.RESOLVE | typeof OP.GET, entries: ObjectEntry[], ids: Uint8Array[], task: Task | undefined, fetch: boolean): void {
@@ -109,7 +148,7 @@ function firstJob(entry: ObjectEntry): { job: Job; asJob: boolean } | undefined 
 }
 
 /** A batch that another raylet sent on one of our channels to it. Returns what finished, so that the scheduler can go on. */
-export function onUpstreamBatch(core: Core, upstream: Upstream, reader: FrameReader, finished: (task: Task) => void): void {
+export function onUpstreamBatch(core: Core, upstream: Upstream, reader: FrameReader, finished: (task: Task) => void, actorChanged: (actor: Actor, state: number, failure: Failure) => void): void {
   while (reader.next()) {
     switch (reader.op) {
       case OP.WELCOME: {
@@ -157,6 +196,13 @@ export function onUpstreamBatch(core: Core, upstream: Upstream, reader: FrameRea
         const failure = readFailure(reader);
         if (at !== undefined) settleFailed(core, at.entry, failure);
         conclude(upstream, at, finished);
+        break;
+      }
+      case OP.ACTOR_STATE: {
+        const actor = upstream.actors.get(reader.u32());
+        const state = reader.u8();
+        const failure = readFailure(reader);
+        if (actor !== undefined) actorChanged(actor, state, failure);
         break;
       }
       case OP.REJECTED:
@@ -302,6 +348,7 @@ export function closeUpstream(core: Core, upstream: Upstream, failure: Failure):
   upstream.requests.clear();
   const tasks = [...upstream.tasks];
   upstream.tasks.clear();
+  upstream.actors.clear();
   for (const session of upstream.job.tenant.sessions) {
     for (const entry of session.objects.values()) if (entry.remote === upstream && entry.status === OBJECT_STATUS.REMOTE) settleFailed(core, entry, { code: 'OBJECT_LOST', message: `the object was on another node: ${failure.message}`, stack: '' });
   }
@@ -314,8 +361,8 @@ export function cancelRemote(core: Core, upstream: Upstream, task: Task, force: 
   core.markUpstream(upstream, -1);
 }
 
-export function killRemote(core: Core, upstream: Upstream, actorId: Uint8Array): void {
-  upstream.out.begin(OP.KILL).u32(0).u32(upstream.nextRequest++).raw(actorId).end();
+export function killRemote(core: Core, upstream: Upstream, actorId: Uint8Array, restart: boolean): void {
+  upstream.out.begin(OP.KILL).u32(0).u32(upstream.nextRequest++).raw(actorId).u8(restart ? 1 : 0).end();
   core.markUpstream(upstream, -1);
 }
 

@@ -37,12 +37,23 @@ interface TemplateInfo {
   readonly context: Readonly<Record<string, unknown>>;
 }
 
+/** A call that has come: what it needs to start. */
+interface Arrival {
+  readonly exec: Exec;
+  readonly template: TemplateInfo;
+  readonly positions: readonly number[];
+  readonly values: readonly Uint8Array[];
+  readonly packed: Uint8Array;
+}
+
 interface Exec {
   readonly number: number;
   readonly template: TemplateInfo | undefined;
   readonly attempt: number;
   /** Answered or cancelled: what it still does changes no answer. Calls it still makes keep its number, so that the raylet can refuse them. */
   over: boolean;
+  /** One of `#underWay`. */
+  counted: boolean;
   logBytes: number;
 }
 
@@ -76,11 +87,17 @@ export class Executor {
   readonly #exported = new WeakMap<object, { readonly code: number; readonly name: string }>();
   readonly #attachments = new Map<number, Uint8Array>();
   readonly #running = new Map<number, Exec>();
-  readonly #outside: Exec = { number: 0, template: undefined, attempt: 0, over: false, logBytes: 0 };
+  readonly #outside: Exec = { number: 0, template: undefined, attempt: 0, over: false, counted: false, logBytes: 0 };
   /** The call whose code is on the stack, `#outside` when none is. */
   #current: Exec;
   #resumed: Exec;
   #instance: object | undefined;
+  /** Calls of this actor that may be under way at once, those that are, and those that wait for that. */
+  #concurrency = Number.POSITIVE_INFINITY;
+  #underWay = 0;
+  #waiting: Arrival[] = [];
+  #starting = false;
+  #exited = false;
   #delivering = false;
   #flushing = false;
   #flushedAt = 0;
@@ -220,7 +237,9 @@ export class Executor {
     const returns = reader.u8();
     const json = reader.text(MAX_FRAME_BYTES);
     reader.finish();
-    const context = Object.freeze((json === '' ? {} : JSON.parse(json)) as Record<string, unknown>);
+    const { concurrency, ...context } = (json === '' ? {} : JSON.parse(json)) as Record<string, unknown>;
+    Object.freeze(context);
+    if (kind === CALL_KIND.ACTOR_CLASS && typeof concurrency === 'number') this.#concurrency = concurrency;
     const { code: digest } = context;
     if (typeof digest === 'string') this.#digests.set(code, digest.startsWith('sha256:') ? digest.slice(7) : digest);
     this.#templates.set(number, { kind, code, exportName, method, returns, context });
@@ -241,7 +260,13 @@ export class Executor {
     const packed = reader.rest();
     const template = this.#templates.get(templateNumber);
     if (template === undefined || kind !== template.kind) throw new BulkheadError('INVALID_ARGUMENT', `malformed frame: exec ${number} names template ${templateNumber}, which is not there or of another kind`);
-    const exec: Exec = { number, template, attempt, over: false, logBytes: 0 };
+    const exec: Exec = { number, template, attempt, over: false, counted: false, logBytes: 0 };
+    if (this.#exited) return;
+    if (this.#underWay >= this.#concurrency || this.#waiting.length > 0) this.#waiting.push({ exec, template, positions, values, packed });
+    else this.#start(exec, template, positions, values, packed);
+  }
+
+  #start(exec: Exec, template: TemplateInfo, positions: readonly number[], values: readonly Uint8Array[], packed: Uint8Array): void {
     const before = this.#current;
     this.#current = exec;
     try {
@@ -251,7 +276,9 @@ export class Executor {
       let result = this.#invoke(template, args);
       if (isGenerator(result) && template.kind !== CALL_KIND.ACTOR_CLASS) result = this.#collect(exec, result);
       if (typeof result === 'object' && result !== null && typeof (result as { then?: unknown }).then === 'function') {
-        this.#running.set(number, exec);
+        this.#running.set(exec.number, exec);
+        this.#underWay++;
+        exec.counted = true;
         this.#resumed = exec;
         void this.#finishLater(exec, result);
       } else this.#finish(exec, result);
@@ -320,7 +347,51 @@ export class Executor {
     } finally {
       this.#current = this.#outside;
       this.#running.delete(exec.number);
+      this.#madeRoom(exec);
     }
+  }
+
+  #madeRoom(exec: Exec): void {
+    if (exec.counted) this.#underWay--;
+    exec.counted = false;
+    if (this.#waiting.length > 0) this.#startWaiting();
+  }
+
+  /** Calls whose turn has come. One that is done at once makes room for the next, so this goes on while it can. */
+  #startWaiting(): void {
+    if (this.#starting) return;
+    this.#starting = true;
+    let started = 0;
+    try {
+      for (const { exec, template, positions, values, packed } of this.#waiting) {
+        if (this.#exited || this.#underWay >= this.#concurrency) break;
+        started++;
+        if (!exec.over) this.#start(exec, template, positions, values, packed);
+      }
+    } finally {
+      this.#starting = false;
+      this.#waiting.splice(0, started);
+    }
+  }
+
+  /** Ends this actor: nothing more of it runs or is answered. */
+  exitActor(): never {
+    const exec = this.#who();
+    if (exec.template === undefined || exec.template.kind === CALL_KIND.TASK) throw new BulkheadError('INVALID_ARGUMENT', 'exitActor() is for actors: a task ends by returning');
+    if (!this.#exited) {
+      const w = this.#writer;
+      try {
+        w.begin(OP.EXIT).u32(exec.number).end();
+      } catch (thrown) {
+        w.abandon();
+        throw thrown;
+      }
+      this.#exited = true;
+      for (const other of this.#running.values()) other.over = true;
+      exec.over = true;
+      this.#touched();
+    }
+    throw new BulkheadError('ACTOR_DIED', 'the actor has ended itself');
   }
 
   #encodeResults(template: TemplateInfo, value: unknown): EncodedValue[] {
@@ -394,12 +465,15 @@ export class Executor {
   }
 
   #cancel(reader: FrameReader): void {
-    const exec = this.#running.get(reader.u32());
+    const number = reader.u32();
+    const exec = this.#running.get(number) ?? this.#waiting.find((arrival) => arrival.exec.number === number)?.exec;
     reader.finish();
     if (exec === undefined || exec.over) return;
     this.#failure(exec, 'CANCELLED', 'the call was cancelled', '');
     for (const [id, timer] of this.#timers) if (timer.exec === exec) this.clearTimer(id);
     this.core.failParent(exec.number, new BulkheadError('CANCELLED', 'the call was cancelled'));
+    // What it still waits for may never come.
+    this.#madeRoom(exec);
   }
 
   // --- who is running ---------------------------------------------------------------------------------------------------

@@ -123,7 +123,8 @@ export function installInto(options: InstallOptions, emit: Emit, configText: str
     get: (refs: ObjectRef | readonly ObjectRef[], getOptions?: GetOptions) => quiet(getValues(core, refs, getOptions)),
     wait: (refs: readonly ObjectRef[], waitOptions?: WaitOptions) => quiet(waitFor(core, refs, waitOptions)),
     cancel: (ref: ObjectRef, cancelOptions?: { force?: boolean }) => quiet(core.cancel(ref, cancelOptions?.force === true)),
-    kill: (handle: object) => quiet(core.kill(handle)),
+    kill: (handle: object, killOptions?: { noRestart?: boolean }) => quiet(core.kill(handle, killOptions?.noRestart === false)),
+    exitActor: () => executor.exitActor(),
     context: () => executor.context(),
     BulkheadError,
   };

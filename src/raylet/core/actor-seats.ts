@@ -1,0 +1,145 @@
+/**
+ * Where actors run: on a worker of this node that actors of the tenant share, or on another node. Gives an actor its place and takes it from
+ * there again, with the calls that its isolate had been given. Must never: decide whether an actor lives; that is actors.ts.
+ */
+import { OP } from '../../base/frame.ts';
+import { MAX_ACTORS_PER_WORKER } from '../../base/limits.ts';
+import { add, fits, subtract, UNITS_PER_CPU } from '../../base/resources.ts';
+import type { Core } from './core.ts';
+import { openSlot, sendExec } from './dispatch.ts';
+import { isolateBytes, roomForWorker } from './scheduler.ts';
+import { CHANNEL_KIND, TASK_STATE, Worker, type Actor, type RemoteNode, type Task } from './state.ts';
+import { cancelRemote, forward, killRemote, takeBackTasks, upstreamTo } from './upstreams.ts';
+
+/** Its constructor is to run, for the first time or again. */
+export function isStarting(actor: Actor): boolean {
+  return actor.state === 'PENDING_CREATION' || actor.state === 'RESTARTING';
+}
+
+/** Finds a place for an actor: here when its resources are free, else on a node that reported room, else it waits. */
+export function placeActor(core: Core, actor: Actor): boolean {
+  const { resources } = actor.template.options;
+  const { tenant } = actor.job;
+  if (fits(resources, core.available) && tenant.cpuUnitsInUse + resources.cpuUnits <= tenant.quota.cpuUnits && tenant.memoryBytesInUse + resources.memoryBytes <= tenant.quota.memoryBytes) {
+    const worker = actorWorker(core, actor);
+    if (worker === undefined) return false;
+    core.available = subtract(core.available, resources);
+    tenant.cpuUnitsInUse += resources.cpuUnits;
+    tenant.memoryBytesInUse += resources.memoryBytes;
+    actor.holding = true;
+    worker.seats++;
+    worker.booting++;
+    actor.booting = true;
+    actor.worker = worker;
+    if (worker.state === 'ALIVE') seatActor(core, actor);
+    return true;
+  }
+  // A job whose drivers have gone renews its credential no more: other nodes would refuse it.
+  if (actor.creation.channel.kind === CHANNEL_KIND.PEER || actor.job.credentialEndsMs <= core.nowMs) return false;
+  for (const node of core.nodes.values()) {
+    if (!fits(resources, node.available) || !core.reachable(node.number)) continue;
+    moveActor(core, actor, node);
+    return true;
+  }
+  return false;
+}
+
+function moveActor(core: Core, actor: Actor, node: RemoteNode): void {
+  const task = actor.creation;
+  const upstream = upstreamTo(core, node.number, actor.job, task.channel.principal.kind === 'job', task.depth);
+  actor.upstream = upstream;
+  node.available = subtract(node.available, actor.template.options.resources);
+  forward(core, upstream, task, OP.CREATE_ACTOR, undefined);
+}
+
+/** A process makes one isolate at a time; with this many waiting in each, another process is worth its start. */
+const BOOTING_PER_WORKER = 4;
+/** Their calls all pass the process's one host thread: beyond this many actors a second core is worth a process of its own. */
+const SEATS_PER_WORKER = 8;
+
+/** Workers of a tenant are shared by its actors, up to a bound; one that asks for memory of its own size gets one that has it. */
+function actorWorker(core: Core, actor: Actor): Worker | undefined {
+  // At least what any actor gets: a process for each size of small ones would be a process for each actor.
+  const bytes = Math.max(core.config.defaultIsolateBytes, isolateBytes(core, actor.template.options.resources));
+  const cpus = Math.max(1, Math.floor(core.config.total.cpuUnits / UNITS_PER_CPU));
+  let least: Worker | undefined;
+  let workers = 0;
+  for (const worker of core.workers.values()) {
+    if (worker.tenant !== actor.job.tenant || worker.purpose !== 'actors' || worker.state === 'DEAD' || worker.worn) continue;
+    workers++;
+    if (worker.memoryBytes >= bytes && worker.seats < MAX_ACTORS_PER_WORKER && (least === undefined || worker.booting < least.booting || (worker.booting === least.booting && worker.seats < least.seats))) least = worker;
+  }
+  if (least !== undefined && ((least.booting < BOOTING_PER_WORKER && least.seats < SEATS_PER_WORKER) || workers >= cpus)) return least;
+  if (!roomForWorker(core, actor.job.tenant)) return least;
+  const worker = new Worker(core.nextNumber(), actor.job.tenant, bytes, 'actors');
+  core.workers.set(worker.key, worker);
+  // Its actors may be busy side by side; what they hold is counted by the scheduler.
+  core.out.push({ type: 'start-worker', worker, cpus });
+  return worker;
+}
+
+function seatActor(core: Core, actor: Actor): void {
+  const slot = openSlot(core, actor.worker as Worker, actor.job, isolateBytes(core, actor.template.options.resources), actor.creation.depth);
+  slot.actor = actor;
+  actor.slot = slot;
+  sendExec(core, slot, actor.creation);
+}
+
+export function actorWorkerStarted(core: Core, worker: Worker): void {
+  for (const job of core.jobs.values()) for (const actor of job.actors) if (actor.worker === worker && actor.slot === undefined && isStarting(actor)) seatActor(core, actor);
+}
+
+/** Its isolate is made: the worker may begin with the next one's. */
+export function seated(actor: Actor): void {
+  if (actor.booting && actor.worker !== undefined) actor.worker.booting--;
+  actor.booting = false;
+}
+
+/** A call goes back to what it was before it was given to an isolate or another node. */
+export function takeBack(core: Core, task: Task): void {
+  core.timed.delete(task);
+  task.state = TASK_STATE.WAITING;
+  task.slot = undefined;
+  task.upstream = undefined;
+  task.remoteSeq = 0;
+  task.blocked = 0;
+  task.killAtMs = 0;
+  task.startedMs = 0;
+  task.cpuAtStartMicros = 0;
+}
+
+/** Takes an actor from its place. The calls that its isolate had been given and did not answer are returned, in the order they were given. */
+export function unseat(core: Core, actor: Actor): Task[] {
+  const { worker, slot, upstream, job: { tenant }, template: { options: { resources } } } = actor;
+  const given: Task[] = [];
+  if (worker !== undefined) {
+    worker.seats--;
+    if (actor.booting) worker.booting--;
+  }
+  actor.booting = false;
+  actor.worker = undefined;
+  if (actor.holding) {
+    core.available = add(core.available, resources);
+    tenant.cpuUnitsInUse -= resources.cpuUnits;
+    tenant.memoryBytesInUse -= resources.memoryBytes;
+    actor.holding = false;
+  }
+  actor.slot = undefined;
+  if (slot !== undefined) {
+    for (const task of slot.execs.values()) if (task !== actor.creation) given.push(task);
+    slot.execs.clear();
+    slot.actor = undefined;
+    // A slot that died with its process is closed already.
+    if (slot.worker.slots.get(slot.number) === slot) core.out.push({ type: 'close-slot', slot });
+  }
+  actor.upstream = undefined;
+  if (upstream !== undefined) {
+    const { creation, remoteId } = actor;
+    if (creation.remoteSeq !== 0) upstream.actors.delete(creation.remoteSeq);
+    if (remoteId !== undefined) killRemote(core, upstream, remoteId, false);
+    else if (creation.upstream === upstream) cancelRemote(core, upstream, creation, true);
+    for (const task of takeBackTasks(core, upstream, (t) => t.actor === actor || t === creation)) if (task !== creation) given.push(task);
+  }
+  actor.remoteId = undefined;
+  return given;
+}
