@@ -37,6 +37,8 @@ export function execEnded(core: Core, slot: Slot, task: Task, failure: Failure |
   }
   const end = task.cancelled ?? failure;
   const actor = slot.actor;
+  // It waited in the isolate for its turn; when that came was not seen.
+  if (task.startedMs === 0) task.startedMs = core.nowMs;
   if (task.template.kind === CALL_KIND.ACTOR_CLASS && actor !== undefined) {
     if (end !== undefined) return actorDied(core, actor, end);
     concludeTask(core, task, undefined);

@@ -50,12 +50,19 @@ function whereIs(core: Core, entry: ObjectEntry): string {
 }
 
 function actorCallReason(core: Core, actor: Actor): string {
-  if (actor.state === 'PENDING_CREATION') return `its actor is not alive yet: ${actorReason(core, actor)}`;
+  if (actor.state === 'RESTARTING') return `its actor starts again: ${actorReason(core, actor)}`;
+  if (actor.state !== 'ALIVE') return `its actor is not alive yet: ${actorReason(core, actor)}`;
   return 'waits for earlier calls of its caller';
 }
 
 export function actorReason(core: Core, actor: Actor): string {
-  if (actor.state !== 'PENDING_CREATION') return actor.reason;
+  if (actor.state === 'ALIVE' || actor.state === 'DEAD') return actor.reason;
+  if (actor.state === 'RESTARTING') return `was lost: ${actor.reason}; ${startReason(core, actor)}`;
+  return startReason(core, actor);
+}
+
+function startReason(core: Core, actor: Actor): string {
+  if (actor.notBeforeMs > core.nowMs) return `waits ${actor.notBeforeMs - core.nowMs} ms, since its last lives were short`;
   if (actor.creation.missing > 0) return waitsFor(core, actor.creation);
   if (actor.name !== '' && !actor.nameRegistered) return 'waits for the head to register its name';
   if (actor.upstream !== undefined) return `is created on node ${nodeName(core, actor.upstream.nodeNumber)}`;
