@@ -9,11 +9,11 @@ import { MAX_FRAME_BYTES } from './limits.ts';
 
 export const OP = {
   DEFINE: 0x01, CODE: 0x02, SUBMIT: 0x03, CREATE_ACTOR: 0x04, CALL_ACTOR: 0x05, PUT: 0x06, PUT_CHUNK: 0x07, PUT_STAGED: 0x08,
-  GET: 0x09, WAIT: 0x0a, RELEASE: 0x0b, CANCEL: 0x0c, KILL: 0x0d, LOOKUP_ACTOR: 0x0e, CONTEXT: 0x0f, RESOLVE: 0x10, CREDENTIAL: 0x11,
-  RESULT: 0x20, FAILURE: 0x21, LOG: 0x22, EXIT: 0x23,
+  GET: 0x09, WAIT: 0x0a, RELEASE: 0x0b, CANCEL: 0x0c, KILL: 0x0d, LOOKUP_ACTOR: 0x0e, CONTEXT: 0x0f, RESOLVE: 0x10, CREDENTIAL: 0x11, MORE: 0x12,
+  RESULT: 0x20, FAILURE: 0x21, LOG: 0x22, EXIT: 0x23, ITEM: 0x24,
   WELCOME: 0x40, VALUE: 0x41, VALUE_CHUNK: 0x42, VALUE_ATTACHED: 0x43, VALUE_FAILED: 0x44, READY: 0x45, ACTOR: 0x46, DONE: 0x47,
-  FAILED: 0x48, REJECTED: 0x49, VALUE_STORED: 0x4a, RESUMED: 0x4b, ACTOR_STATE: 0x4c,
-  EXEC: 0x60, TEMPLATE: 0x61, CANCEL_EXEC: 0x62,
+  FAILED: 0x48, REJECTED: 0x49, VALUE_STORED: 0x4a, RESUMED: 0x4b, ACTOR_STATE: 0x4c, STREAM_ITEM: 0x4d, STREAM_END: 0x4e,
+  EXEC: 0x60, TEMPLATE: 0x61, CANCEL_EXEC: 0x62, PULL: 0x63,
 } as const;
 
 export const HOST_OP = {
@@ -27,6 +27,10 @@ export const ACTOR_STATE = { ALIVE: 1, ENDED: 2, LOST: 3 } as const;
 export const CALL_KIND = { TASK: 0, ACTOR_CLASS: 1, ACTOR_METHOD: 2 } as const;
 export type CallKind = (typeof CALL_KIND)[keyof typeof CALL_KIND];
 export const NO_TIMEOUT = 0xffff_ffff;
+/** In MORE: nobody waits for an item. */
+export const NO_ITEM = 0xffff_ffff;
+/** In TEMPLATE, instead of a number of returns: what it yields is streamed. */
+export const STREAMS = 0xff;
 
 /** UTF-8 without host types: isolates have no TextEncoder of their own when the prelude loads. Lone surrogates become U+FFFD. */
 export function writeUtf8(text: string, into: Uint8Array, at: number): number {

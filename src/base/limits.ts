@@ -24,6 +24,16 @@ export const MAX_REFS_PER_CALL = 100_000;
 /** Top-level refs among the arguments of one call. */
 export const MAX_DEPENDENCIES = 1_024;
 export const MAX_RETURNS = 64;
+/** Items of one stream that its reader has not taken yet: as many as hide a round trip, or as an option says. */
+export const DEFAULT_STREAM_ITEMS = 64;
+export const MAX_STREAM_ITEMS = 4_096;
+/** The same in octets: the item that goes over it is the last until some are taken. */
+export const DEFAULT_STREAM_BYTES = 4 * 2 ** 20;
+export const MAX_STREAM_BYTES = 256 * 2 ** 20;
+/** Methods of one class that are generators; their names go with every handle. */
+export const MAX_STREAMING_METHODS = 64;
+/** Items of a stream up to this size come with their value; of larger ones the reader gets the ref. */
+export const MAX_PUSHED_BYTES = 16 * 2 ** 10;
 /** Code of one tenant that a node keeps, in memory; what no function or actor uses goes first. */
 export const MAX_CODE_BYTES_PER_TENANT = 256 * 2 ** 20;
 /** Actor names of one tenant that a node asks the head about at once. */

@@ -6,7 +6,8 @@ import { BulkheadError } from '../base/errors.ts';
 import { CALL_KIND } from '../base/frame.ts';
 import { describeActorHandle, type ClassInfo } from './actor-handle.ts';
 import type { ClientCore } from './client-core.ts';
-import { ObjectRef } from './object-ref.ts';
+import type { ObjectRef } from './object-ref.ts';
+import type { ObjectStream } from './object-stream.ts';
 import { actorOptions, taskOptions, type ActorOptions, type TaskOptions } from './options.ts';
 import type { GetOptions, WaitOptions, WaitResult } from './remote-types.ts';
 
@@ -14,38 +15,32 @@ import type { GetOptions, WaitOptions, WaitResult } from './remote-types.ts';
 export interface ExportRef {
   readonly digest: string;
   readonly exportName: string;
+  /** Of a class: its methods that are generators. */
+  readonly streams?: readonly string[] | undefined;
   readonly ready?: (() => void) | undefined;
 }
 
-export type AnyRemoteFunction = ((...args: unknown[]) => ObjectRef | ObjectRef[]) & { options(options: TaskOptions): AnyRemoteFunction };
+export type AnyRemoteFunction = ((...args: unknown[]) => ObjectRef | ObjectRef[] | ObjectStream) & { options(options: TaskOptions): AnyRemoteFunction };
 
 export function remoteFunction(core: ClientCore, of: ExportRef, options?: TaskOptions): AnyRemoteFunction {
-  const { json, returns } = taskOptions(options);
+  const { json, returns, stream } = taskOptions(options);
   let template = 0;
-  const call = (...args: unknown[]): ObjectRef | ObjectRef[] => {
+  const call = (...args: unknown[]): ObjectRef | ObjectRef[] | ObjectStream => {
     if (template === 0) {
       of.ready?.();
       template = core.template({ kind: CALL_KIND.TASK, digest: of.digest, exportName: of.exportName, method: '', options: json, returns });
     }
-    return core.submit(template, returns, args);
+    return stream === undefined ? core.submit(template, returns, args) : core.submitStream(template, stream, args);
   };
   return Object.assign(call, { options: (next: TaskOptions): AnyRemoteFunction => remoteFunction(core, of, { ...options, ...next }) });
 }
 
-export type AnyRemoteGenerator = ((...args: unknown[]) => AsyncIterable<ObjectRef>) & { options(options: TaskOptions): AnyRemoteGenerator };
+export type AnyRemoteGenerator = ((...args: unknown[]) => ObjectStream) & { options(options: TaskOptions): AnyRemoteGenerator };
 
-/** A generator function as a task: what it yields arrives as refs. The call is made at once, whether or not anyone iterates. */
+/** A generator function as a task: what it yields arrives while it goes on. The call is made at once, whether or not anyone iterates. */
 export function remoteGenerator(core: ClientCore, of: ExportRef, options?: TaskOptions): AnyRemoteGenerator {
-  if (options?.returns !== undefined) throw new BulkheadError('INVALID_ARGUMENT', 'option returns does not go with a generator: it returns as many refs as it yields');
-  const submit = remoteFunction(core, of, options);
-  const call = (...args: unknown[]): AsyncIterable<ObjectRef> => {
-    const list = submit(...args) as ObjectRef<ObjectRef[]>;
-    return {
-      async *[Symbol.asyncIterator]() {
-        yield* (await getValues(core, list)) as ObjectRef[];
-      },
-    };
-  };
+  if (options?.returns !== undefined && options.returns !== 'streaming') throw new BulkheadError('INVALID_ARGUMENT', 'option returns does not go with a generator: it returns as many refs as it yields');
+  const call = remoteFunction(core, of, { ...options, returns: 'streaming' }) as unknown as AnyRemoteGenerator;
   return Object.assign(call, { options: (next: TaskOptions): AnyRemoteGenerator => remoteGenerator(core, of, { ...options, ...next }) });
 }
 
@@ -55,8 +50,8 @@ export interface AnyRemoteClass {
 }
 
 export function remoteClass(core: ClientCore, of: ExportRef, options?: ActorOptions): AnyRemoteClass {
-  const { json, returns } = actorOptions(options);
-  const info: ClassInfo = { digest: of.digest, exportName: of.exportName };
+  const { json, returns } = actorOptions(options, of.streams);
+  const info: ClassInfo = { digest: of.digest, exportName: of.exportName, streams: of.streams ?? [] };
   return {
     async create(...args) {
       of.ready?.();

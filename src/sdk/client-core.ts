@@ -3,7 +3,7 @@
  * driver (src/sdk/sdk.ts) and the inside of an isolate (src/sandbox/isolate/guest). ECMAScript only: no IO, clock or host types;
  * sending, timers and staging are the owner's. Must never: decode a frame of another direction, or hold a promise per submitted call.
  */
-import { BulkheadError, isErrorCode } from '../base/errors.ts';
+import { BulkheadError } from '../base/errors.ts';
 import { FrameWriter, NO_TIMEOUT, OP, type CallKind, type FrameReader } from '../base/frame.ts';
 import { OBJECT_ID_BYTES, SESSION_PREFIX_BYTES, objectIdText } from '../base/ids.ts';
 import {
@@ -12,6 +12,8 @@ import {
 import { decodeValue, encodeValue, singleBuffer, type EncodedValue, type RefHooks } from '../base/value.ts';
 import { actorHandle, describeActorHandle, type ClassInfo } from './actor-handle.ts';
 import { ObjectRef } from './object-ref.ts';
+import { ClientStreams, type ObjectStream, type StreamWindow } from './object-stream.ts';
+import { remoteError } from './remote-error.ts';
 
 /** UTF-8 takes up to three octets a UTF-16 unit. */
 const MAX_MESSAGE_BYTES = MAX_ERROR_MESSAGE_CHARS * 3;
@@ -91,11 +93,6 @@ function digestOctets(hex: string): Uint8Array {
   return octets;
 }
 
-/** An error that came over the channel, bounded and typed; an unknown code is INTERNAL. */
-export function remoteError(code: string, message: string, stack = ''): BulkheadError {
-  return new BulkheadError(isErrorCode(code) ? code : 'INTERNAL', message, stack === '' ? {} : { remoteStack: stack });
-}
-
 export class ClientCore {
   readonly #options: ClientCoreOptions;
   readonly #writer: FrameWriter;
@@ -118,6 +115,7 @@ export class ClientCore {
   readonly #originalGone = new Set<string>();
   readonly #neverAgain = new Set<number>();
   #released: Uint8Array[] = [];
+  readonly #streams: ClientStreams;
   readonly hooks: RefHooks;
 
   constructor(options: ClientCoreOptions) {
@@ -126,6 +124,29 @@ export class ClientCore {
     this.#writer = options.writer;
     this.#prefix = options.sessionPrefix.slice();
     this.#registry = options.collects === undefined ? undefined : new options.collects((held) => this.#collected(held));
+    this.#streams = new ClientStreams({
+      take: (count) => this.#take(count),
+      parent: options.parent,
+      settle: (parent, run) => this.#settle(parent, run),
+      more: (parent, seq, waitsFor, first, count) => this.#frame(OP.MORE, (w) => w.u32(parent).u32(seq).u32(0).u32(waitsFor).u32(first).u32(count)),
+      idOf: (index) => this.#id(index),
+      giveUp: (index) => {
+        if (this.#closed === undefined) this.#giveUp(this.#id(index));
+      },
+      cancelCall: (index) => {
+        if (this.#closed === undefined) this.#frame(OP.CANCEL, (w) => w.u32(options.parent()).u32(this.#takeRequest()).raw(this.#id(index)).u8(0));
+      },
+      refTo: (index, encoded) => {
+        const ref = this.#newRef(index);
+        ObjectRef.know(ref, encoded);
+        return ref;
+      },
+      valueOf: (index, encoded) => {
+        if (encoded === undefined) return this.#takeValue(this.#newRef(index));
+        if (this.#closed === undefined) this.#giveUp(this.#id(index));
+        return decodeValue(encoded, this.hooks);
+      },
+    }, options.collects);
     this.hooks = {
       describe: (value) => {
         const id = ObjectRef.idOf(value);
@@ -357,6 +378,14 @@ export class ClientCore {
     return this.#results(this.#call(OP.CALL_ACTOR, template, actor, returns, args), returns);
   }
 
+  submitStream(template: number, window: StreamWindow, args: readonly unknown[]): ObjectStream {
+    return this.#streams.open(this.#call(OP.SUBMIT, template, undefined, 1, args), window);
+  }
+
+  callActorStream(actor: Uint8Array, template: number, window: StreamWindow, args: readonly unknown[]): ObjectStream {
+    return this.#streams.open(this.#call(OP.CALL_ACTOR, template, actor, 1, args), window);
+  }
+
   /** A handle to the actor in the making; calls to it may follow at once. The actor lives as long as a handle that stems from this one. */
   createActor(template: number, info: ClassInfo, args: readonly unknown[]): object {
     const index = this.#call(OP.CREATE_ACTOR, template, undefined, 1, args);
@@ -426,10 +455,21 @@ export class ClientCore {
     return this.#newRef(seq);
   }
 
-  #request<T>(refs: readonly ObjectRef[], missing: number, write: (request: number, parent: number) => void): Promise<T> & { readonly request?: number } {
-    this.#open();
+  #takeRequest(): number {
     const request = this.#nextRequest;
     this.#nextRequest = request === 0xffff_ffff ? 1 : request + 1;
+    return request;
+  }
+
+  async #takeValue(ref: ObjectRef): Promise<unknown> {
+    const [value] = await this.get([ref]);
+    this.release(ref);
+    return value;
+  }
+
+  #request<T>(refs: readonly ObjectRef[], missing: number, write: (request: number, parent: number) => void): Promise<T> & { readonly request?: number } {
+    this.#open();
+    const request = this.#takeRequest();
     const parent = this.#options.parent();
     write(request, parent);
     return new Promise<T>((resolve, reject) => {
@@ -450,10 +490,8 @@ export class ClientCore {
     if (timeoutMs !== undefined) checkTimeout(timeoutMs);
     if (refs.length === 0) return Promise.resolve([]);
     const ids = refs.map((ref) => idOf(ref, 'get(refs)'));
-    if (this.#options.keptValueBytes !== undefined && this.#closed === undefined) {
-      const known = this.#knownValues(refs);
-      if (known !== undefined) return Promise.resolve(known);
-    }
+    const known = this.#closed === undefined ? this.#knownValues(refs) : undefined;
+    if (known !== undefined) return this.#at(known);
     for (const id of this.#rejected.size === 0 ? [] : ids) {
       const error = this.#rejected.get(this.#indexOf(id));
       if (error !== undefined) return Promise.reject(error);
@@ -462,6 +500,13 @@ export class ClientCore {
     const promise = this.#request<unknown[]>(refs, refs.length, (r, parent) => this.#frame(OP.GET, (w) => w.u32(parent).u32(r).refs(ids)));
     if (timeoutMs !== undefined) this.#expire(request, timeoutMs, () => new BulkheadError('TIMEOUT', `get: no value within ${timeoutMs} ms`));
     return promise;
+  }
+
+  /** What is here already, for the call that asks: what follows runs under it. */
+  #at<T>(value: T): Promise<T> {
+    const parent = this.#options.parent();
+    if (parent === 0) return Promise.resolve(value);
+    return new Promise((resolve) => this.#settle(parent, () => resolve(value)));
   }
 
   /** Values that are here already, when all are. Each is decoded anew: callers never share one. */
@@ -558,6 +603,12 @@ export class ClientCore {
         this.#done(request, positions);
         return true;
       }
+      case OP.STREAM_ITEM:
+        this.#streams.item(reader);
+        return true;
+      case OP.STREAM_END:
+        this.#streams.end(reader);
+        return true;
       case OP.ACTOR: {
         const request = reader.u32();
         const id = reader.id().slice();
@@ -662,6 +713,7 @@ export class ClientCore {
   /** Rejects what one task or actor call waits for. */
   failParent(parent: number, error: BulkheadError): void {
     for (const [request, pending] of this.#pending) if (pending.parent === parent) this.#fail(request, error);
+    this.#streams.failParent(parent, error);
   }
 
   /** The channel is gone: everything pending rejects, and every later call throws the same error. */
@@ -669,6 +721,7 @@ export class ClientCore {
     if (this.#closed !== undefined) return;
     this.#closed = error;
     for (const request of this.#pending.keys()) this.#fail(request, error);
+    this.#streams.disconnected(error);
   }
 }
 
@@ -686,7 +739,7 @@ function checkTimeout(ms: number): void {
   if (!Number.isSafeInteger(ms) || ms < 0 || ms >= 0x7fff_ffff) throw new BulkheadError('INVALID_ARGUMENT', `timeoutMs ${ms} must be a whole number of milliseconds from 0 to 2147483646`);
 }
 
-/** Class info travels as JSON: `{ digest, export }`. */
+/** Class info travels as JSON: `{ digest, export, streams? }`. */
 export function parseClassInfo(text: string): ClassInfo {
   let info: unknown;
   try {
@@ -694,7 +747,8 @@ export function parseClassInfo(text: string): ClassInfo {
   } catch {
     // Falls through to the refusal.
   }
-  const { digest, export: exportName } = (typeof info === 'object' && info !== null ? info : {}) as { digest?: unknown; export?: unknown };
+  const { digest, export: exportName, streams = [] } = (typeof info === 'object' && info !== null ? info : {}) as { digest?: unknown; export?: unknown; streams?: unknown };
   if (typeof digest !== 'string' || !/^[0-9a-f]{64}$/.test(digest) || typeof exportName !== 'string') throw new BulkheadError('INVALID_ARGUMENT', 'class info of an actor is malformed');
-  return { digest, exportName };
+  if (!Array.isArray(streams) || !streams.every((name) => typeof name === 'string')) throw new BulkheadError('INVALID_ARGUMENT', 'class info of an actor is malformed');
+  return { digest, exportName, streams };
 }

@@ -114,7 +114,6 @@ export function bundleFunction(fn: unknown): Bundle {
   const expression = statement?.type === 'ExpressionStatement' ? (statement.expression as AnyNode) : undefined;
   if (expression?.type === 'ClassExpression') return refuse('a class is an actor: export it from a module and use module.Class.create()');
   if (expression === undefined || !isFunction(expression)) return refuse('only a plain function or arrow function can be sent');
-  if (expression.generator) return refuse('a generator cannot be sent: return an array');
   full(program, (node) => {
     if (node.type === 'ImportExpression') refuse(`line ${node.loc?.start.line ?? 1}: import() does not work on the cluster: put the function into a module and use cluster.module()`);
   });
@@ -125,7 +124,7 @@ export function bundleFunction(fn: unknown): Bundle {
     const named = foreign.slice(0, 10).map(({ name, line }) => `'${name}' (line ${line} of the function)`);
     return refuse(`the function uses ${named.join(', ')}${foreign.length > 10 ? ' and more' : ''} from around it, which does not travel: pass it as an argument, or export the function from a module and use cluster.module()`);
   }
-  const bundle = expressionBundle(free.length > 0 ? 'var __name = (fn) => fn;\n' : '', text, 'the function');
+  const bundle = expressionBundle(free.length > 0 ? 'var __name = (fn) => fn;\n' : '', text, 'the function', expression.generator ? 'generator' : 'function');
   bundles.set(fn, bundle);
   return bundle;
 }

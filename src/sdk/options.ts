@@ -4,12 +4,17 @@
  */
 import { BulkheadError } from '../base/errors.ts';
 import { quote } from '../base/ids.ts';
-import { MAX_RETURNS } from '../base/limits.ts';
+import { DEFAULT_STREAM_BYTES, DEFAULT_STREAM_ITEMS, MAX_RETURNS, MAX_STREAM_BYTES, MAX_STREAM_ITEMS } from '../base/limits.ts';
 import { parseMemory, parseUnits } from '../base/resources.ts';
+import type { StreamWindow } from './object-stream.ts';
 
 interface CallOptions {
-  /** How many values the call returns, each under its own ref; default 1. */
-  readonly returns?: number;
+  /** How many values the call returns, each under its own ref; default 1. `'streaming'`: what it yields, while it goes on. */
+  readonly returns?: number | 'streaming';
+  /** Of a stream: items that may come before its reader takes them; default 64. */
+  readonly streamItems?: number;
+  /** The same in bytes, or text such as '16MiB'; default 4 MiB. */
+  readonly streamBytes?: number | string;
   /** Wall time of one attempt; then TIMEOUT. */
   readonly timeoutMs?: number;
   readonly cpuTimeMs?: number;
@@ -118,7 +123,12 @@ const PLACEMENT: Readonly<Record<string, Check>> = {
   label: text,
 };
 const TIMES: Readonly<Record<string, Check>> = { timeoutMs: milliseconds, cpuTimeMs: milliseconds, queueTimeoutMs: milliseconds };
-const CALL: Readonly<Record<string, Check>> = { ...TIMES, returns: integer(0, MAX_RETURNS), name: text };
+const someReturns = integer(0, MAX_RETURNS);
+const someBytes = integer(1, MAX_STREAM_BYTES);
+const CALL: Readonly<Record<string, Check>> = {
+  ...TIMES, name: text, returns: (name, value) => (value === 'streaming' ? value : typeof value === 'string' ? refuse(name, value, `give a whole number from 0 to ${MAX_RETURNS}, or 'streaming'`) : someReturns(name, value)),
+  streamItems: integer(1, MAX_STREAM_ITEMS), streamBytes: (name, value) => someBytes(name, parseMemory(value)),
+};
 const METHOD: Readonly<Record<string, Check>> = { ...CALL, maxTaskRetries: integer(-1, 1_000) };
 const TASK: Readonly<Record<string, Check>> = {
   ...PLACEMENT, ...CALL, maxRetries: integer(0, 100),
@@ -167,11 +177,16 @@ function map(what: string, options: unknown, checks: Readonly<Record<string, Che
 
 export interface WireOptions {
   readonly json: string;
+  /** 0 where what it yields is streamed. */
   readonly returns: number;
+  readonly stream: StreamWindow | undefined;
 }
 
 function wireOptions(wire: Record<string, unknown>): WireOptions {
-  return { json: JSON.stringify(wire), returns: typeof wire['returns'] === 'number' ? wire['returns'] : 1 };
+  const { returns, streamItems, streamBytes } = wire as { returns?: number | 'streaming'; streamItems?: number; streamBytes?: number };
+  const stream = returns === 'streaming' ? { items: streamItems ?? DEFAULT_STREAM_ITEMS, bytes: streamBytes ?? DEFAULT_STREAM_BYTES } : undefined;
+  if (stream === undefined && (streamItems ?? streamBytes) !== undefined) throw new BulkheadError('INVALID_ARGUMENT', "options streamItems and streamBytes are for generators, and for functions with returns: 'streaming'");
+  return { json: JSON.stringify(wire), returns: stream === undefined ? ((returns as number | undefined) ?? 1) : 0, stream };
 }
 
 export function taskOptions(options?: TaskOptions): WireOptions {
@@ -182,8 +197,10 @@ export function methodOptions(options?: MethodOptions): WireOptions {
   return wireOptions(map('an actor method', options, METHOD));
 }
 
-export function actorOptions(options?: ActorOptions): WireOptions {
+/** @param streams the class's methods that are generators: whoever finds the actor by its name learns of them. */
+export function actorOptions(options?: ActorOptions, streams: readonly string[] = []): WireOptions {
   const wire = map('an actor', options, ACTOR);
+  if (streams.length > 0) wire['streams'] = streams;
   for (const needy of ['detached', 'getIfExists', 'namespace']) {
     if (wire[needy] !== undefined && wire[needy] !== false && wire['name'] === undefined) throw new BulkheadError('INVALID_ARGUMENT', `option ${needy} needs a name, or nobody could find the actor again`);
   }

@@ -1,6 +1,7 @@
 /** Types of the public face: how a module's functions and classes look from the other side of the cluster. No code. */
 import type { ActorOptions, MethodOptions, TaskOptions } from './options.ts';
 import type { ObjectRef } from './object-ref.ts';
+import type { ObjectStream } from './object-stream.ts';
 
 /** An argument: the value, or a ref to it that resolves before the call. */
 export type RefOr<T> = T | ObjectRef<T>;
@@ -12,8 +13,15 @@ export type AnyFunction = (...args: any[]) => unknown;
 // oxlint-disable-next-line typescript/no-explicit-any
 export type AnyClass = abstract new (...args: any[]) => object;
 
+/** What a generator yields; never for what is none. */
+export type Streamed<R> = [R] extends [never] ? never : [R] extends [Generator<infer T, unknown, never> | AsyncGenerator<infer T, unknown, never>] ? Awaited<T> : never;
+/** What there is to iterate in what a function returns. */
+type Iterated<R> = R extends AsyncIterable<infer T> | Iterable<infer T> ? Awaited<T> : unknown;
+
 type Result<R, O> = O extends { readonly returns: infer N }
-  ? N extends 1
+  ? N extends 'streaming'
+    ? ObjectStream<Iterated<R>>
+    : N extends 1
     ? ObjectRef<R>
     : R extends readonly unknown[]
       ? { -readonly [K in keyof R]: ObjectRef<R[K]> }
@@ -31,23 +39,29 @@ export interface RemoteMethod<A extends readonly unknown[], R, O = unknown> {
   options<const P extends MethodOptions>(options: P): RemoteMethod<A, R, P>;
 }
 
-/** A generator function: each value it yields is an object of its own, `for await (const ref of module.chunks(data))`. */
+/** A generator function: each value it yields is an object of its own and comes while it goes on, `for await (const ref of module.chunks(data))`. */
 export interface RemoteGenerator<A extends readonly unknown[], T> {
-  (...args: RefOrAll<A>): AsyncIterable<ObjectRef<T>>;
+  (...args: RefOrAll<A>): ObjectStream<T>;
   options(options: Omit<TaskOptions, 'returns'>): RemoteGenerator<A, T>;
+}
+
+/** A method that is a generator. */
+export interface RemoteStreamMethod<A extends readonly unknown[], T> {
+  (...args: RefOrAll<A>): ObjectStream<T>;
+  options(options: Omit<MethodOptions, 'returns'>): RemoteStreamMethod<A, T>;
 }
 
 export type RemoteFunctionOf<F> = F extends (...args: infer A) => infer R
   ? [R] extends [never]
     ? RemoteFunction<A, never>
-    : [R] extends [Generator<infer T, unknown, never> | AsyncGenerator<infer T, unknown, never>]
-      ? RemoteGenerator<A, Awaited<T>>
-      : RemoteFunction<A, Awaited<R>>
+    : [Streamed<R>] extends [never]
+      ? RemoteFunction<A, Awaited<R>>
+      : RemoteGenerator<A, Streamed<R>>
   : never;
 
 /** A handle's methods are calls: each returns a ref at once, in the order they were made. */
 export type ActorHandle<T> = {
-  readonly [K in keyof T as T[K] extends AnyFunction ? K : never]: T[K] extends (...args: infer A) => infer R ? RemoteMethod<A, Awaited<R>> : never;
+  readonly [K in keyof T as T[K] extends AnyFunction ? K : never]: T[K] extends (...args: infer A) => infer R ? ([Streamed<R>] extends [never] ? RemoteMethod<A, Awaited<R>> : RemoteStreamMethod<A, Streamed<R>>) : never;
 } & {
   /** The actor's id as text. */
   readonly id: string;

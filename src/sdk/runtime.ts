@@ -9,7 +9,8 @@ import type { ActorHandle, AnyClass, AnyFunction, GetOptions, RemoteClass, Remot
 
 export { BulkheadError, type ErrorCode } from '../base/errors.ts';
 export type { ObjectRef } from './object-ref.ts';
-export type { ActorHandle, RefOr, RemoteClass, RemoteFunction, RemoteFunctionOf, RemoteGenerator, RemoteMethod } from './remote-types.ts';
+export type { ActorHandle, RefOr, RemoteClass, RemoteFunction, RemoteFunctionOf, RemoteGenerator, RemoteMethod, RemoteStreamMethod } from './remote-types.ts';
+export type { ObjectStream } from './object-stream.ts';
 export type { ActorOptions, MethodOptions, TaskOptions } from './options.ts';
 
 /** Facts of the running call. */

@@ -9,17 +9,19 @@ import { FrameReader, FrameWriter, OP } from '../base/frame.ts';
 import { objectIdFromText, SESSION_PREFIX_BYTES } from '../base/ids.ts';
 import { bundleModule, type Bundle } from './bundle.ts';
 import { getValues, remoteClass, remoteFunction, remoteGenerator, waitFor, type ExportRef } from './calls.ts';
-import { ClientCore, remoteError } from './client-core.ts';
+import { ClientCore } from './client-core.ts';
 import { bundleFunction } from './inline-function.ts';
 import type { ObjectRef } from './object-ref.ts';
 import type { TaskOptions } from './options.ts';
-import type { ActorHandle, AnyFunction, GetOptions, RemoteFunction, RemoteModule, ValuesOf, WaitOptions, WaitResult } from './remote-types.ts';
+import { remoteError } from './remote-error.ts';
+import type { ActorHandle, AnyFunction, GetOptions, RemoteFunction, RemoteGenerator, RemoteModule, Streamed, ValuesOf, WaitOptions, WaitResult } from './remote-types.ts';
 import type { Connection, ConnectTarget, Transport } from './transport.ts';
 
 export { BulkheadError, type ErrorCode } from '../base/errors.ts';
 export { ObjectRef } from './object-ref.ts';
+export type { ObjectStream } from './object-stream.ts';
 export type { ActorOptions, MethodOptions, TaskOptions } from './options.ts';
-export type { ActorHandle, GetOptions, RefOr, RemoteClass, RemoteFunction, RemoteGenerator, RemoteMethod, RemoteModule, WaitOptions, WaitResult } from './remote-types.ts';
+export type { ActorHandle, GetOptions, RefOr, RemoteClass, RemoteFunction, RemoteGenerator, RemoteMethod, RemoteModule, RemoteStreamMethod, WaitOptions, WaitResult } from './remote-types.ts';
 export type { Connection, Transport, TransportHandlers } from './transport.ts';
 
 /** A full writer is sent at once; until then one microtask gathers what a turn writes. */
@@ -46,7 +48,7 @@ interface Welcome {
 }
 
 type SharedTaskOptions = TaskOptions;
-type Inferred<F, O> = F extends (...args: infer A) => infer R ? RemoteFunction<A, Awaited<R>, O> : never;
+type Inferred<F, O> = F extends (...args: infer A) => infer R ? ([Streamed<R>] extends [never] ? RemoteFunction<A, Awaited<R>, O> : RemoteGenerator<A, Streamed<R>>) : never;
 
 export class Cluster implements AsyncDisposable {
   readonly #core: ClientCore;
@@ -104,12 +106,14 @@ export class Cluster implements AsyncDisposable {
   }
 
   #export(bundle: Bundle, exportName: string): ExportRef {
-    return { digest: bundle.digest, exportName, ready: () => this.#core.sendCode(bundle.digest, bundle.source) };
+    return { digest: bundle.digest, exportName, streams: bundle.streams.get(exportName), ready: () => this.#core.sendCode(bundle.digest, bundle.source) };
   }
 
   /** An inline function as a task. It must not use anything around it: a free variable is refused, by name. */
   task<F extends AnyFunction, const O extends SharedTaskOptions = Record<never, never>>(fn: F, options?: O): Inferred<F, O> {
-    return remoteFunction(this.#core, this.#export(bundleFunction(fn), 'default'), options) as unknown as Inferred<F, O>;
+    const bundle = bundleFunction(fn);
+    const remote = bundle.exports.get('default') === 'generator' ? remoteGenerator : remoteFunction;
+    return remote(this.#core, this.#export(bundle, 'default'), options) as unknown as Inferred<F, O>;
   }
 
   get<T>(ref: ObjectRef<T>, options?: GetOptions): Promise<T>;

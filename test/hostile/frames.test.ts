@@ -7,7 +7,7 @@ import { readdirSync, readFileSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { FrameWriter, OP } from '../../src/base/frame.ts';
+import { FrameWriter, NO_ITEM, OP } from '../../src/base/frame.ts';
 import { objectIdFromText } from '../../src/base/ids.ts';
 import { MAX_CODE_BYTES, MAX_FRAME_BYTES, MAX_INLINE_BYTES, MAX_OBJECT_BYTES, MAX_REFS_PER_CALL, MAX_TEMPLATES_PER_CHANNEL } from '../../src/base/limits.ts';
 import { runDirectory } from '../../src/cli/leftovers.ts';
@@ -64,6 +64,7 @@ const put = (seq: number, value: Uint8Array = ONE): Body => (w) => w.begin(OP.PU
 const chunk = (seq: number, total: number, offset: number, part: Uint8Array): Body => (w) => w.begin(OP.PUT_CHUNK).u32(0).u32(seq).u64(total).u64(offset).raw(part);
 /** What may come in parts. */
 const LARGE = MAX_INLINE_BYTES + 1;
+const more = (seq: number, skip: number, first: number, count: number): Body => (w) => w.begin(OP.MORE).u32(0).u32(seq).u32(skip).u32(NO_ITEM).u32(first).u32(count);
 const get = (request: number, ...ids: Uint8Array[]): Body => (w) => w.begin(OP.GET).u32(0).u32(request).refs(ids);
 const raw = (...octets: (number | Uint8Array)[]): Buffer => Buffer.concat(octets.map((o) => (typeof o === 'number' ? Buffer.from([o]) : Buffer.from(o))));
 const le = (n: number, bytes = 4): Buffer => {
@@ -126,6 +127,9 @@ describe('malformed batches end their channel', () => {
     ['a gap in code', () => batch(code(100, 0, Buffer.alloc(10)), code(100, 20, Buffer.alloc(10)))],
     ['code longer than announced', () => batch(code(10, 0, Buffer.alloc(11)))],
     ['code under two digests', () => batch(code(100, 0, Buffer.alloc(10)), code(100, 10, Buffer.alloc(10), Buffer.alloc(32)))],
+    ['a grant beyond a stream’s window', () => batch(submit(1, 1), more(1, 0, 10, 65)), () => batch(code(), define(1, '{"returns":"streaming"}'))],
+    ['a grant of indexes that do not exist', () => batch(submit(1, 1), more(1, 0, 0xffff_ffff, 64)), () => batch(code(), define(1, '{"returns":"streaming"}'))],
+    ['a grant that begins a stream twice', () => batch(submit(1, 1), more(1, 0, 10, 1), more(1, 5, 11, 1)), () => batch(code(), define(1, '{"returns":"streaming"}'))],
     ['a flood of templates', () => batch(...Array.from({ length: MAX_TEMPLATES_PER_CHANNEL + 1 }, (_, i) => define(i + 1))), () => batch(code())],
   ];
   it.each(cases)('%s', async (_what, octets, before) => {
@@ -138,7 +142,7 @@ describe('malformed batches end their channel', () => {
 });
 
 /** What a driver may send; every other op ends the channel. */
-const CLIENT_OPS: readonly number[] = [OP.DEFINE, OP.CODE, OP.SUBMIT, OP.CREATE_ACTOR, OP.CALL_ACTOR, OP.PUT, OP.PUT_CHUNK, OP.GET, OP.WAIT, OP.RELEASE, OP.CANCEL, OP.KILL, OP.LOOKUP_ACTOR, OP.CONTEXT, OP.CREDENTIAL];
+const CLIENT_OPS: readonly number[] = [OP.DEFINE, OP.CODE, OP.SUBMIT, OP.CREATE_ACTOR, OP.CALL_ACTOR, OP.PUT, OP.PUT_CHUNK, OP.GET, OP.WAIT, OP.RELEASE, OP.CANCEL, OP.KILL, OP.LOOKUP_ACTOR, OP.CONTEXT, OP.CREDENTIAL, OP.MORE];
 
 describe('ops', () => {
   it('of proto/frames.md are all known here', () => {

@@ -4,7 +4,7 @@
  */
 import type { AuditLog, AuditRecord } from '../../src/base/audit-record.ts';
 import type { DecisionRequest, PolicyDecisionPoint } from '../../src/base/decision.ts';
-import { CALL_KIND, FrameReader, FrameWriter, OP } from '../../src/base/frame.ts';
+import { CALL_KIND, FrameReader, FrameWriter, NO_ITEM, OP } from '../../src/base/frame.ts';
 import { parseTenantName, type JobId } from '../../src/base/ids.ts';
 import { principalFromSpiffeId } from '../../src/base/principal.ts';
 import { makeId } from '../../src/raylet/core/core.ts';
@@ -24,7 +24,10 @@ export function seeded(seed: number): () => number {
 }
 
 /** What a simulated function does: the first octet of its argument payload. */
-export const DO = { RETURN: 0, THROW: 1, DIE: 2, HANG: 3, NEST: 4, LARGE: 5, LOG: 6, EXIT: 7 } as const;
+export const DO = { RETURN: 0, THROW: 1, DIE: 2, HANG: 3, NEST: 4, LARGE: 5, LOG: 6, EXIT: 7, STREAM: 8, STREAM_THROW: 9 } as const;
+/** Every so many items of a simulated stream is a large one. */
+const LARGE_ITEM = 5;
+export const LARGE_ITEM_BYTES = 200_000;
 
 export class SimLog implements AuditLog {
   readonly records: AuditRecord[] = [];
@@ -58,6 +61,28 @@ interface ClientCall {
   readonly answers: (string | undefined)[];
 }
 
+/** A stream as its reader keeps the books of it. */
+export interface SimStream {
+  readonly seq: number;
+  readonly window: number;
+  readonly indexes: number[];
+  /** What came: the number that an item carries, -1 for one that came as a ref. */
+  readonly items: number[];
+  readonly ids: Uint8Array[];
+  taken: number;
+  end: string | undefined;
+}
+
+interface SimProduction {
+  readonly total: number;
+  readonly fails: boolean;
+  made: number;
+  skip: number;
+  upTo: number;
+  room: number;
+  sent: number;
+}
+
 /** A driver that keeps the books: what it submitted and what it was told. */
 export class SimClient {
   readonly world: World;
@@ -67,6 +92,7 @@ export class SimClient {
   readonly calls = new Map<number, ClientCall>();
   readonly ready = new Map<number, number[]>();
   readonly answers: string[] = [];
+  readonly streams = new Map<number, SimStream>();
   /** Highest audit record any delivered batch needed, against what was durable then. */
   nextSeq = 1;
   nextRequest = 1;
@@ -84,15 +110,39 @@ export class SimClient {
     this.out.begin(OP.DEFINE).u32(template).u8(kind).raw(CODE_DIGEST).str(kind === CALL_KIND.ACTOR_METHOD ? '' : name).str(kind === CALL_KIND.ACTOR_METHOD ? name : '').text(JSON.stringify(options)).end();
   }
 
-  call(op: number, template: number, what: number, deps: readonly Uint8Array[] = [], actor?: Uint8Array, returns = 1, contained: readonly Uint8Array[] = []): Uint8Array {
+  call(op: number, template: number, what: number, deps: readonly Uint8Array[] = [], actor?: Uint8Array, returns = 1, contained: readonly Uint8Array[] = [], arg = 7): Uint8Array {
     const seq = this.nextSeq;
     this.nextSeq += returns;
     this.out.begin(op).u32(0).u32(seq).u32(template);
     if (actor !== undefined) this.out.raw(actor);
     this.out.u16(deps.length);
     deps.forEach((id, i) => this.out.u16(i).raw(id));
-    this.out.refs(contained).raw(Uint8Array.of(what, 7)).end();
+    this.out.refs(contained).raw(Uint8Array.of(what, arg)).end();
     return makeId(this.prefix, seq);
+  }
+
+  /** Calls what streams `total` items, and grants the first of them. */
+  stream(op: number, template: number, total: number, window: number, options: { actor?: Uint8Array; deps?: readonly Uint8Array[]; fails?: boolean } = {}): SimStream {
+    this.call(op, template, options.fails === true ? DO.STREAM_THROW : DO.STREAM, options.deps ?? [], options.actor, 1, [], total);
+    const stream: SimStream = { seq: this.nextSeq - 1, window, indexes: [], items: [], ids: [], taken: 0, end: undefined };
+    this.streams.set(stream.seq, stream);
+    this.more(stream, window);
+    return stream;
+  }
+
+  more(stream: SimStream, count: number): void {
+    const first = this.nextSeq;
+    this.nextSeq += count;
+    for (let i = 0; i < count; i++) stream.indexes.push(first + i);
+    this.out.begin(OP.MORE).u32(0).u32(stream.seq).u32(0).u32(NO_ITEM).u32(first).u32(count).end();
+  }
+
+  /** Takes what has come and makes room for as much. */
+  take(stream: SimStream): void {
+    const count = stream.items.length - stream.taken;
+    if (count === 0 || stream.end !== undefined) return;
+    stream.taken += count;
+    this.more(stream, count);
   }
 
   get(refs: readonly Uint8Array[]): ClientCall {
@@ -134,6 +184,21 @@ export class SimClient {
       else if (r.op === OP.VALUE_FAILED) {
         settle('failed');
         this.failed.push(r.str());
+      } else if (r.op === OP.STREAM_ITEM) {
+        const stream = this.streams.get(r.u32()) as SimStream;
+        const form = r.u8();
+        if (stream.end !== undefined) throw new Error('an item after the end');
+        const index = stream.indexes.shift();
+        if (index === undefined) throw new Error('an item that was not granted');
+        stream.ids.push(makeId(this.prefix, index));
+        stream.items.push(form === 0 ? (r.u8() as number) : -1);
+      } else if (r.op === OP.STREAM_END) {
+        const stream = this.streams.get(r.u32());
+        r.u32();
+        const end = r.str() || 'done';
+        // A grant that crosses the end on its way is answered by the same end again.
+        if (stream?.end !== undefined && (stream.end !== end || end === 'done')) throw new Error('a stream ended twice');
+        if (stream !== undefined) stream.end = end;
       }
       r.skipRest();
     }
@@ -438,8 +503,16 @@ export class World {
     if (this.#lost.has(node) || node.pools.get(slot.worker)?.get(slot.number) !== slot) return;
     const r = new FrameReader().reset(batch);
     while (r.next()) {
+      if (r.op === OP.PULL) {
+        const exec = r.u32();
+        const production = this.#productions.get(slot)?.get(exec);
+        const told = { skip: r.u32(), upTo: r.u32(), room: r.u64() };
+        if (production !== undefined) this.#produce(node, slot, exec, Object.assign(production, told));
+        continue;
+      }
       if (r.op === OP.CANCEL_EXEC) {
         const exec = r.u32();
+        if (this.#productions.get(slot)?.delete(exec) === true) this.#answer(node, slot, (out) => out.begin(OP.FAILURE).u32(exec).str('CANCELLED').text('').text('').end());
         for (const h of this.hanging) {
           if (h.slot !== slot || h.exec !== exec) continue;
           this.hanging.delete(h);
@@ -462,9 +535,15 @@ export class World {
         else r.u32();
       }
       const payload = r.rest();
-      const what = payload[0] as number;
+      const [what = 0, arg = 0] = payload;
       const given = slot.execs.get(exec);
       this.ran.push({ node: node.core.state.config.nodeNumber, kind, caller: given?.channel.number ?? 0, seq: given?.seq ?? 0, attempt, payload: payload.slice() });
+      if (what === DO.STREAM || what === DO.STREAM_THROW) {
+        let productions = this.#productions.get(slot);
+        if (productions === undefined) this.#productions.set(slot, (productions = new Map()));
+        productions.set(exec, { total: arg, fails: what === DO.STREAM_THROW, made: 0, skip: 0, upTo: 0, room: 0, sent: 0 });
+        continue;
+      }
       if (what === DO.DIE) return this.killWorker(node, slot.worker, false);
       if (what === DO.EXIT) {
         this.#answer(node, slot, (out) => out.begin(OP.EXIT).u32(exec).end());
@@ -486,6 +565,28 @@ export class World {
           }
           out.end();
         }
+      });
+    }
+  }
+
+  readonly #productions = new WeakMap<Slot, Map<number, SimProduction>>();
+
+  /** As the executor in the isolate: as far as there is room. An item carries its number; some are large. */
+  #produce(node: SimNode, slot: Slot, exec: number, p: SimProduction): void {
+    while (p.made < p.upTo && p.sent < p.room) {
+      const number = p.made;
+      if (number === p.total) {
+        this.#productions.get(slot)?.delete(exec);
+        return this.#answer(node, slot, (out) => (p.fails ? out.begin(OP.FAILURE).u32(exec).str('TASK_FAILED').text('boom').text('').end() : out.begin(OP.RESULT).u32(exec).u8(0).end()));
+      }
+      if (p.made++ < p.skip) continue;
+      const large = number % LARGE_ITEM === LARGE_ITEM - 1;
+      p.sent += large ? LARGE_ITEM_BYTES : 1;
+      this.#answer(node, slot, (out) => {
+        out.begin(OP.ITEM).u32(exec).u8(large ? 1 : 0).u32(0);
+        if (large) out.u32(number).u64(LARGE_ITEM_BYTES);
+        else out.u8(number);
+        out.end();
       });
     }
   }

@@ -57,6 +57,17 @@ describe('modules', () => {
     expect(exports['renamed']?.()).toBe(9);
   });
 
+  it('tells which methods of its classes are generators, inherited ones too', async () => {
+    const bundle = await bundleModule(file('streams.ts', `
+      export class Base { *all(): Generator<number> { yield 1; } async *late(): AsyncGenerator<number> { yield 1; } plain(): number { return 1; } static *no(): Generator<number> { yield 1; } }
+      export class Derived extends Base { override plain(): number { return 2; } *more(): Generator<number> { yield 2; } override late(): never { throw new Error(); } }
+      export const Named = class { *some(): Generator<number> { yield 1; } };
+      export default class { *here(): Generator<number> { yield 1; } }
+      export class Plain { get x(): number { return 1; } }
+    `));
+    expect(Object.fromEntries(bundle.streams)).toEqual({ Base: ['all', 'late'], Derived: ['all', 'more'], Named: ['some'], default: ['here'] });
+  });
+
   it('bundles npm packages: hyparquet and fzstd decode without Node', async () => {
     const bundle = await bundleModule(new URL('./fixtures/packages.ts', import.meta.url));
     expect(load(bundle)['magic']?.()).toEqual(['function', 'function']);
@@ -138,13 +149,17 @@ describe('inline functions', () => {
     [new Function("return () => import('node:fs')")(), /line 1: import\(\) does not work/],
     [{ method() { return 1; } }.method, /a method cannot be sent/],
     [class Thing {}, /a class is an actor/],
-    [Math.max, /native and bound/], [((): number => 1).bind(null), /native and bound/], [function* () { yield 1; }, /a generator cannot/], [42, /this is a number/], [null, /this is null/],
+    [Math.max, /native and bound/], [((): number => 1).bind(null), /native and bound/], [42, /this is a number/], [null, /this is null/],
   ];
   for (const [fn, message] of refused) {
     it(`are refused: ${message.source}`, () => {
       expect(() => bundleFunction(fn)).toThrow(message);
     });
   }
+
+  it('that are generators are sent as such', () => {
+    expect([...bundleFunction(function* () { yield 1; }).exports, ...bundleFunction(async function* () { yield 1; }).exports]).toEqual([['default', 'generator'], ['default', 'generator']]);
+  });
 
   it('that a runner instrumented with __name still work', () => {
     const fn = new Function('return (a) => { const inner = __name(() => a, "inner"); return inner(); }')() as (a: number) => number;

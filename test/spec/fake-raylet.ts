@@ -3,9 +3,9 @@
  * the real guest prelude (without an isolate). No identity, policy, limits or scheduling: those are the real raylet's.
  */
 import { createHash, randomBytes } from 'node:crypto';
-import { CALL_KIND, FrameReader, FrameWriter, NO_TIMEOUT, OP } from '../../src/base/frame.ts';
+import { CALL_KIND, FrameReader, FrameWriter, NO_TIMEOUT, OP, STREAMS } from '../../src/base/frame.ts';
 import { objectIdText } from '../../src/base/ids.ts';
-import { CHUNK_BYTES, MAX_INLINE_BYTES } from '../../src/base/limits.ts';
+import { CHUNK_BYTES, MAX_INLINE_BYTES, MAX_PUSHED_BYTES } from '../../src/base/limits.ts';
 import { EMIT } from '../../src/sandbox/isolate/guest/executor.ts';
 import { installInto, type Guest } from '../../src/sandbox/isolate/guest/prelude.ts';
 import type { Connection, Transport, TransportHandlers } from '../../src/sdk/transport.ts';
@@ -13,9 +13,11 @@ import type { Connection, Transport, TransportHandlers } from '../../src/sdk/tra
 interface Failure { code: string; message: string; stack: string }
 type Outcome = { bytes: Uint8Array } | { failure: Failure };
 interface Stored { outcome: Outcome | undefined; waiters: (() => void)[] }
-interface Template { number: number; kind: number; digest: string; exportName: string; method: string; options: { returns?: number; name?: string } }
+interface Template { number: number; kind: number; digest: string; exportName: string; method: string; options: { returns?: number | 'streaming'; name?: string; streams?: string[] } }
 interface Client { prefix: Uint8Array; templates: Map<number, Template>; send(writer: FrameWriter): void; attach?(bytes: Uint8Array): number }
 interface Running { ids: string[]; done(): void }
+/** What a reader has granted and what came: everything in it is the reader's. */
+interface FakeStream { readonly client: Client; readonly seq: number; readonly indexes: number[]; granted: number; items: number; pull?(upTo: number): void }
 
 /** One isolate's worth of guest, driven as the worker host would. */
 class FakeSlot {
@@ -25,6 +27,7 @@ class FakeSlot {
   readonly #templates = new Map<string, number>();
   readonly #codes = new Map<string, number>();
   readonly #running = new Map<number, Running>();
+  readonly #streams = new Map<number, FakeStream>();
   readonly #staged = new Map<number, Uint8Array>();
   readonly #timers = new Map<number, NodeJS.Timeout>();
   readonly global: Record<string, unknown> = {};
@@ -78,7 +81,7 @@ class FakeSlot {
     return number;
   }
 
-  run(kind: number, template: Template, dependencies: readonly (readonly [position: number, bytes: Uint8Array])[], args: Uint8Array, ids: string[]): void {
+  run(kind: number, template: Template, dependencies: readonly (readonly [position: number, bytes: Uint8Array])[], args: Uint8Array, ids: string[], stream: FakeStream | undefined): void {
     const key = `${kind} ${template.digest} ${template.exportName} ${template.method} ${template.options.returns ?? 1}`;
     const writer = new FrameWriter();
     let number = this.#templates.get(key);
@@ -86,7 +89,7 @@ class FakeSlot {
       number = this.#templates.size + 1;
       this.#templates.set(key, number);
       const context = JSON.stringify({ jobId: 'job-fake', tenant: 'acme', name: template.exportName, code: `sha256:${template.digest}` });
-      writer.begin(OP.TEMPLATE).u32(number).u8(kind).u32(this.#code(template.digest)).str(template.exportName).str(template.method).u8(template.options.returns ?? 1).text(context).end();
+      writer.begin(OP.TEMPLATE).u32(number).u8(kind).u32(this.#code(template.digest)).str(template.exportName).str(template.method).u8(template.options.returns === 'streaming' ? STREAMS : (template.options.returns ?? 1)).text(context).end();
     }
     const exec = this.#nextExec++;
     this.#running.set(exec, { ids, done: () => undefined });
@@ -98,6 +101,13 @@ class FakeSlot {
     }
     writer.raw(args).end();
     this.deliver(writer.take());
+    if (stream === undefined) return;
+    this.#streams.set(exec, stream);
+    stream.pull = (upTo) => {
+      writer.begin(OP.PULL).u32(exec).u32(0).u32(upTo).u64(2 ** 40).end();
+      this.deliver(writer.take());
+    };
+    stream.pull(stream.granted);
   }
 
   cancel(id: string): void {
@@ -131,6 +141,12 @@ class FakeSlot {
         const failure = { code: reader.str(), message: reader.text(1e6), stack: reader.text(1e6) };
         reader.finish();
         for (const id of running.ids) this.#raylet.settle(id, { failure });
+      } else if (reader.op === OP.ITEM) {
+        const stream = this.#streams.get(reader.u32()) as FakeStream;
+        const form = reader.u8();
+        for (let refs = reader.refCount(1e6); refs > 0; refs--) reader.id();
+        this.#raylet.streamItem(stream, form === 0 ? reader.rest().slice() : (this.#staged.get(reader.u32()) as Uint8Array));
+        if (form === 1) reader.u64();
       } else if (reader.op === OP.LOG) {
         reader.u32();
         this.#raylet.logs.push(`${reader.u8()}:${new TextDecoder().decode(reader.rest())}`);
@@ -148,6 +164,7 @@ export class FakeRaylet implements Transport {
   readonly logs: string[] = [];
   readonly released: string[] = [];
   readonly objects = new Map<string, Stored>();
+  readonly streams = new Map<string, FakeStream>();
   readonly #parts = new Map<string, Uint8Array>();
   readonly #actors = new Map<string, { slot: FakeSlot; template: Template }>();
   readonly #names = new Map<string, string>();
@@ -184,6 +201,14 @@ export class FakeRaylet implements Transport {
     id.set(client.prefix);
     new DataView(id.buffer).setUint32(20, index, true);
     return objectIdText(id);
+  }
+
+  streamItem(stream: FakeStream, bytes: Uint8Array): void {
+    const index = stream.indexes.shift();
+    if (index === undefined) throw new Error('an item beyond what was granted');
+    stream.items++;
+    this.settle(this.id(stream.client, index), { bytes });
+    this.#reply(stream.client, OP.STREAM_ITEM, (w) => (bytes.length <= MAX_PUSHED_BYTES ? w.u32(stream.seq).u8(0).raw(bytes) : w.u32(stream.seq).u8(1).u64(bytes.length)));
   }
 
   #stored(id: string): Stored {
@@ -256,6 +281,17 @@ export class FakeRaylet implements Transport {
       if (offset + part.length === total) this.settle(id, { bytes: parts });
       return;
     }
+    if (op === OP.MORE) {
+      const stream = this.streams.get(this.id(client, reader.u32()));
+      reader.skip(8);
+      const first = reader.u32();
+      const count = reader.u32();
+      reader.finish();
+      if (stream === undefined) return;
+      for (let i = 0; i < count; i++) stream.indexes.push(first + i);
+      stream.granted += count;
+      return stream.pull?.(stream.granted);
+    }
     const request = reader.u32();
     if (op === OP.GET) return this.#get(client, request, this.#ids(reader));
     if (op === OP.WAIT) return this.#wait(client, request, reader.u32(), reader.u32(), this.#ids(reader));
@@ -273,7 +309,7 @@ export class FakeRaylet implements Transport {
       const id = this.#names.get(reader.str());
       const actor = id === undefined ? undefined : this.#actors.get(id);
       if (id === undefined || actor === undefined) return this.#reply(client, OP.FAILED, (w) => w.u32(request).str('DENIED').text('no such actor, or not yours'));
-      return this.#reply(client, OP.ACTOR, (w) => w.u32(request).raw(Buffer.from(id.slice(4), 'hex')).text(JSON.stringify({ digest: actor.template.digest, export: actor.template.exportName })));
+      return this.#reply(client, OP.ACTOR, (w) => w.u32(request).raw(Buffer.from(id.slice(4), 'hex')).text(JSON.stringify({ digest: actor.template.digest, export: actor.template.exportName, streams: actor.template.options.streams })));
     }
     throw new Error(`the fake raylet does not know op 0x${op.toString(16)}`);
   }
@@ -297,7 +333,18 @@ export class FakeRaylet implements Transport {
     }
     for (let n = reader.refCount(1e6); n > 0; n--) reader.id();
     const args = reader.rest().slice();
-    const results = Array.from({ length: template.options.returns ?? 1 }, (_, i) => this.id(client, seq + i));
+    const streams = template.options.returns === 'streaming';
+    const results = Array.from({ length: streams ? 1 : ((template.options.returns as number | undefined) ?? 1) }, (_, i) => this.id(client, seq + i));
+    const stream: FakeStream | undefined = streams ? { client, seq, indexes: [], granted: 0, items: 0 } : undefined;
+    if (stream !== undefined) {
+      const [end = ''] = results;
+      this.streams.set(end, stream);
+      this.#when([end], () => {
+        const outcome = this.#stored(end).outcome as Outcome;
+        const { code, message, stack } = 'failure' in outcome ? outcome.failure : { code: '', message: '', stack: '' };
+        this.#reply(client, OP.STREAM_END, (w) => w.u32(seq).u32(stream.items).str(code).text(message).text(stack));
+      });
+    }
     if (op === OP.CREATE_ACTOR) {
       if (template.options.name !== undefined && !this.#names.has(template.options.name)) this.#names.set(template.options.name, actorId);
       this.#actors.set(actorId, { slot: new FakeSlot(this), template });
@@ -311,7 +358,7 @@ export class FakeRaylet implements Transport {
       if (refused !== undefined) for (const id of results) this.settle(id, refused);
       else {
         const kind = op === OP.SUBMIT ? CALL_KIND.TASK : op === OP.CREATE_ACTOR ? CALL_KIND.ACTOR_CLASS : CALL_KIND.ACTOR_METHOD;
-        (slot as FakeSlot).run(kind, template, positions.map((position, i) => [position, (outcomes[i] as { bytes: Uint8Array }).bytes] as const), args, results);
+        (slot as FakeSlot).run(kind, template, positions.map((position, i) => [position, (outcomes[i] as { bytes: Uint8Array }).bytes] as const), args, results, stream);
       }
     });
   }

@@ -1,6 +1,6 @@
 /** Type tests: they hold when this file compiles; the run only proves that it was loaded. */
 import { describe, expectTypeOf, it } from 'vitest';
-import type { ActorHandle, Cluster, ObjectRef, RefOr, RemoteModule } from '../../src/sdk/sdk.ts';
+import type { ActorHandle, Cluster, ObjectRef, ObjectStream, RefOr, RemoteModule } from '../../src/sdk/sdk.ts';
 
 type Flow = typeof import('./fixtures/flow.ts');
 declare const flow: RemoteModule<Flow>;
@@ -15,8 +15,8 @@ describe('types', () => {
   });
 
   it('turn generators into iterations over refs', () => {
-    expectTypeOf<ReturnType<typeof flow.chunks>>().toEqualTypeOf<AsyncIterable<ObjectRef<number[]>>>();
-    expectTypeOf<ReturnType<typeof flow.slowChunks>>().toEqualTypeOf<AsyncIterable<ObjectRef<string>>>();
+    expectTypeOf<ReturnType<typeof flow.chunks>>().toEqualTypeOf<ObjectStream<number[]>>();
+    expectTypeOf<ReturnType<typeof flow.slowChunks>>().toEqualTypeOf<ObjectStream<string>>();
   });
 
   it('keep unions and never whole', () => {

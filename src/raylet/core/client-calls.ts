@@ -14,7 +14,7 @@ import { cancelTask } from './endings.ts';
 import { parseFunctionOptions } from './function-options.ts';
 import { answerWait, awaitEntry, block, createEntry, DENIED, findEntry, isLocal, LOST, refuseValue, releaseHandle, settleFailed, settleFile, settleInline, takeBack, writeValue } from './objects.ts';
 import { classFor, enqueue } from './scheduler.ts';
-import { Actor, CHANNEL_KIND, failureOf, FunctionStats, OBJECT_STATUS, PENDING_KIND, PendingCall, Task, TASK_STATE, Template, type Channel, type Failure, type ObjectEntry, type Session, type TenantState } from './state.ts';
+import { Actor, CHANNEL_KIND, failureOf, FunctionStats, OBJECT_STATUS, PENDING_KIND, PendingCall, Stream, Task, TASK_STATE, Template, type Channel, type Failure, type ObjectEntry, type Session, type TenantState } from './state.ts';
 
 const MAX_OPTIONS_BYTES = 16_384;
 /** Of an export or a method. Both are in the record of every call, whatever they are for, so neither may be longer or of other characters. */
@@ -120,6 +120,7 @@ export function onDefine(core: Core, channel: Channel, r: FrameReader): void {
     return refuse(failureOf(error));
   }
   if (options.isolation === 'gvisor') return refuse(refused('LAYER_MISSING', "isolation 'gvisor' is not available for JavaScript functions on this node: use 'isolate'"));
+  if (options.stream !== undefined && kind === CALL_KIND.ACTOR_CLASS) return refuse(refused('INVALID_ARGUMENT', "an actor is one object: returns: 'streaming' is for functions and methods"));
   const { tenant } = channel.job;
   const schedulingClass = kind === CALL_KIND.TASK ? classFor(core, channel.job, options.resources, options.isolation) : undefined;
   if (kind === CALL_KIND.TASK && schedulingClass === undefined) return refuse(refused('RESOURCE_EXHAUSTED', `the tenant's functions ask for more than ${MAX_SCHEDULING_CLASSES_PER_TENANT} different amounts of resources on this node: round them`));
@@ -211,6 +212,7 @@ function makeTask(core: Core, channel: Channel, r: FrameReader, call: ParsedCall
   channel.inFlight++;
   if (core.held === undefined) core.held = { bytes: r.batch.byteLength, calls: 0 };
   task.hold(core.held);
+  if (template.options.stream !== undefined) task.stream = new Stream(template.options.stream, call.parent);
   if (deps !== undefined && positions !== undefined) {
     task.deps = deps;
     task.depPositions = positions;
@@ -324,7 +326,7 @@ export function onCreateActor(core: Core, channel: Channel, r: FrameReader): voi
   // What another raylet had made here, it restarts itself.
   if (template.options.maxRestarts !== 0 && channel.kind !== CHANNEL_KIND.PEER) keepSeed(actor);
   if (actor.name === '') core.waitingActors.add(actor);
-  else core.out.push({ type: 'register-name', actor, id: core.idOf(session, call.seq), classInfo: JSON.stringify({ digest: template.digestHex, export: template.exportName }) });
+  else core.out.push({ type: 'register-name', actor, id: core.idOf(session, call.seq), classInfo: JSON.stringify({ digest: template.digestHex, export: template.exportName, ...(template.options.streams.length === 0 ? {} : { streams: template.options.streams }) }) });
 }
 
 /** The head has answered whether the name was free. */

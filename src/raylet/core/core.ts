@@ -132,6 +132,8 @@ export class Core {
   unreachable: Actor[] = [];
   /** Calls that have a slot but were not sent: an argument cannot be given to its worker. */
   refusedExecs: { readonly slot: Slot; readonly task: Task; readonly failure: Failure }[] = [];
+  /** Streams that nobody reads any more, or whose items can go nowhere: ended at the end of the step. */
+  endedStreams: { readonly task: Task; readonly failure: Failure }[] = [];
   readonly waitingActors = new WaitingActors();
   readonly timed = new Set<Task>();
   servedCounter = 0;

@@ -2,10 +2,11 @@
  * How work gets onto a slot and off it again: templates, code and arguments go there before the EXEC that needs them; what
  * comes back settles the refs of the call. Tasks and actor calls share this.
  */
-import { CALL_KIND, OP } from '../../base/frame.ts';
+import { CALL_KIND, OP, STREAMS } from '../../base/frame.ts';
 import { MAX_FRAME_BYTES } from '../../base/limits.ts';
 import type { Core } from './core.ts';
 import { fileFor, lend, putToFile, releaseHandle, settleFailed, unpin } from './objects.ts';
+import { beginAttempt, endStream } from './streams.ts';
 import { CHANNEL_KIND, Channel, OBJECT_STATUS, Slot, TASK_STATE, type Failure, type Job, type Task, type Template, type Worker } from './state.ts';
 
 const EXEC_HEADER_BYTES = 64;
@@ -47,7 +48,7 @@ function templateOn(core: Core, slot: Slot, template: Template): number {
   // What the code sees as `context()`: RuntimeContext of src/sdk/runtime.ts. The prelude keeps `concurrency` to itself.
   const concurrency = template.kind === CALL_KIND.ACTOR_CLASS ? template.options.maxConcurrency : undefined;
   const context = JSON.stringify({ code: `sha256:${digestHex}`, jobId: slot.job.id, tenant: slot.job.tenant.name, name: nameOf(template), resources, concurrency });
-  slot.channel.out.begin(OP.TEMPLATE).u32(number).u8(template.kind).u32(code).str(template.exportName).str(template.methodName).u8(template.options.returns).text(context).end();
+  slot.channel.out.begin(OP.TEMPLATE).u32(number).u8(template.kind).u32(code).str(template.exportName).str(template.methodName).u8(template.options.stream === undefined ? template.options.returns : STREAMS).text(context).end();
   return number;
 }
 
@@ -97,6 +98,7 @@ export function sendExec(core: Core, slot: Slot, task: Task): void {
   if (task.contained !== undefined) lend(slot.channel, task.contained);
   out.range(task.batch, task.restStart, task.argsEnd).end();
   markSlot(core, slot);
+  if (task.stream !== undefined) beginAttempt(core, task);
   const template = task.template.options;
   if (template.timeoutMs > 0 || template.cpuTimeMs > 0) core.timed.add(task);
 }
@@ -127,6 +129,7 @@ export function concludeTask(core: Core, task: Task, failure: Failure | undefine
       if (entry !== undefined && entry.producer === task) settleFailed(core, entry, failure);
     }
   }
+  if (task.stream !== undefined) endStream(core, task, failure);
   if (task.deps !== undefined) for (const entry of task.deps) unpin(core, entry);
   if (task.contained !== undefined) for (const entry of task.contained) unpin(core, entry);
   task.deps = undefined;

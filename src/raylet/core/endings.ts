@@ -53,7 +53,7 @@ export function remoteEnded(core: Core, task: Task): void {
   if (task.state === TASK_STATE.DONE) return;
   const actor = task.actor;
   if (actor === undefined) remoteTaskEnded(core, task);
-  concludeTask(core, task, undefined);
+  concludeTask(core, task, task.stream === undefined ? undefined : task.cancelled);
   if (actor !== undefined) callEnded(core, actor);
 }
 
@@ -77,9 +77,10 @@ function retryOrFail(core: Core, task: Task, failure: Failure): void {
   } else concludeTask(core, task, failure);
 }
 
-export function cancelTask(core: Core, task: Task, force: boolean): void {
+const CANCELLED: Failure = { code: 'CANCELLED', message: 'the task was cancelled', stack: '' };
+
+export function cancelTask(core: Core, task: Task, force: boolean, failure: Failure = CANCELLED): void {
   if (task.state === TASK_STATE.DONE || task.cancelled !== undefined) return;
-  const failure: Failure = { code: 'CANCELLED', message: 'the task was cancelled', stack: '' };
   if (task.template.kind === CALL_KIND.ACTOR_CLASS) {
     const creating = task.channel.session.actors.get(task.seq);
     if (creating !== undefined) return actorDied(core, creating, { code: 'CANCELLED', message: 'its creation was cancelled', stack: '' });
@@ -205,7 +206,7 @@ export function closeSlotChannel(core: Core, slot: Slot): void {
   // Newest first: a task holds the results it waits for, so whoever waits lets go before what it waited for is looked at.
   for (const entry of [...channel.session.objects.values()].reverse()) {
     const task = entry.producer;
-    if (task !== undefined && task.channel === channel && task.template.kind === CALL_KIND.TASK && (jobEnded || entry.pins === 0)) cancelTask(core, task, true);
+    if (task !== undefined && task.channel === channel && (task.template.kind === CALL_KIND.TASK || task.stream !== undefined) && (jobEnded || entry.pins === 0)) cancelTask(core, task, true);
   }
   ownerEnded(core, channel.session);
   takeAllBack(core, channel);

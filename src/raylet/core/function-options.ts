@@ -4,12 +4,20 @@
  */
 import { BulkheadError } from '../../base/errors.ts';
 import { quote } from '../../base/ids.ts';
-import { MAX_RETURNS } from '../../base/limits.ts';
+import { DEFAULT_STREAM_BYTES, DEFAULT_STREAM_ITEMS, MAX_RETURNS, MAX_STREAM_BYTES, MAX_STREAM_ITEMS, MAX_STREAMING_METHODS } from '../../base/limits.ts';
 import type { ResourceVector } from '../../base/resources.ts';
 import { parseUnits } from '../../base/resources.ts';
 
+/** How far a stream may be ahead of its reader. */
+export interface StreamWindow {
+  readonly items: number;
+  readonly bytes: number;
+}
+
 export interface FunctionOptions {
+  /** 0 where what it yields is streamed. */
   readonly returns: number;
+  readonly stream: StreamWindow | undefined;
   readonly resources: ResourceVector;
   readonly maxRetries: number;
   /** Wall time of one run, ms; 0: none. */
@@ -30,8 +38,11 @@ export interface FunctionOptions {
   readonly maxTaskRetries: number | undefined;
   readonly maxConcurrency: number;
   readonly maxPendingCalls: number;
+  /** Of a class: its methods that are generators. For its handles; nothing here depends on it. */
+  readonly streams: readonly string[];
 }
 
+const NO_NAMES: readonly string[] = Object.freeze([]);
 const DAY_MS = 24 * 3_600_000;
 
 function refuse(what: string): never {
@@ -49,12 +60,15 @@ function shortText(name: string, value: unknown, pattern: RegExp, form: string):
 }
 
 const NAME = /^[A-Za-z0-9](?:[A-Za-z0-9._:/-]{0,126}[A-Za-z0-9])?$/;
+const METHOD = /^[\p{ID_Start}$_][\p{ID_Continue}$]{0,127}$/u;
 const NAME_FORM = '1 to 128 characters of A-Z a-z 0-9 . _ : / -';
 
 type Parser = (value: unknown) => unknown;
 const PARSERS: Readonly<Record<string, Parser>> = Object.freeze({
   __proto__: null as never,
-  returns: (v: unknown) => integer('returns', v, 0, MAX_RETURNS),
+  returns: (v: unknown) => (v === 'streaming' ? v : integer('returns', v, 0, MAX_RETURNS)),
+  streamItems: (v: unknown) => integer('streamItems', v, 1, MAX_STREAM_ITEMS),
+  streamBytes: (v: unknown) => integer('streamBytes', v, 1, MAX_STREAM_BYTES),
   cpus: (v: unknown) => parseUnits('cpus', v),
   memoryBytes: (v: unknown) => integer('memoryBytes', v, 0, 2 ** 44),
   resources: (v: unknown) => {
@@ -83,6 +97,7 @@ const PARSERS: Readonly<Record<string, Parser>> = Object.freeze({
   maxTaskRetries: (v: unknown) => integer('maxTaskRetries', v, -1, 1_000),
   maxConcurrency: (v: unknown) => integer('maxConcurrency', v, 1, 10_000),
   maxPendingCalls: (v: unknown) => integer('maxPendingCalls', v, 0, 1_000_000),
+  streams: (v: unknown) => (Array.isArray(v) && v.length <= MAX_STREAMING_METHODS ? v.map((name) => shortText('streams', name, METHOD, 'names of methods')) : refuse(`streams must be a list of at most ${MAX_STREAMING_METHODS} names of methods`)),
 });
 
 /** Ray's defaults: a task takes one cpu, an actor none while it runs; three retries when a worker dies. */
@@ -100,8 +115,10 @@ export function parseFunctionOptions(json: string, isActor: boolean): FunctionOp
     if (parse === undefined) refuse(`${quote(key)} is not an option`);
     given[key] = parse(value);
   }
+  const streams = given['returns'] === 'streaming';
   return {
-    returns: (given['returns'] as number | undefined) ?? 1,
+    returns: streams ? 0 : ((given['returns'] as number | undefined) ?? 1),
+    stream: streams ? { items: (given['streamItems'] as number | undefined) ?? DEFAULT_STREAM_ITEMS, bytes: (given['streamBytes'] as number | undefined) ?? DEFAULT_STREAM_BYTES } : undefined,
     resources: {
       cpuUnits: (given['cpus'] as number | undefined) ?? (isActor ? 0 : 10_000),
       memoryBytes: (given['memoryBytes'] as number | undefined) ?? 0,
@@ -121,5 +138,6 @@ export function parseFunctionOptions(json: string, isActor: boolean): FunctionOp
     maxTaskRetries: given['maxTaskRetries'] as number | undefined,
     maxConcurrency: (given['maxConcurrency'] as number | undefined) ?? 1_000,
     maxPendingCalls: (given['maxPendingCalls'] as number | undefined) ?? 0,
+    streams: (given['streams'] as string[] | undefined) ?? NO_NAMES,
   };
 }

@@ -9,6 +9,7 @@ import { DENIED_TEXT, idIndex, makeId, type Core } from './core.ts';
 import { CHANNEL_KIND, OBJECT_STATUS, ObjectEntry, PENDING_KIND, PendingCall, TASK_STATE, type Channel, type Failure, type Session, type Task, type TenantState, type Waiter } from './state.ts';
 
 export const LOST: Failure = { code: 'OBJECT_LOST', message: 'the object does not exist: it was released, or never created', stack: '' };
+const ABANDONED: Failure = { code: 'CANCELLED', message: 'its reader went away', stack: '' };
 export const DENIED: Failure = { code: 'DENIED', message: DENIED_TEXT, stack: '' };
 
 /** The entry behind an id, for a principal of the tenant the id names. Ids of other raylets get an entry that is fetched when wanted. */
@@ -208,6 +209,8 @@ export function unpin(core: Core, entry: ObjectEntry): void {
 
 export function releaseHandle(core: Core, entry: ObjectEntry): void {
   if (entry.handles > 0) entry.handles--;
+  // Nobody reads the stream any more, and it would wait for its reader for ever.
+  if (entry.handles === 0 && entry.producer?.stream !== undefined) core.endedStreams.push({ task: entry.producer, failure: ABANDONED });
   collect(core, entry);
 }
 
@@ -219,7 +222,7 @@ function finishCall(core: Core, call: PendingCall): void {
 }
 
 /** An exec that waits for an object gives up its place on the cpu; here it takes it back. */
-function unblock(task: Task): void {
+export function unblock(task: Task): void {
   if (--task.blocked > 0) return;
   const lease = task.slot?.lease;
   if (lease !== undefined && task.state === TASK_STATE.RUNNING) lease.active++;

@@ -18,6 +18,7 @@ import { cancelTask, closeSlotChannel, enforceLimits, execEnded, remoteEnded, re
 import { onExit, onFailure, onLog, onResult } from './guest-results.ts';
 import { answerDeferred, dropDeferred, expireWaits, forgetFresh, loseFile, LOST, refuseValue, releaseSession, takeAllBack } from './objects.ts';
 import { dropLease, enqueue, pump, retireIdleWorkers, workerNotStarted, workerStarted } from './scheduler.ts';
+import { onItem, onMore } from './streams.ts';
 import { closeUpstream, forward, killRemote, onUpstreamBatch, takeUpFetches, transferFailed, upstreamTo } from './upstreams.ts';
 import { CHANNEL_KIND, Channel, Job, PENDING_KIND, TASK_STATE, TenantState, type Actor, type ChannelKind, type Failure, type Slot, type TenantQuota, type Upstream, type Worker } from './state.ts';
 
@@ -140,7 +141,7 @@ export class RayletCore {
     ownerEnded(core, channel.session);
     for (const entry of [...channel.session.objects.values()]) {
       const task = entry.producer;
-      if (task !== undefined && task.channel === channel && task.template.kind === CALL_KIND.TASK) cancelTask(core, task, true);
+      if (task !== undefined && task.channel === channel && (task.template.kind === CALL_KIND.TASK || task.stream !== undefined)) cancelTask(core, task, true);
     }
     takeAllBack(core, channel);
     dropDeferred(core, channel);
@@ -215,6 +216,7 @@ export class RayletCore {
       case OP.CANCEL: return calls.onCancel(core, channel, r);
       case OP.KILL: return calls.onKill(core, channel, r);
       case OP.LOOKUP_ACTOR: return calls.onLookupActor(core, channel, r);
+      case OP.MORE: return onMore(core, channel, r);
       case OP.CONTEXT: return calls.onContext(core, channel, r);
       case OP.CREDENTIAL:
         if (channel.kind === CHANNEL_KIND.SLOT) break;
@@ -242,6 +244,9 @@ export class RayletCore {
           break;
         case OP.FAILURE:
           onFailure(core, slot, r, results);
+          break;
+        case OP.ITEM:
+          onItem(core, slot, r);
           break;
         case OP.LOG:
           onLog(core, slot, r);
@@ -387,13 +392,14 @@ export class RayletCore {
           else if (task.template.kind === CALL_KIND.TASK) enqueue(core, task);
         }
       }
+      if (core.endedStreams.length > 0) for (const { task, failure } of core.endedStreams.splice(0)) cancelTask(core, task, false, failure);
       if (core.remoteCalls.length > 0 || core.remoteKills.length > 0) this.#takeUpRemoteCalls();
       if (core.unreachable.length > 0) endUnreachable(core);
       if (core.waitingActors.size > 0) placeWaitingActors(core);
       pump(core);
       takeUpFetches(core);
       for (const { slot, task, failure } of core.refusedExecs.splice(0)) if (task.slot === slot) execEnded(core, slot, task, failure, 1);
-    } while (core.woken.length > 0 || core.remoteCalls.length > 0 || core.refusedExecs.length > 0 || core.unreachable.length > 0);
+    } while (core.woken.length > 0 || core.remoteCalls.length > 0 || core.refusedExecs.length > 0 || core.unreachable.length > 0 || core.endedStreams.length > 0);
     if (core.fresh.length > 0 || core.freshSessions.length > 0) forgetFresh(core);
   }
 

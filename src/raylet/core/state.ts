@@ -11,7 +11,7 @@ import { MAX_ISOLATES_PER_WORKER } from '../../base/limits.ts';
 import type { Principal } from '../../base/principal.ts';
 import type { ResourceVector } from '../../base/resources.ts';
 import { CallHistory } from './call-history.ts';
-import type { FunctionOptions } from './function-options.ts';
+import type { FunctionOptions, StreamWindow } from './function-options.ts';
 
 export interface TenantQuota {
   /** Units of 1/10,000 cpu in use at once on this node; Infinity: none. */
@@ -341,6 +341,8 @@ export class Task {
   actor: Actor | undefined = undefined;
   /** Refs that a running task made, released when it ends. */
   created: number[] | undefined = undefined;
+  /** Of a call that streams. */
+  stream: Stream | undefined = undefined;
 
   constructor(channel: Channel, seq: number, template: Template, batch: Uint8Array, argsStart: number, restStart: number, argsEnd: number, auditSeq: number, depth: number, nowMs: number) {
     this.channel = channel;
@@ -371,6 +373,50 @@ export class Task {
     if (held === undefined || --held.calls > 0) return;
     this.channel.heldBytes -= held.bytes;
     this.channel.job.tenant.heldBytes -= held.bytes;
+  }
+}
+
+/**
+ * What a call that streams has yielded, and may yet. Items are numbered from 0 through all attempts: an attempt begins by passing over
+ * those that were delivered before it.
+ */
+export class Stream {
+  readonly window: StreamWindow;
+  /** The call of the reader's side that made this one: refs of items end with it. */
+  readonly reader: Task | undefined;
+  /** The reader has asked for items. */
+  opened = false;
+  /** Number of the next item. Those below `granted` may come. */
+  delivered = 0;
+  granted = 0;
+  /** Items of which the reader has got the ref, through all attempts and not counting those it passed over. */
+  count = 0;
+  /** Indexes of the reader's session that items take: a run, and the runs after it as pairs of first and count. */
+  nextIndex = 0;
+  endIndex = 0;
+  readonly indexes: number[] = [];
+  /** Octets of items that were delivered and not taken yet, in all and one by one. */
+  unreadBytes = 0;
+  readonly unread: number[] = [];
+  /** The audit record of the newest decision about its items. */
+  needed = -1;
+  /** Of the attempt under way: how many items it passes over, what it was told it may send, and what it has sent. */
+  skip = 0;
+  upTo = 0;
+  room = 0;
+  sentBytes = 0;
+  /** It may send nothing more now, and gives up its place on the cpu. */
+  stalled = false;
+  /** The reader's call that waits for an item, and its exec number. */
+  waiting: Task | undefined = undefined;
+  waitingExec = 0;
+  /** It runs on another raylet and was told how many items to send; the indexes they have there, as pairs of next and end. */
+  remote = false;
+  remoteIndexes: number[] = [];
+
+  constructor(window: StreamWindow, reader: Task | undefined) {
+    this.window = window;
+    this.reader = reader;
   }
 }
 
@@ -539,6 +585,8 @@ export class Upstream {
   readonly tasks = new Set<Task>();
   /** Actors that were made there for us, by the index that they have there. */
   readonly actors = new Map<number, Actor>();
+  /** Calls there that stream to here, by the index they have there. */
+  readonly streams = new Map<number, Task>();
 
   constructor(number: number, nodeNumber: number, job: Job, asJob: boolean) {
     this.number = number;

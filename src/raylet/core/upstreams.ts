@@ -8,6 +8,7 @@ import { SESSION_PREFIX_BYTES } from '../../base/ids.ts';
 import { MAX_ERROR_MESSAGE_CHARS, MAX_OBJECT_BYTES, MAX_STACK_CHARS } from '../../base/limits.ts';
 import { idWord, makeId, type Core } from './core.ts';
 import { collect, loseFile, settleFailed, settleFile, settleInline, settleRemote } from './objects.ts';
+import { onRemoteItem, openRemoteStream } from './streams.ts';
 import { OBJECT_STATUS, TASK_STATE, Upstream, type Actor, type Failure, type Job, type ObjectEntry, type Task, type Template, type UpstreamRequest } from './state.ts';
 
 /** The channel to a node for a job, opened when first wanted. */
@@ -49,6 +50,7 @@ function defineOn(core: Core, upstream: Upstream, template: Template): number {
 export function forward(core: Core, upstream: Upstream, task: Task, op: typeof OP.SUBMIT | typeof OP.CREATE_ACTOR | typeof OP.CALL_ACTOR, actorId: Uint8Array | undefined): void {
   task.state = TASK_STATE.RUNNING;
   task.upstream = upstream;
+  task.remoteSeq = 0;
   task.startedMs = core.nowMs;
   task.remoteSeq = 0;
   upstream.tasks.add(task);
@@ -57,9 +59,10 @@ export function forward(core: Core, upstream: Upstream, task: Task, op: typeof O
     // Taken back meanwhile, or forwarded a second time before the first.
     if (task.state !== TASK_STATE.RUNNING || task.upstream !== upstream || task.remoteSeq !== 0) return;
     const number = defineOn(core, upstream, task.template);
-    const returns = op === OP.CREATE_ACTOR ? 1 : task.template.options.returns;
+    // A call without results has an index too, by which its end is told.
+    const returns = op === OP.CREATE_ACTOR ? 1 : Math.max(task.template.options.returns, 1);
     task.remoteSeq = upstream.nextSeq;
-    upstream.nextSeq += Math.max(returns, 1);
+    upstream.nextSeq += returns;
     upstream.out.begin(op).u32(task.attempt).u32(task.remoteSeq).u32(number);
     if (actorId !== undefined) upstream.out.raw(actorId);
     upstream.out.range(task.batch, task.argsStart, task.argsEnd).end();
@@ -79,7 +82,10 @@ export function forward(core: Core, upstream: Upstream, task: Task, op: typeof O
       ids.push(makeId(prefix, task.remoteSeq + i));
       entries.push(entry);
     }
+    if (task.stream !== undefined) openRemoteStream(core, upstream, task);
     ask(core, upstream, OP.RESOLVE, entries, ids, task, false);
+    // It was cancelled before the channel was open.
+    if (task.cancelled !== undefined) cancelRemote(core, upstream, task, false);
   });
 }
 
@@ -98,7 +104,10 @@ const RELEASED_AT_ONCE = 10_000;
 export function takeBackTasks(core: Core, upstream: Upstream, wanted: (task: Task) => boolean): Task[] {
   const taken = new Set<Task>();
   for (const task of upstream.tasks) if (wanted(task)) taken.add(task);
-  for (const task of taken) upstream.tasks.delete(task);
+  for (const task of taken) {
+    upstream.tasks.delete(task);
+    if (task.stream !== undefined) upstream.streams.delete(task.remoteSeq);
+  }
   const spent: Uint8Array[] = [];
   for (const request of taken.size === 0 ? [] : upstream.requests.values()) {
     if (request.task === undefined || !taken.has(request.task)) continue;
@@ -205,6 +214,10 @@ export function onUpstreamBatch(core: Core, upstream: Upstream, reader: FrameRea
         if (actor !== undefined) actorChanged(actor, state, failure);
         break;
       }
+      case OP.STREAM_ITEM:
+        onRemoteItem(core, upstream, reader);
+        break;
+      case OP.STREAM_END:
       case OP.REJECTED:
       case OP.FAILED:
       case OP.DONE:
@@ -349,6 +362,7 @@ export function closeUpstream(core: Core, upstream: Upstream, failure: Failure):
   const tasks = [...upstream.tasks];
   upstream.tasks.clear();
   upstream.actors.clear();
+  upstream.streams.clear();
   for (const session of upstream.job.tenant.sessions) {
     for (const entry of session.objects.values()) if (entry.remote === upstream && entry.status === OBJECT_STATUS.REMOTE) settleFailed(core, entry, { code: 'OBJECT_LOST', message: `the object was on another node: ${failure.message}`, stack: '' });
   }

@@ -9,8 +9,8 @@
  * it is a guess, and the raylet treats it as a claim: it may mislead only about calls of the same isolate.
  */
 import { BulkheadError } from '../../../base/errors.ts';
-import { CALL_KIND, FrameReader, FrameWriter, OP, type CallKind } from '../../../base/frame.ts';
-import { MAX_ERROR_MESSAGE_CHARS, MAX_FRAME_BYTES, MAX_INLINE_BYTES, MAX_LOG_BYTES, MAX_OBJECT_BYTES, MAX_REFS_PER_CALL, MAX_STACK_CHARS } from '../../../base/limits.ts';
+import { CALL_KIND, FrameReader, FrameWriter, OP, STREAMS, type CallKind } from '../../../base/frame.ts';
+import { MAX_ERROR_MESSAGE_CHARS, MAX_FRAME_BYTES, MAX_INLINE_BYTES, MAX_LOG_BYTES, MAX_OBJECT_BYTES, MAX_REFS_PER_CALL, MAX_STACK_CHARS, MAX_STREAMING_METHODS } from '../../../base/limits.ts';
 import { decodeValue, encodeValue, type EncodedValue } from '../../../base/value.ts';
 import { ClientCore } from '../../../sdk/client-core.ts';
 import type { ObjectRef } from '../../../sdk/object-ref.ts';
@@ -50,11 +50,26 @@ interface Exec {
   readonly number: number;
   readonly template: TemplateInfo | undefined;
   readonly attempt: number;
+  /** What it yields, once it has begun. */
+  stream: Production | undefined;
   /** Answered or cancelled: what it still does changes no answer. Calls it still makes keep its number, so that the raylet can refuse them. */
   over: boolean;
   /** One of `#underWay`. */
   counted: boolean;
   logBytes: number;
+}
+
+/** A generator that is being run as far as its reader has room: items are numbered through all attempts of the call. */
+interface Production {
+  iterator: object | undefined;
+  next: ((...args: unknown[]) => unknown) | undefined;
+  /** Items that earlier attempts have delivered; how many there may be; octets that this attempt may send. */
+  skip: number;
+  upTo: number;
+  room: number;
+  made: number;
+  sentBytes: number;
+  busy: boolean;
 }
 
 interface Code {
@@ -87,7 +102,7 @@ export class Executor {
   readonly #exported = new WeakMap<object, { readonly code: number; readonly name: string }>();
   readonly #attachments = new Map<number, Uint8Array>();
   readonly #running = new Map<number, Exec>();
-  readonly #outside: Exec = { number: 0, template: undefined, attempt: 0, over: false, counted: false, logBytes: 0 };
+  readonly #outside: Exec = { number: 0, template: undefined, attempt: 0, stream: undefined, over: false, counted: false, logBytes: 0 };
   /** The call whose code is on the stack, `#outside` when none is. */
   #current: Exec;
   #resumed: Exec;
@@ -173,6 +188,7 @@ export class Executor {
       while (reader.next()) {
         if (reader.op === OP.EXEC) this.#exec(reader);
         else if (reader.op === OP.TEMPLATE) this.#template(reader);
+        else if (reader.op === OP.PULL) this.#pull(reader);
         else if (reader.op === OP.CANCEL_EXEC) this.#cancel(reader);
         else if (!this.core.receive(reader)) throw new BulkheadError('INVALID_ARGUMENT', `malformed frame (op 0x${reader.op.toString(16)}): not for a guest`);
         if (this.#writer.length > 0 && this.#now() - this.#flushedAt >= FLUSH_MS) this.#flush();
@@ -260,7 +276,7 @@ export class Executor {
     const packed = reader.rest();
     const template = this.#templates.get(templateNumber);
     if (template === undefined || kind !== template.kind) throw new BulkheadError('INVALID_ARGUMENT', `malformed frame: exec ${number} names template ${templateNumber}, which is not there or of another kind`);
-    const exec: Exec = { number, template, attempt, over: false, counted: false, logBytes: 0 };
+    const exec: Exec = { number, template, attempt, stream: template.returns === STREAMS ? { iterator: undefined, next: undefined, skip: 0, upTo: 0, room: 0, made: 0, sentBytes: 0, busy: false } : undefined, over: false, counted: false, logBytes: 0 };
     if (this.#exited) return;
     if (this.#underWay >= this.#concurrency || this.#waiting.length > 0) this.#waiting.push({ exec, template, positions, values, packed });
     else this.#start(exec, template, positions, values, packed);
@@ -274,6 +290,7 @@ export class Executor {
       if (!Array.isArray(args)) throw new BulkheadError('INVALID_ARGUMENT', 'the arguments of a call are not an array');
       for (let i = 0; i < positions.length; i++) args[positions[i] as number] = decodeValue(values[i] as Uint8Array, this.core.hooks);
       let result = this.#invoke(template, args);
+      if (exec.stream !== undefined) return this.#produce(exec, result);
       if (isGenerator(result) && template.kind !== CALL_KIND.ACTOR_CLASS) result = this.#collect(exec, result);
       if (typeof result === 'object' && result !== null && typeof (result as { then?: unknown }).then === 'function') {
         this.#running.set(exec.number, exec);
@@ -322,6 +339,127 @@ export class Executor {
     } finally {
       this.#current = before;
     }
+  }
+
+  /** Begins a call that streams: what the function returned is what is iterated, after its promise where it is one. */
+  #produce(exec: Exec, result: unknown): void {
+    this.#running.set(exec.number, exec);
+    this.#underWay++;
+    exec.counted = true;
+    this.#resumed = exec;
+    const begin = (iterable: unknown): void => {
+      const production = exec.stream as Production;
+      const make = iteratorOf(iterable);
+      const iterator = make === undefined ? undefined : (Reflect.apply(make, iterable, []) as { next?: unknown });
+      if (typeof iterator !== 'object' || iterator === null || typeof iterator.next !== 'function') throw new BulkheadError('INVALID_ARGUMENT', "with returns: 'streaming' the function must be a generator, or return something to iterate");
+      production.iterator = iterator;
+      production.next = iterator.next as (...args: unknown[]) => unknown;
+    };
+    const fail = (thrown: unknown): void => {
+      this.#runUnder(exec, () => this.#fail(exec, thrown));
+      this.#leave(exec);
+    };
+    let later = false;
+    try {
+      later = isThenable(result) && iteratorOf(result) === undefined;
+      if (!later) begin(result);
+    } catch (thrown) {
+      return fail(thrown);
+    }
+    if (!later) return void this.#yield(exec);
+    void (async () => {
+      try {
+        const iterable = await result;
+        if (exec.over) return;
+        this.#runUnder(exec, () => begin(iterable));
+      } catch (thrown) {
+        return fail(thrown);
+      }
+      return this.#yield(exec);
+    })();
+  }
+
+  /** The reader has room for more. */
+  #pull(reader: FrameReader): void {
+    const exec = this.#given(reader.u32());
+    const skip = reader.u32();
+    const upTo = reader.u32();
+    const room = reader.u64();
+    reader.finish();
+    const production = exec?.stream;
+    if (exec === undefined || production === undefined) return;
+    Object.assign(production, { skip, upTo, room });
+    void this.#yield(exec);
+  }
+
+  /** Runs the generator as far as there is room. One at a time; a generator that is not async takes no promise per item. */
+  async #yield(exec: Exec): Promise<void> {
+    const production = exec.stream as Production;
+    const { iterator, next } = production;
+    if (production.busy || iterator === undefined || next === undefined) return;
+    production.busy = true;
+    try {
+      while (!exec.over && production.made < production.upTo && production.sentBytes < production.room) {
+        let step = this.#runUnder(exec, () => Reflect.apply(next, iterator, []));
+        if (isThenable(step)) step = await step;
+        if (exec.over) break;
+        let item = this.#runUnder(exec, () => readStep(step));
+        if (item !== undefined && isThenable(item.value)) item = { value: await item.value };
+        if (exec.over) break;
+        const made = item;
+        if (made === undefined) this.#runUnder(exec, () => this.#endProduction(exec));
+        else this.#runUnder(exec, () => this.#item(exec, production, made.value));
+        if (this.#now() - this.#flushedAt >= FLUSH_MS) this.#flush();
+      }
+    } catch (thrown) {
+      this.#runUnder(exec, () => this.#fail(exec, thrown));
+      this.#close(exec);
+    } finally {
+      production.busy = false;
+      if (exec.over) this.#leave(exec);
+    }
+  }
+
+  #item(exec: Exec, production: Production, value: unknown): void {
+    if (production.made++ < production.skip) return;
+    const { bytes, contained } = encodeValue(value, this.core.hooks, 'item');
+    // Encoding runs getters of the value, which may have cancelled their own call.
+    if (exec.over) return;
+    const size = bytes.length;
+    if (size > MAX_OBJECT_BYTES) throw new BulkheadError('RESOURCE_EXHAUSTED', `an item of ${size} bytes exceeds the limit of ${MAX_OBJECT_BYTES}`);
+    const file = size <= MAX_INLINE_BYTES ? undefined : this.#stage(bytes);
+    const w = this.#writer;
+    try {
+      w.begin(OP.ITEM).u32(exec.number).u8(file === undefined ? 0 : 1).refs(contained);
+      if (file === undefined) w.raw(bytes);
+      else w.u32(file).u64(size);
+      w.end();
+    } catch (thrown) {
+      w.abandon();
+      throw thrown;
+    }
+    production.sentBytes += size;
+    this.#touched();
+  }
+
+  #endProduction(exec: Exec): void {
+    this.#writer.begin(OP.RESULT).u32(exec.number).u8(0).end();
+    this.#end(exec);
+  }
+
+  /** Lets a generator that is not run to its end do what is in its `finally`. */
+  #close(exec: Exec): void {
+    const iterator = exec.stream?.iterator as { return?: unknown } | undefined;
+    if (iterator === undefined) return;
+    this.#runUnder(exec, () => {
+      try {
+        const close = iterator.return;
+        const closing: unknown = typeof close === 'function' ? Reflect.apply(close, iterator, []) : undefined;
+        if (isThenable(closing)) void (async () => closing)().catch(() => undefined);
+      } catch {
+        // The call has its answer already.
+      }
+    });
   }
 
   /** What a generator yields becomes objects, one by one; its result are their refs. */
@@ -464,9 +602,19 @@ export class Executor {
     this.#end(exec);
   }
 
+  /** A call that has not ended: it runs, or waits for its turn. */
+  #given(number: number): Exec | undefined {
+    return this.#running.get(number) ?? this.#waiting.find((arrival) => arrival.exec.number === number)?.exec;
+  }
+
+  /** A stream is over. */
+  #leave(exec: Exec): void {
+    this.#running.delete(exec.number);
+    this.#madeRoom(exec);
+  }
+
   #cancel(reader: FrameReader): void {
-    const number = reader.u32();
-    const exec = this.#running.get(number) ?? this.#waiting.find((arrival) => arrival.exec.number === number)?.exec;
+    const exec = this.#given(reader.u32());
     reader.finish();
     if (exec === undefined || exec.over) return;
     this.#failure(exec, 'CANCELLED', 'the call was cancelled', '');
@@ -474,6 +622,10 @@ export class Executor {
     this.core.failParent(exec.number, new BulkheadError('CANCELLED', 'the call was cancelled'));
     // What it still waits for may never come.
     this.#madeRoom(exec);
+    if (exec.stream !== undefined) {
+      this.#close(exec);
+      if (!exec.stream.busy) this.#leave(exec);
+    }
   }
 
   // --- who is running ---------------------------------------------------------------------------------------------------
@@ -572,16 +724,62 @@ export class Executor {
   }
 
   /** Digest and name of a function or class that a loaded module exports. */
-  exportOf(value: unknown): { digest: string; exportName: string } | undefined {
+  exportOf(value: unknown): { digest: string; exportName: string; streams: string[] } | undefined {
     const found = typeof value === 'function' ? this.#exported.get(value) : undefined;
     const digest = found === undefined ? undefined : this.#digests.get(found.code);
-    return found === undefined || digest === undefined ? undefined : { digest, exportName: found.name };
+    return found === undefined || digest === undefined ? undefined : { digest, exportName: found.name, streams: generatorMethods(value) };
   }
 
   context(): Readonly<Record<string, unknown>> {
     const exec = this.#who();
     return { ...exec.template?.context, attempt: exec.attempt };
   }
+}
+
+function isThenable(value: unknown): value is PromiseLike<unknown> {
+  return typeof value === 'object' && value !== null && typeof (value as { then?: unknown }).then === 'function';
+}
+
+/** How to iterate a value; text is not a stream. */
+function iteratorOf(value: unknown): ((...args: unknown[]) => unknown) | undefined {
+  if (typeof value !== 'object' || value === null) return undefined;
+  const of = value as { [Symbol.asyncIterator]?: unknown; [Symbol.iterator]?: unknown };
+  const make = of[Symbol.asyncIterator] ?? of[Symbol.iterator];
+  return typeof make === 'function' ? (make as (...args: unknown[]) => unknown) : undefined;
+}
+
+/** The value of one step of an iterator; undefined at its end. */
+function readStep(step: unknown): { readonly value: unknown } | undefined {
+  if (typeof step !== 'object' || step === null) throw new TypeError('an iterator gave a step that is no object');
+  const { done, value } = step as { done?: unknown; value?: unknown };
+  return done === true ? undefined : { value };
+}
+
+/** Whether a function is a generator: the tag is on the prototype that only those have, and which is frozen. */
+export function isGeneratorFunction(value: unknown): boolean {
+  if (typeof value !== 'function') return false;
+  const tag: unknown = (value as { [Symbol.toStringTag]?: unknown })[Symbol.toStringTag];
+  return tag === 'GeneratorFunction' || tag === 'AsyncGeneratorFunction';
+}
+
+/** The methods of a class that are generators, inherited ones too. What cannot be looked at has none. */
+function generatorMethods(of: unknown): string[] {
+  const names = new Set<string>();
+  const seen = new Set<string>();
+  try {
+    let holder = typeof of === 'function' ? (of as { prototype?: unknown }).prototype : undefined;
+    for (let depth = 0; depth < 32 && typeof holder === 'object' && holder !== null && holder !== Object.prototype; depth++) {
+      for (const name of Object.getOwnPropertyNames(holder)) {
+        if (seen.has(name)) continue;
+        seen.add(name);
+        if (names.size < MAX_STREAMING_METHODS && isGeneratorFunction(Object.getOwnPropertyDescriptor(holder, name)?.value)) names.add(name);
+      }
+      holder = Object.getPrototypeOf(holder) as unknown;
+    }
+  } catch {
+    return [];
+  }
+  return [...names];
 }
 
 interface AnyGenerator {

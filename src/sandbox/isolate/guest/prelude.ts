@@ -5,13 +5,13 @@
 import { BulkheadError } from '../../../base/errors.ts';
 import { SESSION_PREFIX_BYTES } from '../../../base/ids.ts';
 import { decodeValue, encodeValue } from '../../../base/value.ts';
-import { getValues, remoteClass, remoteFunction, waitFor } from '../../../sdk/calls.ts';
+import { getValues, remoteClass, remoteFunction, remoteGenerator, waitFor } from '../../../sdk/calls.ts';
 import { ObjectRef } from '../../../sdk/object-ref.ts';
 import { RUNTIME_GLOBAL } from '../../../sdk/runtime.ts';
 import type { ActorOptions, TaskOptions } from '../../../sdk/options.ts';
 import type { GetOptions, WaitOptions } from '../../../sdk/remote-types.ts';
 import { abortApi, DOMException, Event, EventTarget } from './abort.ts';
-import { Executor, type Emit } from './executor.ts';
+import { Executor, isGeneratorFunction, type Emit } from './executor.ts';
 import { harden } from './harden.ts';
 import { format, inspect } from './inspect.ts';
 import { atob, btoa, TextDecoder, TextEncoder } from './text-codecs.ts';
@@ -117,7 +117,7 @@ export function installInto(options: InstallOptions, emit: Emit, configText: str
     return promise;
   };
   const runtime = {
-    task: (fn: unknown, taskOptions?: TaskOptions) => remoteFunction(core, executor.exportOf(fn) ?? notExported('task(fn)'), taskOptions),
+    task: (fn: unknown, taskOptions?: TaskOptions) => (isGeneratorFunction(fn) ? remoteGenerator : remoteFunction)(core, executor.exportOf(fn) ?? notExported('task(fn)'), taskOptions),
     actor: (of: unknown, actorOptions?: ActorOptions) => (typeof of === 'string' ? quiet(core.lookupActor(of)) : remoteClass(core, executor.exportOf(of) ?? notExported('actor(Class)'), actorOptions)),
     put: (value: unknown) => quiet(core.put(value)),
     get: (refs: ObjectRef | readonly ObjectRef[], getOptions?: GetOptions) => quiet(getValues(core, refs, getOptions)),
