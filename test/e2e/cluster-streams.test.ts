@@ -92,7 +92,10 @@ describe('a stream', () => {
     for await (const value of work.slowly.options({ name: 'victim' })(60).values()) {
       seen.push(value);
       if (seen.length !== 15 && seen.length !== 35) continue;
+      // Those of the tenant only: a spare process that is killed before its first task costs the call a try too.
+      const ours = (await Promise.all(['raylet-1', 'raylet-2'].map((r) => list(r, 'workers')))).flat().map((w) => w.id);
       for (const pid of cluster.workerPids()) {
+        if (!cluster.jailOf(pid).some((id) => ours.includes(id))) continue;
         process.kill(pid, 'SIGKILL');
         killed++;
       }
