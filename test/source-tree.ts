@@ -45,7 +45,7 @@ export interface SourceFile {
   readonly exports: readonly string[];
 }
 
-const SELF: Readonly<Record<string, string>> = { bulkhead: 'src/sdk/sdk.ts', 'bulkhead/runtime': 'src/sdk/runtime.ts' };
+const SELF: Readonly<Record<string, string>> = { bulkhead: 'src/sdk/sdk.ts', 'bulkhead/runtime': 'src/sdk/runtime.ts', 'bulkhead/actor-pool': 'src/sdk/actor-pool.ts', 'bulkhead/queue': 'src/sdk/queue.ts' };
 
 function resolve(file: string, specifier: string): string | undefined {
   if (!specifier.startsWith('.')) return SELF[specifier];

@@ -27,7 +27,7 @@ const FACES: Readonly<Record<string, readonly string[]>> = {
   audit: ['audit-store.ts', 'audit-query.ts', 'audit-export.ts', 'audit-verify.ts', 'checkpoint-signer.ts', 'core/note.ts', 'core/record-lines.ts'],
   objects: ['object-files.ts'],
   sandbox: ['worker-pool.ts', 'worker-process.ts', 'jail/layers.ts', 'jail/cgroup.ts'],
-  sdk: ['sdk.ts', 'runtime.ts', 'head-client.ts', 'remote-types.ts'],
+  sdk: ['sdk.ts', 'runtime.ts', 'actor-pool.ts', 'queue.ts', 'head-client.ts', 'remote-types.ts'],
   // Processes: they are started, and meet the others in proto/.
   gcs: [],
   raylet: [],
@@ -35,7 +35,7 @@ const FACES: Readonly<Record<string, readonly string[]>> = {
 };
 
 /** What isolates and drivers share: ECMAScript only. */
-const SHARED_WITH_ISOLATES = ['client-core', 'calls', 'object-ref', 'object-stream', 'remote-error', 'actor-handle', 'options', 'remote-types', 'runtime'].map((name) => `src/sdk/${name}.ts`);
+const SHARED_WITH_ISOLATES = ['client-core', 'calls', 'object-ref', 'object-stream', 'remote-error', 'actor-handle', 'options', 'remote-types', 'runtime', 'actor-pool', 'queue', 'queue-actor'].map((name) => `src/sdk/${name}.ts`);
 
 interface ImportRule {
   /** Files this rule is for: a path or a folder with `/` at its end. The first rule that fits counts. */
@@ -188,7 +188,7 @@ function cycles(): string[][] {
 
 /** Where programs start, and what others import: everything in src must be reachable from here without a test's help. */
 const ENTRY_POINTS = [
-  'src/cli/main.ts', 'src/sdk/sdk.ts', 'src/sdk/runtime.ts', 'src/gcs/main.ts', 'src/raylet/main.ts', 'src/sandbox/isolate/worker-host.ts', 'src/sandbox/isolate/guest/prelude.ts',
+  'src/cli/main.ts', 'src/sdk/sdk.ts', 'src/sdk/runtime.ts', 'src/sdk/actor-pool.ts', 'src/sdk/queue.ts', 'src/gcs/main.ts', 'src/raylet/main.ts', 'src/sandbox/isolate/worker-host.ts', 'src/sandbox/isolate/guest/prelude.ts',
   'src/authz/json-schema.ts', 'bin/bulkhead.js', 'vitest.config.ts',
 ];
 /** Second implementations of a seam, there so that its contract suite proves something and tests need no disk. */

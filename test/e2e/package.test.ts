@@ -38,8 +38,8 @@ describe('the package', () => {
   test('runs from node_modules, where Node strips no types', () => {
     expect(run(NODE, [join(dist, 'bin', 'bulkhead.js'), '--version'])).toBe(`${(JSON.parse(read('package.json')) as { version: string }).version}\n`);
     expect(run(NODE, [join(dist, 'bin', 'bulkhead.js'), 'policy', 'check', join(dist, 'policies', 'examples', 'acme.yaml')])).toContain('ok: 1 file');
-    writeFileSync(join(consumer, 'names.mjs'), "import * as sdk from 'bulkhead';\nconsole.log(typeof sdk.connect, new sdk.BulkheadError('TIMEOUT', 'late').code);\n");
-    expect(run(NODE, ['names.mjs'])).toBe('function TIMEOUT\n');
+    writeFileSync(join(consumer, 'names.mjs'), "import * as sdk from 'bulkhead';\nimport { ActorPool } from 'bulkhead/actor-pool';\nimport { Queue } from 'bulkhead/queue';\nconsole.log(typeof sdk.connect, new sdk.BulkheadError('TIMEOUT', 'late').code, ActorPool.name, Queue.name);\n");
+    expect(run(NODE, ['names.mjs'])).toBe('function TIMEOUT ActorPool Queue\n');
   });
 
   test('has types that a strict program can use', () => {

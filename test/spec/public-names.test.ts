@@ -1,10 +1,16 @@
 /** The public names: adding one is a decision, removing one breaks programs. */
 import { expect, it } from 'vitest';
+import * as actorPool from '../../src/sdk/actor-pool.ts';
+import * as queue from '../../src/sdk/queue.ts';
 import * as runtime from '../../src/sdk/runtime.ts';
 import * as sdk from '../../src/sdk/sdk.ts';
 
 it('`bulkhead` exports these', () => {
   expect(Object.keys(sdk).sort()).toEqual(['BulkheadError', 'Cluster', 'ObjectRef', 'connect']);
+});
+
+it('`bulkhead/actor-pool` and `bulkhead/queue` export these', () => {
+  expect([Object.keys(actorPool), Object.keys(queue).sort()]).toEqual([['ActorPool'], ['Queue', 'QueueActor']]);
 });
 
 it('`bulkhead/runtime` exports what bundles may import, and says that it needs a cluster elsewhere', () => {

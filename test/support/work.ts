@@ -1,5 +1,6 @@
 /** What the clusters of the tests run: every export is a task or an actor class of a tenant. Runs in isolates only. */
 import { actor, context, exitActor, get, put, task, wait, type ActorHandle, type ObjectRef } from 'bulkhead/runtime';
+import { Queue, type QueueActor } from 'bulkhead/queue';
 
 export function add(a: number, b: number): number {
   return a + b;
@@ -209,6 +210,13 @@ export async function makeCounter(n: number): Promise<{ counter: ActorHandle<Cou
 
 export async function dropCounter(name: string): Promise<number> {
   return await get((await actor(Counter).options({ name }).create(1)).add(1));
+}
+
+export async function takeMany(actor: ActorHandle<QueueActor>, n: number): Promise<number[]> {
+  const queue = new Queue<number>(actor, { get, wait });
+  const taken: number[] = [];
+  for (let i = 0; i < n; i++) taken.push(await queue.get());
+  return taken;
 }
 
 export function exitTask(): void {
