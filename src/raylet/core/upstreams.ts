@@ -50,7 +50,6 @@ function defineOn(core: Core, upstream: Upstream, template: Template): number {
 export function forward(core: Core, upstream: Upstream, task: Task, op: typeof OP.SUBMIT | typeof OP.CREATE_ACTOR | typeof OP.CALL_ACTOR, actorId: Uint8Array | undefined): void {
   task.state = TASK_STATE.RUNNING;
   task.upstream = upstream;
-  task.remoteSeq = 0;
   task.startedMs = core.nowMs;
   task.remoteSeq = 0;
   upstream.tasks.add(task);
