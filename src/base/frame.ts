@@ -296,6 +296,11 @@ export class FrameReader {
     return this.#end;
   }
 
+  /** Where the next frame begins: with it a batch can be put aside and read on later. */
+  get nextFrame(): number {
+    return this.#next;
+  }
+
   /** Passes over the rest of the frame, whose range the caller has noted. */
   skipRest(): void {
     this.#at = this.#end;

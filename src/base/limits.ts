@@ -49,6 +49,9 @@ export const MAX_SCHEDULING_CLASSES_PER_TENANT = 256;
 /** Octets of calls that are not finished, as they came: of one channel before its reads pause, of a tenant before new ones fail. */
 export const MAX_HELD_BYTES_PER_CHANNEL = 256 * 2 ** 20;
 export const MAX_HELD_BYTES_PER_TENANT = 1024 * 2 ** 20;
+/** Octets of one client, worker or other raylet that wait their turn to be read (src/raylet/fair-share.ts), before it is told to pause; then what cannot pause is cut off. */
+export const UNREAD_PAUSE_BYTES = 64 * 2 ** 10;
+export const MAX_UNREAD_BYTES = 64 * 2 ** 20;
 /** Large objects of one channel of which some parts are still to come. */
 export const MAX_UPLOADS_PER_CHANNEL = 1_024;
 /** Calls of one channel that are not finished; then its reads pause (back-pressure), and beyond twice this RESOURCE_EXHAUSTED. */

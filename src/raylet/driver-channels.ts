@@ -116,10 +116,10 @@ async function open(options: DriverChannelOptions, sessions: SessionStreams, cal
     ended = sessions.add(verified);
     stream.onData = (batch) => raylet.clientBatch(channel, batch);
     stream.onDrain = () => raylet.drained(channel);
-    stream.onEnd = (error) => {
+    stream.onEnd = (error) => raylet.whenRead(channel, () => {
       ended(error === undefined ? 'closed' : 'lost');
       raylet.closeChannel(channel, undefined);
-    };
+    });
     id = Buffer.from(channel.session.prefix).toString('hex');
     if (stream.open) streams.add(id, secret, ownerOf(verified), stream);
     stream.resume();

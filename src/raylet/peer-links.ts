@@ -338,7 +338,11 @@ class PeerStream {
     clearTimeout(this.#expiry.get(number));
     this.#expiry.delete(number);
     if (error !== undefined) this.#refuse(number, error);
-    if (channel !== undefined) this.#options.raylet.closeChannel(channel, undefined);
+    if (channel === undefined) return;
+    const { raylet } = this.#options;
+    // What the other side had sent when it closed the channel counts.
+    if (error === undefined) raylet.whenRead(channel, () => raylet.closeChannel(channel, undefined));
+    else raylet.closeChannel(channel, undefined);
   }
 
   #refuse(number: number, error: BulkheadError | undefined): void {

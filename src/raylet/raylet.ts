@@ -10,7 +10,7 @@ import type { PolicyDecisionPoint } from '../base/decision.ts';
 import { BulkheadError, toSafeError } from '../base/errors.ts';
 import { OP } from '../base/frame.ts';
 import { parseTenantName, type JobId, type TenantName } from '../base/ids.ts';
-import { CHUNK_BYTES, MAX_CALLS_IN_FLIGHT, MAX_HELD_BYTES_PER_CHANNEL, MAX_NAME_CALLS_PER_TENANT } from '../base/limits.ts';
+import { CHUNK_BYTES, MAX_CALLS_IN_FLIGHT, MAX_HELD_BYTES_PER_CHANNEL, MAX_NAME_CALLS_PER_TENANT, MAX_UNREAD_BYTES, UNREAD_PAUSE_BYTES } from '../base/limits.ts';
 import type { Principal } from '../base/principal.ts';
 import { parseMemory, parseUnits, type ResourceVector } from '../base/resources.ts';
 import type { Clock, RandomSource } from '../base/time.ts';
@@ -20,7 +20,8 @@ import type { WorkerExit, WorkerProcess } from '../sandbox/worker-process.ts';
 import { Attachments } from './attachments.ts';
 import type { Effect } from './core/effects.ts';
 import { RayletCore } from './core/raylet-core.ts';
-import { CHANNEL_KIND, failureOf, type Actor, type Channel, type ChannelKind, type Failure, type Job, type Slot, type TenantQuota, type TenantState, type Upstream, type Worker } from './core/state.ts';
+import { Channel, CHANNEL_KIND, failureOf, NO_QUOTA, Worker, type Actor, type ChannelKind, type Failure, type Job, type Slot, type TenantQuota, type TenantState, type Upstream } from './core/state.ts';
+import { Intake, type Source } from './intake.ts';
 import { JobLogs } from './job-logs.ts';
 import { Outbox } from './outbox.ts';
 
@@ -103,6 +104,9 @@ export class Raylet implements AsyncDisposable {
   readonly #answering = new Set<Channel>();
   readonly #killing = new Map<Worker, string>();
   readonly #attachments = new Attachments<WorkerProcess>();
+  readonly #intake: Intake;
+  /** Workers that are not read from until what they have said is. */
+  readonly #unread = new Set<Worker>();
   /** Questions to the head about names, by tenant. */
   readonly #nameCalls = new Map<string, number>();
   /** Channels whose new credential is being verified. */
@@ -118,6 +122,7 @@ export class Raylet implements AsyncDisposable {
       nodeId: options.nodeId, nodeNumber: options.nodeNumber, total: options.total, maxWorkers: options.maxWorkers, random: options.random, decisions: options.decisions,
       sha256: (bytes) => createHash('sha256').update(bytes).digest(), defaultIsolateBytes: options.defaultIsolateBytes,
     });
+    this.#intake = new Intake({ core: this.core, clock: options.clock, flush: () => this.flush(), malformed: (source, error) => this.#malformed(source, error), keepPace: (source) => this.#keepPace(source) });
     this.objects = new ObjectFiles(join(options.runDir, 'objects'));
     this.#codeDir = join(options.runDir, 'code');
     mkdirSync(this.#codeDir, { recursive: true, mode: 0o711 });
@@ -135,7 +140,10 @@ export class Raylet implements AsyncDisposable {
     this.core.setTenant(tenant, number, () => this.#openLog(tenant, number), parseQuota(quota), active);
     if (known === undefined) this.objects.prepare(tenant);
     this.flush();
-    if (!active) this.#forgetTenant(tenant);
+    if (!active) {
+      if (known !== undefined) this.#intake.forget(known);
+      this.#forgetTenant(tenant);
+    }
   }
 
   /** Its jobs have ended; its bytes go: objects, code, what it printed. Its audit log stays, for its auditors. */
@@ -230,22 +238,45 @@ export class Raylet implements AsyncDisposable {
 
   /** A batch from a client. What is malformed ends its channel, with the reason. */
   clientBatch(channel: Channel, batch: Uint8Array): void {
-    if (channel.closed) return;
-    try {
-      this.core.clientBatch(channel, batch, this.#options.clock.nowMs());
-    } catch (error) {
-      this.flush();
-      this.closeChannel(channel, toSafeError(error));
-      return;
+    this.#intake.client(channel, batch);
+  }
+
+  /** After what the client has sent, some of which may wait to be read: at once, if nothing does. */
+  whenRead(channel: Channel, act: () => void): void {
+    this.#intake.after(channel.job.tenant, channel, act);
+  }
+
+  #malformed(source: Source, error: unknown): void {
+    if (source instanceof Channel) return this.closeChannel(source, toSafeError(error));
+    if (source instanceof Worker) {
+      this.#options.log.warn({ worker: source.id, tenant: source.tenant.name, err: error }, 'malformed frames from a worker');
+      return this.#kill(source, 'MISBEHAVED');
     }
-    this.flush();
-    const shell = this.#channels.get(channel);
-    if (shell !== undefined) this.#throttle(channel, shell);
+    this.core.upstreamClosed(source, { code: 'UNAVAILABLE', message: 'another node answered in a way that cannot be read', stack: '' });
+    this.#options.log.error({ err: error, node: source.nodeNumber }, 'malformed batch from another raylet');
+  }
+
+  /** Some of a source's batches was read, or came and waits. */
+  #keepPace(source: Source): void {
+    const over = source.unreadBytes > MAX_UNREAD_BYTES;
+    if (source instanceof Channel) {
+      const shell = this.#channels.get(source);
+      if (over) this.#failLater(source, new BulkheadError('RESOURCE_EXHAUSTED', `more than ${MAX_UNREAD_BYTES} bytes of this channel wait to be read: send less at once`));
+      else if (shell !== undefined) this.#throttle(source, shell);
+    } else if (source instanceof Worker) {
+      const behind = source.unreadBytes > UNREAD_PAUSE_BYTES;
+      if (behind === this.#unread.has(source)) return;
+      if (behind) this.#unread.add(source);
+      else this.#unread.delete(source);
+      const process = this.processes.get(source);
+      if (behind) process?.pauseReading();
+      else process?.resumeReading();
+    } else if (over) queueMicrotask(() => this.#closeUpstream(source, { code: 'UNAVAILABLE', message: 'another node sent more than can be read', stack: '' }));
   }
 
   /** Back-pressure: a client that is far ahead of its results, or does not read them, is not read from. */
   #throttle(channel: Channel, shell: ChannelShell): void {
-    const over = shell.blocked || channel.inFlight > MAX_CALLS_IN_FLIGHT || channel.heldBytes > MAX_HELD_BYTES_PER_CHANNEL || shell.outbox.waitingBytes > HIGH_WATER_BYTES || this.peers?.behind(channel.job) === true;
+    const over = shell.blocked || channel.inFlight > MAX_CALLS_IN_FLIGHT || channel.heldBytes > MAX_HELD_BYTES_PER_CHANNEL || channel.unreadBytes > UNREAD_PAUSE_BYTES || shell.outbox.waitingBytes > HIGH_WATER_BYTES || this.peers?.behind(channel.job) === true;
     if (over === shell.paused || shell.port === undefined) return;
     shell.paused = over;
     if (over) shell.port.pause();
@@ -300,14 +331,7 @@ export class Raylet implements AsyncDisposable {
   // --- other raylets ------------------------------------------------------------------------------------------------------
 
   upstreamBatch(upstream: Upstream, batch: Uint8Array): void {
-    if (upstream.closed) return;
-    try {
-      this.core.upstreamBatch(upstream, batch, this.#options.clock.nowMs());
-    } catch (error) {
-      this.core.upstreamClosed(upstream, { code: 'UNAVAILABLE', message: 'another node answered in a way that cannot be read', stack: '' });
-      this.#options.log.error({ err: error, node: upstream.nodeNumber }, 'malformed batch from another raylet');
-    }
-    this.flush();
+    this.#intake.upstream(upstream, batch);
   }
 
   nodeLost(nodeNumber: number): void {
@@ -315,7 +339,12 @@ export class Raylet implements AsyncDisposable {
     this.core.state.avoidNode(nodeNumber);
   }
 
+  /** It ended over there, or with the connection: what had come of it before counts. */
   upstreamClosed(upstream: Upstream, failure: Failure): void {
+    this.#intake.after(upstream.job.tenant, upstream, () => this.#closeUpstream(upstream, failure));
+  }
+
+  #closeUpstream(upstream: Upstream, failure: Failure): void {
     this.core.state.nowMs = this.#options.clock.nowMs();
     this.core.upstreamClosed(upstream, failure);
     this.flush();
@@ -495,8 +524,13 @@ export class Raylet implements AsyncDisposable {
     this.processes.set(worker, process);
     worker.id = process.id;
     worker.pid = process.pid;
-    process.onBatch = (number, batch) => this.#guestBatch(worker, number, batch);
-    process.onSlotFailed = (number, code, message) => this.#slotFailed(worker, number, { code, message, stack: '' });
+    process.onBatch = (number, batch) => {
+      const slot = worker.slots.get(number);
+      // A slot that was closed a moment ago may still speak; nobody listens.
+      if (slot !== undefined) this.#intake.guest(slot, batch);
+    };
+    // What came before counts: the results of calls that had ended when their isolate or worker did.
+    process.onSlotFailed = (number, code, message) => this.#intake.after(worker.tenant, worker, () => this.#slotFailed(worker, number, { code, message, stack: '' }));
     process.onCodeFailed = (number, codeNumber, message, stack) => {
       const slot = worker.slots.get(number);
       if (slot !== undefined) this.core.codeFailed(slot, codeNumber, { code: 'TASK_FAILED', message, stack }, this.#options.clock.nowMs());
@@ -505,23 +539,10 @@ export class Raylet implements AsyncDisposable {
     process.onDrain = () => {
       for (const slot of worker.slots.values()) this.drained(slot.channel);
     };
-    process.onExit = (exit) => this.#workerExited(worker, exit);
+    process.onExit = (exit) => this.#intake.after(worker.tenant, worker, () => this.#workerExited(worker, exit));
     this.core.state.nowMs = this.#options.clock.nowMs();
     this.core.lifecycleOf(worker.tenant, 'worker.started', process.id, worker.purpose);
     this.core.workerStarted(worker, this.#options.clock.nowMs());
-    this.flush();
-  }
-
-  #guestBatch(worker: Worker, number: number, batch: Uint8Array): void {
-    const slot = worker.slots.get(number);
-    // A slot that was closed a moment ago may still speak; nobody listens.
-    if (slot === undefined) return;
-    try {
-      this.core.guestBatch(slot, batch, this.#options.clock.nowMs());
-    } catch (error) {
-      this.#options.log.warn({ worker: worker.id, tenant: worker.tenant.name, err: error }, 'malformed frames from a worker');
-      this.#kill(worker, 'MISBEHAVED');
-    }
     this.flush();
   }
 
@@ -546,6 +567,7 @@ export class Raylet implements AsyncDisposable {
     const process = this.processes.get(worker);
     if (process !== undefined) this.#attachments.forget(process);
     this.processes.delete(worker);
+    this.#unread.delete(worker);
     const killed = this.#killing.get(worker);
     this.#killing.delete(worker);
     const ours = killed !== undefined && killed !== 'MISBEHAVED';
@@ -734,6 +756,7 @@ export class Raylet implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     this.#closed = true;
     clearInterval(this.#timer);
+    this.#intake.close();
     for (const channel of [...this.#channels.keys()]) if (channel.kind !== CHANNEL_KIND.SLOT) this.#dropChannel(channel, new BulkheadError('UNAVAILABLE', 'the raylet is stopping'));
     await this.#options.pool.close();
     this.logs.flush();
@@ -759,11 +782,15 @@ function slotPort(process: WorkerProcess, slot: Slot): ChannelPort {
   };
 }
 
-/** `cpus`, `memory`, `objects` as `tenant create --quota` stores them; what is not given has no limit here. */
+/** As `tenant create --quota` stores them; what is not given has no limit here. */
 export function parseQuota(quota: Readonly<Record<string, string>>): TenantQuota {
+  const given = <T>(name: string, parse: (text: string) => T): T | undefined => (quota[name] === undefined ? undefined : parse(quota[name]));
   return {
-    cpuUnits: quota['cpus'] === undefined ? Number.POSITIVE_INFINITY : parseUnits('cpus', Number(quota['cpus'])),
-    memoryBytes: quota['memory'] === undefined ? Number.POSITIVE_INFINITY : parseMemory(quota['memory']),
-    objectBytes: quota['objects'] === undefined ? Number.POSITIVE_INFINITY : parseMemory(quota['objects']),
+    cpuUnits: given('cpus', (text) => parseUnits('cpus', Number(text))) ?? NO_QUOTA.cpuUnits,
+    memoryBytes: given('memory', parseMemory) ?? NO_QUOTA.memoryBytes,
+    objectBytes: given('objects', parseMemory) ?? NO_QUOTA.objectBytes,
+    tasks: given('tasks', Number) ?? NO_QUOTA.tasks,
+    actors: given('actors', Number) ?? NO_QUOTA.actors,
+    workers: given('workers', Number) ?? NO_QUOTA.workers,
   };
 }

@@ -12,7 +12,7 @@ import { DO, World, type SimClient } from '../sim/world.ts';
 
 const [ACME, GLOBEX] = [1, 2];
 const SIZE = 500_000;
-const send = (client: SimClient): void => client.node.core.clientBatch(client.channel, client.out.take(), client.world.nowMs);
+const send = (client: SimClient): number => client.node.core.clientBatch(client.channel, client.out.take(), client.world.nowMs);
 
 /** acme has put `size` octets as a file and granted them; `effects` keeps what the node does from then on. */
 function granted(size = SIZE): { world: World; acme: SimClient; globex: SimClient; ref: Uint8Array; effects: Effect[] } {

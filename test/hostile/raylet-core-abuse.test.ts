@@ -27,7 +27,7 @@ function world(options: { seed: number; cpus?: number }): { world: World; acme: 
 }
 
 const core = (client: SimClient) => client.node.core.state;
-const send = (client: SimClient): void => client.node.core.clientBatch(client.channel, client.out.take(), client.world.nowMs);
+const send = (client: SimClient): number => client.node.core.clientBatch(client.channel, client.out.take(), client.world.nowMs);
 const logOf = (client: SimClient): SimLog => client.node.logs.get(client.channel.job.tenant.number) as SimLog;
 
 /** Octets that wait for a client, in its batches; each must fit a message. */

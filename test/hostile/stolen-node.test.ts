@@ -22,7 +22,7 @@ interface Asked {
   chunk(total: number, offset: number, octets: number): void;
 }
 
-const send = (client: SimClient): void => client.node.core.clientBatch(client.channel, client.out.take(), client.world.nowMs);
+const send = (client: SimClient): number => client.node.core.clientBatch(client.channel, client.out.take(), client.world.nowMs);
 
 /** A client waits for an object of the other node, which has welcomed this one and now answers as it likes. */
 function asked(quotaBytes = Number.POSITIVE_INFINITY): Asked {

@@ -14,6 +14,7 @@ function expectAtRest(world: World): void {
       for (const lease of c.leases) expect([lease.active, lease.holding]).toEqual([0, false]);
       for (const remote of c.remoteLeases.values()) expect(remote.inFlight).toBe(0);
     }
+    for (const channel of core.channels.values()) expect(channel.heldBytes, 'no batch is kept').toBe(0);
   }
 }
 
@@ -39,7 +40,8 @@ function closeAll(world: World): void {
 
 describe.each([1, 2, 3])('%i raylets', (nodes) => {
   it.each([11, 12, 13, 14, 15, 16, 17, 18])('answer every call exactly once, whatever dies (seed %i)', (seed) => {
-    const world = new World({ nodes, cpus: 2, seed: seed * 7 + nodes });
+    // In every second run batches are read in pieces.
+    const world = new World({ nodes, cpus: 2, seed: seed * 7 + nodes, ...(seed % 2 === 0 ? { pieces: 3 } : {}) });
     const clients: SimClient[] = [];
     const pending: { client: SimClient; refs: Uint8Array[] }[] = [];
     for (let i = 0; i < nodes + 1; i++) {
@@ -165,5 +167,106 @@ describe('a ref inside an argument', () => {
     client.flush();
     world.run(1_000);
     expect(objects.has(1), 'nobody can hold it any more').toBe(false);
+  });
+});
+
+describe('a quota', () => {
+  it('of tasks refuses the next one with what to do, and takes it after a result', () => {
+    const world = new World({ nodes: 1, cpus: 1, seed: 21, quota: { tasks: 3 } });
+    const [client, neighbour] = [world.client(0, 1), world.client(0, 2)];
+    for (const c of [client, neighbour]) c.define(1, CALL_KIND.TASK, {});
+    const refs = Array.from({ length: 5 }, () => client.call(OP.SUBMIT, 1, DO.RETURN));
+    client.get(refs);
+    client.flush();
+    neighbour.get(Array.from({ length: 3 }, () => neighbour.call(OP.SUBMIT, 1, DO.RETURN)));
+    neighbour.flush();
+    world.run(1_000);
+    expect(client.failed).toEqual(['QUOTA_EXCEEDED', 'QUOTA_EXCEEDED']);
+    expect(client.reasons[0]).toMatch(/3 tasks on this node .* quota is 3: wait for results .* larger quota \(tasks\)/);
+    expect(neighbour.failed).toEqual([]);
+    client.get([client.call(OP.SUBMIT, 1, DO.THROW), client.call(OP.SUBMIT, 1, DO.RETURN)]);
+    client.flush();
+    world.run(1_000);
+    expect(client.failed.slice(2)).toEqual(['TASK_FAILED']);
+    expectAtRest(world);
+  });
+
+  it('of tasks counts a forwarded one where it was submitted', () => {
+    const world = new World({ nodes: 2, cpus: 1, seed: 22, quota: { tasks: 8 } });
+    const client = world.client(0, 1);
+    client.define(1, CALL_KIND.TASK, {});
+    for (let round = 0; round < 5; round++) {
+      client.get(Array.from({ length: 8 }, () => client.call(OP.SUBMIT, 1, DO.RETURN)));
+      client.flush();
+      world.run(10_000);
+    }
+    expect(client.failed).toEqual([]);
+    for (const node of world.nodes) for (const tenant of node.core.state.tenants.values()) expect(tenant.tasks).toBe(0);
+  });
+
+  it('of actors counts those that are not dead', () => {
+    const world = new World({ nodes: 1, cpus: 1, seed: 23, quota: { actors: 2 } });
+    const client = world.client(0, 1);
+    client.define(4, CALL_KIND.ACTOR_CLASS, {}, 'Counter');
+    const actors = [1, 2, 3].map(() => client.call(OP.CREATE_ACTOR, 4, DO.RETURN));
+    client.get(actors);
+    client.flush();
+    world.run(1_000);
+    expect(client.failed).toEqual(['QUOTA_EXCEEDED']);
+    expect(client.reasons[0]).toMatch(/2 actors on this node, its quota is 2: kill some .* larger quota \(actors\)/);
+    client.out.begin(OP.KILL).u32(0).u32(77).raw(actors[0] as Uint8Array).end();
+    client.get([client.call(OP.CREATE_ACTOR, 4, DO.THROW)]);
+    client.flush();
+    world.run(1_000);
+    client.get([client.call(OP.CREATE_ACTOR, 4, DO.RETURN)]);
+    client.flush();
+    world.run(1_000);
+    expect(client.failed.slice(1)).toEqual(['TASK_FAILED']);
+    closeAll(world);
+    expect(world.nodes[0]?.core.state.tenants.get(1)?.actors).toBe(0);
+  });
+
+  it('of workers bounds the processes; tasks take turns, and are told when there will never be one', () => {
+    const world = new World({ nodes: 1, cpus: 4, seed: 24, quota: { workers: 1 } });
+    const client = world.client(0, 1);
+    client.define(1, CALL_KIND.TASK, {});
+    client.define(2, CALL_KIND.TASK, { cpus: 0.5 });
+    client.define(4, CALL_KIND.ACTOR_CLASS, {}, 'Counter');
+    client.get(Array.from({ length: 20 }, (_, i) => client.call(OP.SUBMIT, 1 + (i % 2), DO.RETURN)));
+    client.flush();
+    const core = (world.nodes[0] as SimNode).core.state;
+    let most = 0;
+    while (world.step()) most = Math.max(most, core.workers.size);
+    // A worker that gives its place to another class leaves first.
+    for (let i = 0; i < 20; i++) {
+      world.tick();
+      while (world.step()) most = Math.max(most, core.workers.size);
+    }
+    expect(most).toBe(1);
+    expect([...client.calls.values()].flatMap((c) => c.answers)).toEqual(Array.from({ length: 20 }, () => 'value'));
+    const actor = client.call(OP.CREATE_ACTOR, 4, DO.RETURN);
+    client.get([actor]);
+    client.flush();
+    for (let i = 0; i < 20; i++) {
+      world.run(1_000);
+      world.tick();
+    }
+    client.get([client.call(OP.SUBMIT, 1, DO.RETURN)]);
+    client.flush();
+    world.run(1_000);
+    expect(client.failed).toEqual(['QUOTA_EXCEEDED']);
+    expect(client.reasons[0]).toMatch(/1 worker processes on this node, its whole quota, are its actors', so no task can run here: kill actors, or ask for a larger quota \(workers\)/);
+  });
+
+  it('of no workers at all is said at once, to tasks and to actors', () => {
+    const world = new World({ nodes: 1, cpus: 4, seed: 25, quota: { workers: 0 } });
+    const client = world.client(0, 1);
+    client.define(1, CALL_KIND.TASK, {});
+    client.define(4, CALL_KIND.ACTOR_CLASS, {}, 'Counter');
+    client.get([client.call(OP.SUBMIT, 1, DO.RETURN), client.call(OP.CREATE_ACTOR, 4, DO.RETURN)]);
+    client.flush();
+    world.run(1_000);
+    expect(client.failed).toEqual(['QUOTA_EXCEEDED', 'QUOTA_EXCEEDED']);
+    expectAtRest(world);
   });
 });

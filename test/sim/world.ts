@@ -9,7 +9,7 @@ import { parseTenantName, type JobId } from '../../src/base/ids.ts';
 import { principalFromSpiffeId } from '../../src/base/principal.ts';
 import { makeId } from '../../src/raylet/core/core.ts';
 import { RayletCore } from '../../src/raylet/core/raylet-core.ts';
-import { CHANNEL_KIND, type Channel, type Slot, type Upstream, type Worker } from '../../src/raylet/core/state.ts';
+import { CHANNEL_KIND, NO_QUOTA, type Channel, type HeldBatch, type Slot, type TenantQuota, type Upstream, type Worker } from '../../src/raylet/core/state.ts';
 
 /** mulberry32: small, fast and good enough to choose what happens next. */
 export function seeded(seed: number): () => number {
@@ -97,7 +97,9 @@ export class SimClient {
   nextSeq = 1;
   nextRequest = 1;
   readonly out = new FrameWriter();
+  /** Codes and messages of what failed. */
   readonly failed: string[] = [];
+  readonly reasons: string[] = [];
 
   constructor(world: World, node: SimNode, channel: Channel) {
     this.world = world;
@@ -163,10 +165,7 @@ export class SimClient {
   flush(): void {
     if (this.out.length > 0) {
       const batch = this.out.take();
-      this.world.push(`client ${this.channel.number}`, () => {
-        if (!this.channel.closed) this.node.core.clientBatch(this.channel, batch, this.world.nowMs);
-        this.world.drain(this.node);
-      });
+      this.world.pushBatch(`client ${this.channel.number}`, this.node, batch, (...piece) => (this.channel.closed ? batch.length : this.node.core.clientBatch(this.channel, batch, this.world.nowMs, ...piece)));
     }
   }
 
@@ -184,6 +183,7 @@ export class SimClient {
       else if (r.op === OP.VALUE_FAILED) {
         settle('failed');
         this.failed.push(r.str());
+        this.reasons.push(r.text(65_536));
       } else if (r.op === OP.STREAM_ITEM) {
         const stream = this.streams.get(r.u32()) as SimStream;
         const form = r.u8();
@@ -214,6 +214,10 @@ export interface WorldOptions {
   readonly cpus: number;
   readonly seed: number;
   readonly decide?: (request: DecisionRequest) => boolean;
+  /** Of both tenants, on every node. */
+  readonly quota?: Partial<TenantQuota>;
+  /** Batches are read in pieces of this many frames at most, with whatever else happens in between. */
+  readonly pieces?: number;
 }
 
 export class World {
@@ -228,10 +232,12 @@ export class World {
   /** Answers of the head to names; undefined: free. */
   nameTaken: (name: string) => boolean = () => false;
   readonly clients: SimClient[] = [];
+  readonly #pieces: number | undefined;
   steps = 0;
 
   constructor(options: WorldOptions) {
     this.random = seeded(options.seed);
+    this.#pieces = options.pieces;
     const decisions: PolicyDecisionPoint = { version: 1, decide: (request) => ({ allow: request.resource.attributes.tenant === request.principal.tenant && (options.decide?.(request) ?? true), rule: 'sim', policyVersion: 1 }) };
     for (let i = 1; i <= options.nodes; i++) {
       const core = new RayletCore({
@@ -243,7 +249,7 @@ export class World {
       for (const [number, name] of [[1, 'acme'], [2, 'globex']] as const) {
         const log = new SimLog();
         node.logs.set(number, log);
-        core.setTenant(parseTenantName(name), number, () => log, { cpuUnits: Number.POSITIVE_INFINITY, memoryBytes: Number.POSITIVE_INFINITY, objectBytes: Number.POSITIVE_INFINITY }, true);
+        core.setTenant(parseTenantName(name), number, () => log, { ...NO_QUOTA, ...options.quota }, true);
       }
     }
     for (const node of this.nodes) this.shareNodes(node);
@@ -275,6 +281,22 @@ export class World {
     const queue = this.#queues.get(link);
     if (queue === undefined) this.#queues.set(link, [event]);
     else queue.push(event);
+  }
+
+  /** A batch on a link; in a world of pieces, its rest is the next event there. */
+  pushBatch(link: string, node: SimNode, batch: Uint8Array, read: (budget: number, at: number, held: HeldBatch | undefined) => number): void {
+    let at = 0;
+    let held: HeldBatch | undefined;
+    const piece = (): void => {
+      at = read(this.#pieces === undefined ? Number.POSITIVE_INFINITY : 1 + Math.floor(this.random() * this.#pieces), at, held);
+      held = node.core.state.held;
+      this.drain(node);
+      if (at === batch.length) return;
+      const queue = this.#queues.get(link);
+      if (queue === undefined) this.#queues.set(link, [piece]);
+      else queue.unshift(piece);
+    };
+    this.push(link, piece);
   }
 
   /** One thing happens, somewhere. False: nothing is left to happen. */
@@ -451,11 +473,7 @@ export class World {
     const back = `peer ${upstream.nodeNumber}→${node.core.state.config.nodeNumber} for ${node.core.state.config.nodeNumber}`;
     let channel: Channel | undefined;
     this.#peers.set(upstream, {
-      send: (batch) => this.push(there, () => {
-        if (channel === undefined || channel.closed || this.#lost.has(other)) return;
-        other.core.clientBatch(channel, batch, this.nowMs);
-        this.drain(other);
-      }),
+      send: (batch) => this.pushBatch(there, other, batch, (...piece) => (channel === undefined || channel.closed || this.#lost.has(other) ? batch.length : other.core.clientBatch(channel, batch, this.nowMs, ...piece))),
       close: () => this.push(there, () => {
         if (channel === undefined || channel.closed || this.#lost.has(other)) return;
         other.core.closeChannel(channel);
@@ -468,11 +486,7 @@ export class World {
       if (tenant === undefined || this.#lost.has(other)) return;
       const theirs = other.core.ensureJob(job.id, tenant, job.submitter, job.principal, job.credential, Number.POSITIVE_INFINITY, 0);
       channel = other.core.openChannel(CHANNEL_KIND.PEER, theirs, upstream.asJob ? theirs.principal : theirs.submitter, depth, {});
-      this.#peerOf.set(channel, (batch) => this.push(back, () => {
-        if (upstream.closed || this.#lost.has(node) || this.#lost.has(other)) return;
-        node.core.upstreamBatch(upstream, batch, this.nowMs);
-        this.drain(node);
-      }));
+      this.#peerOf.set(channel, (batch) => this.pushBatch(back, node, batch, (budget, at) => (upstream.closed || this.#lost.has(node) || this.#lost.has(other) ? batch.length : node.core.upstreamBatch(upstream, batch, this.nowMs, budget, at))));
       this.drain(other);
     });
   }
@@ -595,10 +609,7 @@ export class World {
     const out = new FrameWriter(256);
     write(out);
     const batch = out.take();
-    this.push(`from ${node.core.state.config.nodeNumber}/${slot.worker.key}/${slot.number}`, () => {
-      if (node.pools.get(slot.worker)?.get(slot.number) !== slot) return;
-      node.core.guestBatch(slot, batch, this.nowMs);
-      this.drain(node);
-    });
+    const gone = (): boolean => node.pools.get(slot.worker)?.get(slot.number) !== slot;
+    this.pushBatch(`from ${node.core.state.config.nodeNumber}/${slot.worker.key}/${slot.number}`, node, batch, (...piece) => (gone() ? batch.length : node.core.guestBatch(slot, batch, this.nowMs, ...piece)));
   }
 }

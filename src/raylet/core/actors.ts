@@ -24,7 +24,7 @@ import { isStarting, placeActor, seated, takeBack, unseat } from './actor-seats.
 import { idIndex, makeId, type Core } from './core.ts';
 import { concludeTask, sendExec } from './dispatch.ts';
 import { awaitEntry, forgetSession, isLocal, settleInline, unpin } from './objects.ts';
-import { failedArgument } from './scheduler.ts';
+import { failedArgument, workersFailure } from './scheduler.ts';
 import { forward } from './upstreams.ts';
 import { CHANNEL_KIND, OBJECT_STATUS, Task, TASK_STATE, type Actor, type Channel, type Failure, type Session, type Template } from './state.ts';
 
@@ -105,7 +105,7 @@ export function placeWaitingActors(core: Core): void {
   for (const actor of core.waitingActors.some(WAITING_PER_STEP)) {
     if (actor.state === 'DEAD' || actor.state === 'ALIVE') core.waitingActors.delete(actor);
     else if (actor.creation.missing === 0 && actor.notBeforeMs <= core.nowMs) {
-      const failure = failedArgument(actor.creation);
+      const failure = failedArgument(actor.creation) ?? workersFailure(core, actor.job.tenant, 'actors');
       if (actor.state === 'DEPENDENCIES_UNREADY' && failure === undefined) actor.state = 'PENDING_CREATION';
       if (failure !== undefined) actorDied(core, actor, failure);
       else if (!placeActor(core, actor)) continue;
@@ -160,7 +160,7 @@ function retriesOf(actor: Actor, task: Task): number {
 export function callActor(core: Core, actor: Actor, task: Task): void {
   task.actor = actor;
   const limit = actor.template.options.maxPendingCalls;
-  if (actor.state === 'DEAD') return concludeTask(core, task, { code: 'ACTOR_DIED', message: `the actor is dead: ${actor.reason}`, stack: '' });
+  if (actor.state === 'DEAD') return concludeTask(core, task, actor.refused ?? { code: 'ACTOR_DIED', message: `the actor is dead: ${actor.reason}`, stack: '' });
   if (actor.state === 'RESTARTING' && retriesOf(actor, task) === 0) return concludeTask(core, task, { code: 'ACTOR_UNAVAILABLE', message: `the actor is restarting, and its calls do not wait for that without maxTaskRetries; it was lost: ${actor.reason}`, stack: '' });
   if (limit > 0 && actor.inFlight >= limit) return concludeTask(core, task, { code: 'RESOURCE_EXHAUSTED', message: `the actor has ${actor.inFlight} calls pending, its limit is ${limit}: wait for some of them`, stack: '' });
   actor.inFlight++;
@@ -268,8 +268,10 @@ export function actorDied(core: Core, actor: Actor, failure: Failure, lost = fal
   const reason = told(failure);
   actor.state = 'DEAD';
   actor.reason = reason;
+  if (failure.code === 'QUOTA_EXCEEDED') actor.refused = failure;
   actor.inFlight = 0;
   actor.job.actors.delete(actor);
+  if (creation.channel.kind !== CHANNEL_KIND.PEER) tenant.actors--;
   core.waitingActors.delete(actor);
   core.lifecycle(tenant, 'actor.died', session.ownerId, 'actor', session.prefixHex, index, `${failure.code} ${actor.template.detail}`);
   if (actor.nameRegistered) core.out.push({ type: 'release-name', actor, id: makeId(session.prefix, index) });

@@ -210,6 +210,7 @@ function makeTask(core: Core, channel: Channel, r: FrameReader, call: ParsedCall
   const task = new Task(channel, call.seq, template, r.batch, argsStart, restStart, r.frameEnd, auditSeq, depth, core.nowMs);
   task.attempt = call.attempt;
   channel.inFlight++;
+  if (template.kind === CALL_KIND.TASK && channel.kind !== CHANNEL_KIND.PEER) channel.job.tenant.tasks++;
   if (core.held === undefined) core.held = { bytes: r.batch.byteLength, calls: 0 };
   task.hold(core.held);
   if (template.options.stream !== undefined) task.stream = new Stream(template.options.stream, call.parent);
@@ -257,6 +258,15 @@ function noteCreated(call: ParsedCall, channel: Channel, count: number): void {
   for (let i = 0; i < count; i++) created.push(call.seq + i);
 }
 
+/** What says that the tenant has as many of these as it may. What another node forwards was counted there. */
+function overQuota(channel: Channel, kind: CallKind): string | undefined {
+  const { tenant } = channel.job;
+  if (channel.kind === CHANNEL_KIND.PEER) return undefined;
+  if (kind === CALL_KIND.TASK && tenant.tasks >= tenant.quota.tasks) return `the tenant has ${tenant.tasks} tasks on this node that have not ended, its quota is ${tenant.quota.tasks}: wait for results before submitting more, or ask for a larger quota (tasks)`;
+  if (kind === CALL_KIND.ACTOR_CLASS && tenant.actors > tenant.quota.actors) return `the tenant has ${tenant.actors - 1} actors on this node, its quota is ${tenant.quota.actors}: kill some of them, or ask for a larger quota (actors)`;
+  return undefined;
+}
+
 function begin(core: Core, channel: Channel, r: FrameReader, kind: CallKind): ParsedCall | undefined {
   const exec = r.u32();
   const parent = parentOf(channel, exec);
@@ -265,12 +275,13 @@ function begin(core: Core, channel: Channel, r: FrameReader, kind: CallKind): Pa
   const template = channel.templates.get(templateNumber);
   const call = { parent, seq, templateNumber, template, attempt: channel.kind === CHANNEL_KIND.PEER ? exec : 0 };
   const { tenant } = channel.job;
-  const over = channel.inFlight >= 2 * MAX_CALLS_IN_FLIGHT ? `more than ${2 * MAX_CALLS_IN_FLIGHT} calls are in flight: wait for results before submitting more`
+  const quota = kind === CALL_KIND.TASK ? overQuota(channel, kind) : undefined;
+  const over = quota !== undefined ? quota : channel.inFlight >= 2 * MAX_CALLS_IN_FLIGHT ? `more than ${2 * MAX_CALLS_IN_FLIGHT} calls are in flight: wait for results before submitting more`
     : tenant.heldBytes >= MAX_HELD_BYTES_PER_TENANT ? `the calls in flight of the tenant take more than ${MAX_HELD_BYTES_PER_TENANT} bytes on this node: put large arguments, or wait for results`
       : tenant.entries >= MAX_OBJECTS_PER_TENANT ? TOO_MANY_OBJECTS : undefined;
   if (template !== undefined && template.kind === kind && over === undefined) return call;
   makeReturns(channel, seq, 1);
-  const failure = template !== undefined && template.kind === kind ? refused('RESOURCE_EXHAUSTED', over ?? '') : (channel.refusedTemplates.get(templateNumber) ?? refused('INVALID_ARGUMENT', `the function with number ${templateNumber} is not defined`));
+  const failure = template !== undefined && template.kind === kind ? refused(quota === undefined ? 'RESOURCE_EXHAUSTED' : 'QUOTA_EXCEEDED', over ?? '') : (channel.refusedTemplates.get(templateNumber) ?? refused('INVALID_ARGUMENT', `the function with number ${templateNumber} is not defined`));
   failReturns(core, channel, seq, 1, failure);
   if (kind === CALL_KIND.ACTOR_CLASS) tellCreator(core, channel, seq, ACTOR_STATE.ENDED, failure, -1);
   noteCreated(call, channel, 1);
@@ -323,6 +334,10 @@ export function onCreateActor(core: Core, channel: Channel, r: FrameReader): voi
   const actor = new Actor(session, call.seq, channel.job, template, task, template.options.name);
   session.actors.set(call.seq, actor);
   channel.job.actors.add(actor);
+  if (channel.kind !== CHANNEL_KIND.PEER) channel.job.tenant.actors++;
+  // Dead at once, and known: the calls that its client makes without waiting are told why.
+  const quota = overQuota(channel, CALL_KIND.ACTOR_CLASS);
+  if (quota !== undefined) return actorDied(core, actor, refused('QUOTA_EXCEEDED', quota));
   // What another raylet had made here, it restarts itself.
   if (template.options.maxRestarts !== 0 && channel.kind !== CHANNEL_KIND.PEER) keepSeed(actor);
   if (actor.name === '') core.waitingActors.add(actor);

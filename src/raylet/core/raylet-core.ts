@@ -19,15 +19,19 @@ import { onExit, onFailure, onLog, onResult } from './guest-results.ts';
 import { answerDeferred, dropDeferred, expireWaits, forgetFresh, loseFile, LOST, refuseValue, releaseSession, takeAllBack } from './objects.ts';
 import { dropLease, enqueue, pump, retireIdleWorkers, workerNotStarted, workerStarted } from './scheduler.ts';
 import { onItem, onMore } from './streams.ts';
-import { closeUpstream, forward, killRemote, onUpstreamBatch, takeUpFetches, transferFailed, upstreamTo } from './upstreams.ts';
-import { CHANNEL_KIND, Channel, Job, PENDING_KIND, TASK_STATE, TenantState, type Actor, type ChannelKind, type Failure, type Slot, type TenantQuota, type Upstream, type Worker } from './state.ts';
+import { closeUpstream, forward, killRemote, onUpstreamFrame, takeUpFetches, transferFailed, upstreamTo } from './upstreams.ts';
+import { CHANNEL_KIND, Channel, Job, PENDING_KIND, TASK_STATE, TenantState, type Actor, type ChannelKind, type Failure, type HeldBatch, type Slot, type Task, type TenantQuota, type Upstream, type Worker } from './state.ts';
 
 const MAX_CREDENTIAL_BYTES = 8_192;
+/** Octets of a frame, as a power of two, that count as another frame. */
+const COST_SHIFT = 12;
 
 export class RayletCore {
   readonly state: Core;
   readonly #reader = new FrameReader();
   readonly #counter = new FrameReader();
+  readonly #remoteEnded = (task: Task): void => remoteEnded(this.state, task);
+  readonly #remoteActorChanged = (actor: Actor, state: number, failure: Failure): void => remoteActorChanged(this.state, actor, state, failure);
 
   constructor(config: CoreConfig) {
     this.state = new Core(config);
@@ -190,13 +194,22 @@ export class RayletCore {
     if (!channel.closed) answerDeferred(this.state, channel);
   }
 
-  /** A batch of a driver or another raylet. Throws INVALID_ARGUMENT when malformed: the channel must then be closed. */
-  clientBatch(channel: Channel, batch: Uint8Array, nowMs: number): void {
+  /**
+   * A batch of a driver or another raylet, from the frame at `from` on, until frames worth `budget` have been read: one each, and one for every
+   * 4 KiB. Returns where the next frame begins, the batch's length when it is done; `state.held` then goes with the rest. Throws
+   * INVALID_ARGUMENT when malformed: the channel must then be closed.
+   */
+  clientBatch(channel: Channel, batch: Uint8Array, nowMs: number, budget = Number.POSITIVE_INFINITY, from = 0, held: HeldBatch | undefined = undefined): number {
     this.state.nowMs = nowMs;
-    const r = this.#reader.reset(batch);
-    this.state.held = undefined;
-    while (r.next()) this.#clientFrame(channel, r);
+    const r = this.#reader.reset(batch, from);
+    this.state.held = held;
+    let left = budget;
+    for (let at = from; left > 0 && r.next(); at = r.nextFrame) {
+      this.#clientFrame(channel, r);
+      left -= 1 + ((r.nextFrame - at) >>> COST_SHIFT);
+    }
     this.settle();
+    return r.nextFrame;
   }
 
   #clientFrame(channel: Channel, r: FrameReader): void {
@@ -228,16 +241,20 @@ export class RayletCore {
     throw new BulkheadError('INVALID_ARGUMENT', `op 0x${r.op.toString(16)} is not a call of this channel`);
   }
 
-  /** A batch out of an isolate. Throws when malformed: the worker must then be killed. */
-  guestBatch(slot: Slot, batch: Uint8Array, nowMs: number): void {
+  /** A batch out of an isolate, or a part of it, as in `clientBatch`. Throws when malformed: the worker must then be killed. */
+  guestBatch(slot: Slot, batch: Uint8Array, nowMs: number, budget = Number.POSITIVE_INFINITY, from = 0, held: HeldBatch | undefined = undefined): number {
     const core = this.state;
     core.nowMs = nowMs;
     let results = 0;
-    const counter = this.#counter.reset(batch);
-    while (counter.next()) if (counter.op === OP.RESULT || counter.op === OP.FAILURE) results++;
-    const r = this.#reader.reset(batch);
-    core.held = undefined;
-    while (r.next()) {
+    // What is read later came with what was measured when the batch was begun.
+    if (from === 0) {
+      const counter = this.#counter.reset(batch);
+      for (let i = 0; i < budget && counter.next(); i++) if (counter.op === OP.RESULT || counter.op === OP.FAILURE) results++;
+    }
+    const r = this.#reader.reset(batch, from);
+    core.held = held;
+    let left = budget;
+    for (let at = from; left > 0 && r.next(); at = r.nextFrame) {
       switch (r.op) {
         case OP.RESULT:
           onResult(core, slot, r, results);
@@ -257,8 +274,10 @@ export class RayletCore {
         default:
           this.#clientFrame(slot.channel, r);
       }
+      left -= 1 + ((r.nextFrame - at) >>> COST_SHIFT);
     }
     this.settle();
+    return r.nextFrame;
   }
 
   /** A fact about a worker, in its tenant's log. */
@@ -344,10 +363,17 @@ export class RayletCore {
 
   // --- other raylets and the head ---------------------------------------------------------------------------------------
 
-  upstreamBatch(upstream: Upstream, batch: Uint8Array, nowMs: number): void {
+  /** A batch of another raylet on a channel of ours, or a part of it, as in `clientBatch`. Throws when malformed: the channel must then be closed. */
+  upstreamBatch(upstream: Upstream, batch: Uint8Array, nowMs: number, budget = Number.POSITIVE_INFINITY, from = 0): number {
     this.state.nowMs = nowMs;
-    onUpstreamBatch(this.state, upstream, this.#reader.reset(batch), (task) => remoteEnded(this.state, task), (actor, state, failure) => remoteActorChanged(this.state, actor, state, failure));
+    const r = this.#reader.reset(batch, from);
+    let left = budget;
+    for (let at = from; left > 0 && r.next(); at = r.nextFrame) {
+      onUpstreamFrame(this.state, upstream, r, this.#remoteEnded, this.#remoteActorChanged);
+      left -= 1 + ((r.nextFrame - at) >>> COST_SHIFT);
+    }
     this.settle();
+    return r.nextFrame;
   }
 
   upstreamClosed(upstream: Upstream, failure: Failure): void {

@@ -139,6 +139,11 @@ function serve(core: Core, c: SchedulingClass, contended: boolean): void {
     if (!startLease(core, c)) break;
   }
   if (c.queue.length > c.starting) spill(core, c);
+  if (c.queue.length > 0 && c.leases.size === 0) {
+    const failure = workersFailure(core, c.job.tenant, 'tasks');
+    // What another node has room for, now or when it is asked again, waits for that.
+    if (failure !== undefined && core.nodes.size === 0) for (let task = c.queue.shift(); task !== undefined; task = c.queue.shift()) concludeTask(core, task, failure);
+  }
 }
 
 function feed(core: Core, c: SchedulingClass, lease: Lease): void {
@@ -203,8 +208,27 @@ export function roomForWorker(core: Core, tenant: TenantState): boolean {
   const most = core.config.maxWorkers;
   let own = 0;
   for (const worker of core.workers.values()) if (worker.tenant === tenant) own++;
+  if (own >= tenant.quota.workers) {
+    // The place is free when the process has ended.
+    evictIdleWorker(core, tenant);
+    return false;
+  }
   if (own >= most - Math.floor(most / 4)) return evictIdleWorker(core, tenant);
   return core.workers.size < most || evictIdleWorker(core, undefined);
+}
+
+/**
+ * Why a tenant's quota of processes lets nothing of a kind run on this node, now or later: it gives none, or all that it gives are seats of
+ * actors, who leave only when they die. Undefined: there is a worker for it, or will be.
+ */
+export function workersFailure(core: Core, tenant: TenantState, purpose: Worker['purpose']): Failure | undefined {
+  const { workers } = tenant.quota;
+  if (workers === Number.POSITIVE_INFINITY) return undefined;
+  let forActors = 0;
+  for (const worker of core.workers.values()) if (worker.tenant === tenant && worker.purpose === 'actors' && worker.seats > 0) forActors++;
+  if (workers > 0 && (purpose === 'actors' || forActors < workers)) return undefined;
+  const what = workers === 0 ? `the tenant's quota gives it no worker processes on this node` : `the tenant's ${workers} worker processes on this node, its whole quota, are its actors'`;
+  return { code: 'QUOTA_EXCEEDED', message: `${what}, so ${purpose === 'tasks' ? 'no task' : 'no actor'} can run here: ${workers === 0 ? '' : 'kill actors, or '}ask for a larger quota (workers)`, stack: '' };
 }
 
 /** Of this tenant, or of any. */
@@ -259,12 +283,13 @@ export function dropLease(core: Core, lease: Lease): void {
 /**
  * A batch of results came from a lease: measure the function, so that the next tasks are given ahead in the right number. The time
  * between two batches is the functions' and the machine's: on a busy machine most of it is waiting for a processor. What came
- * together ran together, within the time after which an isolate flushes; that bounds it however long the wait was.
+ * together ran together, within the time after which an isolate flushes; that bounds it however long the wait was. `results` 0: not the first
+ * part of its batch.
  */
 export function measure(core: Core, slot: Slot, task: Task, results: number): void {
   const elapsed = core.nowMs - slot.lastResultMs;
   // The others of one batch: measured with its first.
-  if (elapsed <= 0 && results > 1) return;
+  if (results === 0 || (elapsed <= 0 && results > 1)) return;
   const each = Math.max(elapsed, 0) / results;
   // The clock has whole milliseconds at worst; a floor keeps "0 ms" from meaning "never measured".
   const sample = Math.max(results > 1 ? Math.min(each, ISOLATE_FLUSH_MS / results) : each, 0.002);

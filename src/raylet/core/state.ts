@@ -19,7 +19,17 @@ export interface TenantQuota {
   memoryBytes: number;
   /** Bytes of objects held on this node. */
   objectBytes: number;
+  /** Tasks that were submitted here and have not ended; those that another node forwarded count over there. */
+  tasks: number;
+  /** Actors that were created here and are not dead, wherever they live. */
+  actors: number;
+  /** Worker processes on this node. */
+  workers: number;
 }
+
+export const NO_QUOTA: TenantQuota = Object.freeze({
+  cpuUnits: Number.POSITIVE_INFINITY, memoryBytes: Number.POSITIVE_INFINITY, objectBytes: Number.POSITIVE_INFINITY, tasks: Number.POSITIVE_INFINITY, actors: Number.POSITIVE_INFINITY, workers: Number.POSITIVE_INFINITY,
+});
 
 export class TenantState {
   readonly name: TenantName;
@@ -36,6 +46,9 @@ export class TenantState {
   heldBytes = 0;
   cpuUnitsInUse = 0;
   memoryBytesInUse = 0;
+  /** As the quotas of these names count. */
+  tasks = 0;
+  actors = 0;
   /** Facts that its log could not take when they came about: appended before any further decision. */
   readonly owed: AuditRecord[] = [];
   /** Denied tries of other tenants at what is this one's, by their number. */
@@ -54,7 +67,7 @@ export class TenantState {
     this.name = name;
     this.number = number;
     this.log = log;
-    this.quota = quota;
+    this.quota = { ...quota };
   }
 }
 
@@ -274,6 +287,8 @@ export class Channel {
   waiting = 0;
   /** Octets of its batches of which some call is not finished. */
   heldBytes = 0;
+  /** Octets of its batches that wait their turn to be read. */
+  unreadBytes = 0;
   /** Octets of values written since its last ones had left, and the answers that wait for that. */
   answeredBytes = 0;
   readonly deferred: DeferredAnswer[] = [];
@@ -498,6 +513,8 @@ export class Worker {
   /** Those of them whose isolates are still being made, one after the other in each process. */
   booting = 0;
   idleSinceMs = 0;
+  /** Octets out of its isolates that wait their turn to be read. */
+  unreadBytes = 0;
 
   constructor(key: number, tenant: TenantState, memoryBytes: number, purpose: 'tasks' | 'actors') {
     this.key = key;
@@ -572,6 +589,8 @@ export class Upstream {
   readonly cut: CutBatch[] = [];
   dirty = false;
   closed = false;
+  /** Octets of its batches that wait their turn to be read. */
+  unreadBytes = 0;
   prefix: Uint8Array | undefined = undefined;
   nextSeq = 1;
   nextRequest = 1;
@@ -658,6 +677,8 @@ export class Actor {
   inFlight = 0;
   /** Weak, as the templates of a slot: an actor outlives the drivers that call it, and their definitions must go with them. */
   readonly methodResources = new WeakMap<Template, Resource>();
+  /** It never was: its tenant's quota had no room for it. */
+  refused: Failure | undefined = undefined;
 
   constructor(session: Session, index: number, job: Job, template: Template, creation: Task, name: string) {
     this.session = session;

@@ -155,79 +155,77 @@ function firstJob(entry: ObjectEntry): { job: Job; asJob: boolean } | undefined 
   return undefined;
 }
 
-/** A batch that another raylet sent on one of our channels to it. Returns what finished, so that the scheduler can go on. */
-export function onUpstreamBatch(core: Core, upstream: Upstream, reader: FrameReader, finished: (task: Task) => void, actorChanged: (actor: Actor, state: number, failure: Failure) => void): void {
-  while (reader.next()) {
-    switch (reader.op) {
-      case OP.WELCOME: {
-        upstream.prefix = reader.raw(SESSION_PREFIX_BYTES).slice();
-        reader.text(65_536);
-        const deferred = upstream.deferred;
-        upstream.deferred = [];
-        upstream.deferredFetches = [];
-        for (const act of deferred) act();
-        break;
-      }
-      case OP.VALUE: {
-        const at = answered(core, upstream, reader);
-        const value = reader.rest().slice();
-        if (at !== undefined) settleInline(core, at.entry, value);
-        conclude(upstream, at, finished);
-        break;
-      }
-      case OP.VALUE_STORED: {
-        const at = answered(core, upstream, reader);
-        // Its size: known when the value is fetched.
-        reader.u64();
-        if (at !== undefined) {
-          at.entry.remote = upstream;
-          at.entry.remoteId = at.id;
-          settleRemote(core, at.entry);
-        }
-        conclude(upstream, at, finished);
-        break;
-      }
-      case OP.VALUE_CHUNK: {
-        const request = upstream.requests.get(reader.u32());
-        const position = reader.u32();
-        const total = reader.u64();
-        const offset = reader.u64();
-        const part = reader.rest();
-        // What was given up, or answered: the rest of its parts may still be on their way.
-        if (request === undefined) break;
-        if (!request.fetch || position >= request.entries.length) throw new Error('parts of a value that was not asked for');
-        onPart(core, upstream, request, position, total, offset, part, finished);
-        break;
-      }
-      case OP.VALUE_FAILED: {
-        const at = answered(core, upstream, reader);
-        const failure = readFailure(reader);
-        if (at !== undefined) settleFailed(core, at.entry, failure);
-        conclude(upstream, at, finished);
-        break;
-      }
-      case OP.ACTOR_STATE: {
-        const actor = upstream.actors.get(reader.u32());
-        const state = reader.u8();
-        const failure = readFailure(reader);
-        if (actor !== undefined) actorChanged(actor, state, failure);
-        break;
-      }
-      case OP.STREAM_ITEM:
-        onRemoteItem(core, upstream, reader);
-        break;
-      case OP.STREAM_END:
-      case OP.REJECTED:
-      case OP.FAILED:
-      case OP.DONE:
-      case OP.READY:
-        reader.skipRest();
-        break;
-      default:
-        throw new Error(`op 0x${reader.op.toString(16)} from another raylet`);
+/** A frame that another raylet sent on one of our channels to it. `finished` is told of calls that it ends. */
+export function onUpstreamFrame(core: Core, upstream: Upstream, reader: FrameReader, finished: (task: Task) => void, actorChanged: (actor: Actor, state: number, failure: Failure) => void): void {
+  switch (reader.op) {
+    case OP.WELCOME: {
+      upstream.prefix = reader.raw(SESSION_PREFIX_BYTES).slice();
+      reader.text(65_536);
+      const deferred = upstream.deferred;
+      upstream.deferred = [];
+      upstream.deferredFetches = [];
+      for (const act of deferred) act();
+      break;
     }
-    reader.finish();
+    case OP.VALUE: {
+      const at = answered(core, upstream, reader);
+      const value = reader.rest().slice();
+      if (at !== undefined) settleInline(core, at.entry, value);
+      conclude(upstream, at, finished);
+      break;
+    }
+    case OP.VALUE_STORED: {
+      const at = answered(core, upstream, reader);
+      // Its size: known when the value is fetched.
+      reader.u64();
+      if (at !== undefined) {
+        at.entry.remote = upstream;
+        at.entry.remoteId = at.id;
+        settleRemote(core, at.entry);
+      }
+      conclude(upstream, at, finished);
+      break;
+    }
+    case OP.VALUE_CHUNK: {
+      const request = upstream.requests.get(reader.u32());
+      const position = reader.u32();
+      const total = reader.u64();
+      const offset = reader.u64();
+      const part = reader.rest();
+      // What was given up, or answered: the rest of its parts may still be on their way.
+      if (request === undefined) break;
+      if (!request.fetch || position >= request.entries.length) throw new Error('parts of a value that was not asked for');
+      onPart(core, upstream, request, position, total, offset, part, finished);
+      break;
+    }
+    case OP.VALUE_FAILED: {
+      const at = answered(core, upstream, reader);
+      const failure = readFailure(reader);
+      if (at !== undefined) settleFailed(core, at.entry, failure);
+      conclude(upstream, at, finished);
+      break;
+    }
+    case OP.ACTOR_STATE: {
+      const actor = upstream.actors.get(reader.u32());
+      const state = reader.u8();
+      const failure = readFailure(reader);
+      if (actor !== undefined) actorChanged(actor, state, failure);
+      break;
+    }
+    case OP.STREAM_ITEM:
+      onRemoteItem(core, upstream, reader);
+      break;
+    case OP.STREAM_END:
+    case OP.REJECTED:
+    case OP.FAILED:
+    case OP.DONE:
+    case OP.READY:
+      reader.skipRest();
+      break;
+    default:
+      throw new Error(`op 0x${reader.op.toString(16)} from another raylet`);
   }
+  reader.finish();
 }
 
 /**
