@@ -1,6 +1,6 @@
 /** One client of the bench: a process of its own with one connection, that prepares rows and measures slices as its parent says (over IPC). */
 import { connect } from '../src/sdk/sdk.ts';
-import { sliceRate } from './measure.ts';
+import { latencies, sliceRate, type Latencies } from './measure.ts';
 import { plainTransport } from './plain-transport.ts';
 import { rowNamed, type Step } from './rows.ts';
 import type { ActorHandle } from '../src/sdk/sdk.ts';
@@ -8,9 +8,10 @@ import type { ActorHandle } from '../src/sdk/sdk.ts';
 export type DriverCommand =
   | { readonly do: 'prepare'; readonly row: string; readonly index: number; readonly key: string }
   | { readonly do: 'run'; readonly seconds: number }
+  | { readonly do: 'lone-calls'; readonly seconds: number }
   | { readonly do: 'create-actors'; readonly count: number }
   | { readonly do: 'stop' };
-export type DriverAnswer = { readonly ok: true; readonly rate?: number } | { readonly error: string };
+export type DriverAnswer = { readonly ok: true; readonly rate?: number; readonly latencies?: Latencies } | { readonly error: string };
 
 const PARENT_GONE_EXIT = 1;
 process.on('disconnect', () => process.exit(PARENT_GONE_EXIT));
@@ -30,6 +31,9 @@ async function perform(command: DriverCommand): Promise<DriverAnswer> {
     case 'run':
       if (step === undefined) throw new Error('no row is prepared');
       return { ok: true, rate: await sliceRate(step, command.seconds) };
+    case 'lone-calls':
+      if (step === undefined) throw new Error('no row is prepared');
+      return { ok: true, latencies: await latencies(step, command.seconds) };
     case 'create-actors': {
       const start = performance.now();
       const actors = await Promise.all(Array.from({ length: command.count }, () => module.Idle.create()));

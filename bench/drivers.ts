@@ -3,6 +3,7 @@ import { fork, type ChildProcess } from 'node:child_process';
 import { fileURLToPath } from 'node:url';
 import type { DriverAnswer, DriverCommand } from './driver.ts';
 import { owned } from './lifetimes.ts';
+import type { Latencies } from './measure.ts';
 import { preparationKey, type Row } from './rows.ts';
 import { TENANTS, type BenchCluster } from './cluster.ts';
 
@@ -41,12 +42,23 @@ export class Driver {
   }
 
   async ask(command: DriverCommand): Promise<number> {
+    return (await this.#given(command)).rate ?? 0;
+  }
+
+  /** Lone calls of the prepared row, one after the other. */
+  async loneCalls(seconds: number): Promise<Latencies> {
+    const { latencies } = await this.#given({ do: 'lone-calls', seconds });
+    if (latencies === undefined) throw new Error('a driver gave no latencies');
+    return latencies;
+  }
+
+  async #given(command: DriverCommand): Promise<Exclude<DriverAnswer, { readonly error: string }>> {
     await this.ready;
     const answer = this.#answer(command.do);
     this.#child.send(command);
     const given = await answer;
     if ('error' in given) throw new Error(given.error);
-    return given.rate ?? 0;
+    return given;
   }
 
   async stop(): Promise<void> {

@@ -12,6 +12,25 @@ export async function sliceRate(step: () => Promise<number>, seconds: number): P
   }
 }
 
+export interface Latencies {
+  readonly calls: number;
+  readonly p50Ms: number;
+  readonly p99Ms: number;
+}
+
+/** One step after the other for `seconds`: how long they took. */
+export async function latencies(step: () => Promise<number>, seconds: number): Promise<Latencies> {
+  const times: number[] = [];
+  for (const start = performance.now(); performance.now() - start < seconds * 1_000; ) {
+    const before = performance.now();
+    await step();
+    times.push(performance.now() - before);
+  }
+  times.sort((a, b) => a - b);
+  const at = (quantile: number): number => times[Math.min(times.length - 1, Math.floor(times.length * quantile))] ?? Number.NaN;
+  return { calls: times.length, p50Ms: at(0.5), p99Ms: at(0.99) };
+}
+
 export function median(values: readonly number[]): number {
   const sorted = [...values].sort((a, b) => a - b);
   const middle = sorted.length >> 1;

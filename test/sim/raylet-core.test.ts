@@ -214,7 +214,7 @@ describe('a quota', () => {
     world.run(1_000);
     expect(client.failed).toEqual(['QUOTA_EXCEEDED']);
     expect(client.reasons[0]).toMatch(/2 actors on this node, its quota is 2: kill some .* larger quota \(actors\)/);
-    client.out.begin(OP.KILL).u32(0).u32(77).raw(actors[0] as Uint8Array).end();
+    client.out.begin(OP.KILL).u32(0).u32(77).raw(actors[0] as Uint8Array).u8(0).end();
     client.get([client.call(OP.CREATE_ACTOR, 4, DO.THROW)]);
     client.flush();
     world.run(1_000);

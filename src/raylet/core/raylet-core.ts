@@ -199,7 +199,7 @@ export class RayletCore {
    * 4 KiB. Returns where the next frame begins, the batch's length when it is done; `state.held` then goes with the rest. Throws
    * INVALID_ARGUMENT when malformed: the channel must then be closed.
    */
-  clientBatch(channel: Channel, batch: Uint8Array, nowMs: number, budget = Number.POSITIVE_INFINITY, from = 0, held: HeldBatch | undefined = undefined): number {
+  clientBatch(channel: Channel, batch: Uint8Array, nowMs: number, budget = Number.POSITIVE_INFINITY, from = 0, held?: HeldBatch): number {
     this.state.nowMs = nowMs;
     const r = this.#reader.reset(batch, from);
     this.state.held = held;
@@ -242,7 +242,7 @@ export class RayletCore {
   }
 
   /** A batch out of an isolate, or a part of it, as in `clientBatch`. Throws when malformed: the worker must then be killed. */
-  guestBatch(slot: Slot, batch: Uint8Array, nowMs: number, budget = Number.POSITIVE_INFINITY, from = 0, held: HeldBatch | undefined = undefined): number {
+  guestBatch(slot: Slot, batch: Uint8Array, nowMs: number, budget = Number.POSITIVE_INFINITY, from = 0, held?: HeldBatch): number {
     const core = this.state;
     core.nowMs = nowMs;
     let results = 0;
