@@ -22,13 +22,13 @@ export interface RowContext {
 export interface Row {
   /** As Ray prints it, or a name of our own where `ray` is false. */
   readonly name: string;
-  readonly unit: 'calls/s' | 'GB/s';
+  readonly unit: 'calls/s' | 'items/s' | 'GB/s';
   /** Driver processes that run the step at once. */
   readonly drivers: number;
   /** Whether the drivers belong to two tenants in turn; else to one. */
   readonly tenants?: 2;
-  /** Whether `ray microbenchmark` has the row. */
-  readonly ray: boolean;
+  /** Whether `ray microbenchmark` has the row; `own`: it has not, and `ray_rows.py` does the same on Ray. */
+  readonly ray: boolean | 'own';
   /** Least ratio to Ray. */
   readonly floor?: number;
   readonly prepare?: (context: RowContext) => Promise<Step>;
@@ -37,6 +37,8 @@ export interface Row {
 }
 
 const BATCH = 1_000;
+/** Of one call; `ray_rows.py` has the same number. */
+const STREAM_ITEMS = 10_000;
 /** Ray's row uses 800 MiB; a rate in GB/s is the same from an eighth of it, and leaves the machine's memory alone. */
 export const LARGE_BYTES = 100 * 2 ** 20;
 const MULTI_LARGE_BYTES = 50 * 2 ** 20;
@@ -178,6 +180,18 @@ async function actorsWithArg({ cluster, module }: RowContext): Promise<Step> {
   };
 }
 
+/** Every item by its ref, while the call goes on. */
+async function streamItems({ cluster, module }: RowContext): Promise<Step> {
+  return async () => {
+    let items = 0;
+    for await (const ref of module.smallValues(STREAM_ITEMS)) {
+      await cluster.get(ref);
+      items++;
+    }
+    return items;
+  };
+}
+
 async function putInTasks({ cluster, module }: RowContext): Promise<Step> {
   return async () => {
     await cluster.get(times(10, () => module.putSmall(100)));
@@ -223,6 +237,7 @@ export const ROWS: readonly Row[] = [
   { ...one, name: 'client: 1:1 actor calls concurrent', prepare: actorBatch('Actor', { maxConcurrency: 16 }) },
   { ...one, name: 'client: tasks and get batch', prepare: taskBatch(() => 1) },
   // Not in Ray's list.
+  { ...one, name: 'single client streaming generator items', unit: 'items/s', ray: 'own', floor: 5, prepare: streamItems },
   { ...one, name: 'client: get gigabytes', unit: 'GB/s', ray: false, floor: 2, prepare: getLarge },
   { ...one, name: 'single client get calls, from the raylet', ray: false, prepare: getFromRaylet(1) },
   { ...one, name: 'single client get calls, from the raylet, 1000 in flight', ray: false, prepare: getFromRaylet(BATCH) },

@@ -7,6 +7,10 @@ export function smallValue(): Uint8Array {
   return OK;
 }
 
+export async function* smallValues(n: number): AsyncGenerator<Uint8Array> {
+  for (let i = 0; i < n; i++) yield OK;
+}
+
 export async function smallValueBatch(n: number): Promise<number> {
   const remote = task(smallValue);
   await get(Array.from({ length: n }, () => remote()));

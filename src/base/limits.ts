@@ -24,8 +24,8 @@ export const MAX_REFS_PER_CALL = 100_000;
 /** Top-level refs among the arguments of one call. */
 export const MAX_DEPENDENCIES = 1_024;
 export const MAX_RETURNS = 64;
-/** Items of one stream that its reader has not taken yet: as many as hide a round trip, or as an option says. */
-export const DEFAULT_STREAM_ITEMS = 64;
+/** Items of one stream that its reader has not taken yet: as many small ones as hide a round trip with its record on disk, or as an option says. */
+export const DEFAULT_STREAM_ITEMS = 1_024;
 export const MAX_STREAM_ITEMS = 4_096;
 /** The same in octets: the item that goes over it is the last until some are taken. */
 export const DEFAULT_STREAM_BYTES = 4 * 2 ** 20;

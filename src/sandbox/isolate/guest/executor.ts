@@ -23,6 +23,8 @@ export type Emit = (kind: number, n: number, bytes: ArrayBuffer | undefined) => 
 /** Answers leave early when this much has gathered, or after this long within one delivery: others wait for them. */
 const FLUSH_BYTES = 64 * 1024;
 const FLUSH_MS = 2;
+/** A generator that goes on for this long lets the host in. */
+const SLICE_MS = 20;
 /** Results of one call that go inline together; the rest are staged, so that the frame keeps its limit. */
 const MAX_INLINE_TOTAL = MAX_FRAME_BYTES / 4;
 const MAX_LOG_LINE_BYTES = 65_536;
@@ -398,6 +400,7 @@ export class Executor {
     const { iterator, next } = production;
     if (production.busy || iterator === undefined || next === undefined) return;
     production.busy = true;
+    let since = this.#now();
     try {
       while (!exec.over && production.made < production.upTo && production.sentBytes < production.room) {
         let step = this.#runUnder(exec, () => Reflect.apply(next, iterator, []));
@@ -409,7 +412,12 @@ export class Executor {
         const made = item;
         if (made === undefined) this.#runUnder(exec, () => this.#endProduction(exec));
         else this.#runUnder(exec, () => this.#item(exec, production, made.value));
-        if (this.#now() - this.#flushedAt >= FLUSH_MS) this.#flush();
+        const now = this.#now();
+        if (now - this.#flushedAt >= FLUSH_MS) this.#flush();
+        if (now - since < SLICE_MS || exec.over) continue;
+        // Others of this isolate, and a cancel of this call, get their turn.
+        await new Promise<void>((resolve) => this.#runUnder(exec, () => this.setTimer(resolve, 0, false)));
+        since = this.#now();
       }
     } catch (thrown) {
       this.#runUnder(exec, () => this.#fail(exec, thrown));
@@ -624,7 +632,7 @@ export class Executor {
     this.#madeRoom(exec);
     if (exec.stream !== undefined) {
       this.#close(exec);
-      if (!exec.stream.busy) this.#leave(exec);
+      this.#leave(exec);
     }
   }
 
