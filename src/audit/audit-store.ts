@@ -4,6 +4,7 @@
  */
 import { chmodSync, linkSync, mkdirSync, readdirSync, readFileSync, renameSync, unlinkSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
+import type { AuditCounts } from '../base/audit-metrics.ts';
 import type { AppendDurably, AuditLogs } from '../base/audit-record.ts';
 import { BulkheadError } from '../base/errors.ts';
 import { parseTenantName } from '../base/ids.ts';
@@ -93,6 +94,14 @@ export class AuditStore implements AuditLogs, AsyncDisposable {
   tenants(): string[] {
     const names = readdirSync(this.options.dir, { withFileTypes: true }).filter((e) => e.isDirectory() && e.name !== CLUSTER_DIRECTORY).map((e) => e.name);
     return ['', ...names.sort()];
+  }
+
+  /** What is counted of each log that is open, by tenant ('' first); opens none. */
+  *counts(): Generator<AuditCounts, void, undefined> {
+    for (const [tenant, log] of this.#logs) {
+      const { actions, events } = log.tally();
+      yield { tenant, records: log.durable, actions, events };
+    }
   }
 
   /** Whether the tenant has a log here, without making one. */

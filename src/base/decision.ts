@@ -12,13 +12,13 @@ export const ACTIONS = [
   'session.open', 'session.read', 'node.list', 'node.read', 'node.join', 'node.sync', 'worker.list', 'worker.read',
   'tenant.create', 'tenant.list', 'tenant.read', 'tenant.delete',
   'identity.issue', 'identity.renew', 'identity.revoke', 'identity.read', 'pki.read', 'pki.rotate', 'pki.join-token', 'pki.trust-bundle',
-  'policy.apply', 'policy.read', 'policy.check', 'audit.read', 'audit.export', 'audit.stats', 'cluster.read', 'cluster.stop', 'cluster.doctor',
+  'policy.apply', 'policy.read', 'policy.check', 'audit.read', 'audit.export', 'audit.stats', 'cluster.read', 'cluster.stop', 'cluster.doctor', 'metrics.read',
   'peer.exchange',
 ] as const;
 export type Action = (typeof ACTIONS)[number];
 
 export const RESOURCE_KINDS = [
-  'task', 'actor', 'object', 'code', 'job', 'log', 'session', 'node', 'worker', 'tenant', 'identity', 'pki', 'policy', 'audit', 'cluster',
+  'task', 'actor', 'object', 'code', 'job', 'log', 'session', 'node', 'worker', 'tenant', 'identity', 'pki', 'policy', 'audit', 'cluster', 'metrics',
 ] as const;
 export type ResourceKind = (typeof RESOURCE_KINDS)[number];
 

@@ -33,6 +33,8 @@ export interface ClusterOptions {
   readonly dataDir: string;
   readonly raylets: number;
   readonly listen: string | undefined;
+  /** Where the head is scraped, `host:port`; raylets have the ports after it, or with port 0 any. */
+  readonly metrics?: string | undefined;
   readonly cpus: number | undefined;
   readonly memoryBytes: number | undefined;
   readonly resources: Readonly<Record<string, number>>;
@@ -43,11 +45,13 @@ interface HeadReady {
   readonly address: string;
   readonly attestationAddress: string;
   readonly trustDomain: string;
+  readonly metricsAddress?: string;
 }
 
 interface RayletReady {
   readonly address: string;
   readonly nodeId: string;
+  readonly metricsAddress?: string;
 }
 
 /** A started process that waits for its configuration on stdin. */
@@ -135,6 +139,8 @@ export interface Ended {
 export class LocalCluster {
   readonly options: ClusterOptions;
   head: HeadReady | undefined;
+  /** Where raylets are scraped, by name. */
+  readonly metricsAddresses = new Map<string, string>();
   /** Called when a process ended that nobody told to. */
   onEnded: ((ended: Ended) => void) | undefined;
   #record: ClusterRecord;
@@ -199,7 +205,8 @@ export class LocalCluster {
     return part;
   }
 
-  #ready(name: string, { address, nodeId }: RayletReady): void {
+  #ready(name: string, { address, nodeId, metricsAddress }: RayletReady): void {
+    if (metricsAddress !== undefined) this.metricsAddresses.set(name, metricsAddress);
     this.#record = { ...this.#record, raylets: this.#record.raylets.map((r) => (r.name === name ? { ...r, address, nodeId } : r)) };
   }
 
@@ -209,7 +216,7 @@ export class LocalCluster {
 
   #headConfig(): object {
     const { dataDir, listen, insecureDev } = this.options;
-    return { dataDir: headDirectory(dataDir), insecureDev: insecureDev.length > 0, ...(listen === undefined ? {} : { listen }) };
+    return { dataDir: headDirectory(dataDir), insecureDev: insecureDev.length > 0, ...(listen === undefined ? {} : { listen }), ...this.#metricsListen(0) };
   }
 
   #rayletConfig(name: string, joinWith: object | undefined): object {
@@ -218,8 +225,16 @@ export class LocalCluster {
     return {
       dataDir: rayletDirectory(dataDir, name), runDir: join(runDirectory(dataDir), name), trustDomain: head.trustDomain, headAddress: head.address, resources, insecureDev,
       cpus: cpus ?? Math.max(1, Math.floor(availableParallelism() / raylets)), memoryBytes: memoryBytes ?? Math.floor((totalmem() * MEMORY_SHARE) / raylets),
-      ...(joinWith === undefined ? {} : { join: joinWith }),
+      ...this.#metricsListen(Number(name.slice(name.lastIndexOf('-') + 1))), ...(joinWith === undefined ? {} : { join: joinWith }),
     };
+  }
+
+  #metricsListen(offset: number): { readonly metricsListen?: string } {
+    const { metrics } = this.options;
+    if (metrics === undefined) return {};
+    const colon = metrics.lastIndexOf(':');
+    const port = Number(metrics.slice(colon + 1));
+    return { metricsListen: `${metrics.slice(0, colon)}:${port === 0 ? 0 : port + offset}` };
   }
 
   /** Starts one process again after it ended. */

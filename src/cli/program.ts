@@ -86,12 +86,13 @@ function version(): string {
 }
 
 function clusterCommands(program: Command): void {
-  leaf<{ data?: string; raylets: number; listen?: string; detach?: boolean; cpus?: number; memory?: string; resources?: Record<string, string>; insecureDev?: string[] }>(
+  leaf<{ data?: string; raylets: number; listen?: string; metrics?: string; detach?: boolean; cpus?: number; memory?: string; resources?: Record<string, string>; insecureDev?: string[] }>(
     program, 'up', 'start a cluster on this machine: a head and raylets', { local: true },
     (c) => c
       .option('--data <dir>', 'data directory (default: ~/.bulkhead/cluster)')
       .addOption(new Option('--raylets <n>', 'raylets to start').argParser(number('raylets', 1, 64, true)).default(1))
       .option('--listen <host:port>', 'where the head listens (default: loopback, any port, the same one again later)', hostPort)
+      .option('--metrics <host:port>', 'where Prometheus scrapes the head, over mTLS; raylets have the ports after it (default: nowhere)', hostPort)
       .option('--detach', 'return when it is ready and leave it running')
       .option('--cpus <n>', 'CPUs of each raylet (default: an equal share of this machine)', number('CPUs', 0.0001, 10_000, false))
       .option('--memory <amount>', 'memory of each raylet, for example 2GiB')
@@ -109,7 +110,7 @@ function clusterCommands(program: Command): void {
         return [name, Number(amount)];
       }));
       await up(terminal, {
-        dataDir: dataDirectory(o.data), raylets: o.raylets, listen: o.listen, cpus: o.cpus, memoryBytes: o.memory === undefined ? undefined : parseMemory(o.memory), resources, insecureDev: o.insecureDev ?? [], detach: o.detach === true,
+        dataDir: dataDirectory(o.data), raylets: o.raylets, listen: o.listen, metrics: o.metrics, cpus: o.cpus, memoryBytes: o.memory === undefined ? undefined : parseMemory(o.memory), resources, insecureDev: o.insecureDev ?? [], detach: o.detach === true,
       });
     },
   );
@@ -139,11 +140,11 @@ function tenantCommands(program: Command): void {
 
 function identityCommands(program: Command): void {
   const identity = group(program, 'identity', 'identities of users and services');
-  leaf<{ tenant?: string; role?: string[]; out: string; force?: boolean }>(identity, 'issue <kind> <name>', "make a profile for a user or service (kind: 'user' or 'service')", {},
+  leaf<{ tenant?: string; role?: string[]; out: string; force?: boolean }>(identity, 'issue <kind> <name>', "make a profile for a user or service (kind: 'user' or 'service'), or for the cluster's monitor ('component' 'monitor')", {},
     (c) => c.option('--tenant <name>', 'tenant of the identity (default: your own)').option('--role <role>', 'developer, viewer, auditor, tenant-admin, or a role of the tenant; may be given again', collect)
       .requiredOption('--out <dir>', 'new directory for the profile: svid.pem, key.pem, bundle.pem, profile.json').option('--force', 'replace the profile that is there'),
     async (terminal, [kind = '', name = ''], o) => {
-      if (kind !== 'user' && kind !== 'service') throw new UsageError(`the kind is 'user' or 'service', not '${kind.slice(0, 40)}'; for example: bulkhead identity issue user ana --tenant acme --role developer --out DIR`);
+      if (kind !== 'user' && kind !== 'service' && kind !== 'component') throw new UsageError(`the kind is 'user' or 'service', not '${kind.slice(0, 40)}'; for example: bulkhead identity issue user ana --tenant acme --role developer --out DIR`);
       await (await import('./commands/identity.ts')).issueIdentity(terminal, { kind, name, tenant: o.tenant, roles: o.role ?? [], out: resolve(o.out), force: o.force === true }, o.profile);
     });
   leaf<{ token?: boolean }>(program, 'whoami', 'SPIFFE ID, tenant, roles and expiry in force', {}, (c) => c.option('--token', 'print a short-lived bearer JWT for HTTP clients'), async (terminal, _args, o) =>
@@ -205,6 +206,12 @@ function workCommands(program: Command): void {
   leaf<{ tenant?: string }>(program, 'summary <kind>', 'how many of them, by name and state', {}, (c) => c.option('--tenant <name>', 'default: your own').addHelpText('after', kinds), async (terminal, [kind = ''], o) => (await entities()).summary(terminal, kind, o.tenant, o.profile));
 }
 
+function metricsCommand(program: Command): void {
+  leaf<{ tenant?: string; node?: string }>(program, 'metrics', "numbers of head and raylets in Prometheus' text format", {},
+    (c) => c.option('--tenant <name>', "default: your own; the administrator's and the monitor's: the components and all tenants").option('--node <id>', "of one component: a node's id, or 'head' (default: all)"),
+    async (terminal, _args, o) => (await import('./commands/metrics.ts')).metrics(terminal, { tenant: o.tenant, node: o.node }, o.profile));
+}
+
 function auditCommands(program: Command): void {
   const audit = group(program, 'audit', 'the record of every decision');
   const commands = (): Promise<typeof import('./commands/audit.ts')> => import('./commands/audit.ts');
@@ -241,6 +248,7 @@ export function buildProgram(): Command {
   identityCommands(program);
   policyCommands(program);
   workCommands(program);
+  metricsCommand(program);
   auditCommands(program);
   pkiCommands(program);
   program.command('bench [args...]').description('the rows of `ray microbenchmark` with every control on; --ray runs Ray beside it').allowUnknownOption().passThroughOptions()

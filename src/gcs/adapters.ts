@@ -35,7 +35,7 @@ export function authorityStorage(store: Store): AuthorityStorage {
 /** Records an issued certificate; it is on disk when this resolves, and only then the certificate is handed out. */
 export function recordIssued(head: HeadState): (issued: IssuedCertificate) => Promise<void> {
   return (issued) => head.commit((nowMs, out) => {
-    const path = issued.kind === 'svid' ? parseSpiffeId(issued.spiffeId).path : undefined;
+    const path = issued.kind === 'svid' || issued.kind === 'server' ? parseSpiffeId(issued.spiffeId).path : undefined;
     const tenant = path !== undefined && 'tenant' in path && head.tenants.get(path.tenant) !== undefined ? path.tenant : '';
     head.issuance.step({ type: 'issued', ...issued, tenant }, nowMs, out);
   });
@@ -46,6 +46,7 @@ export function headPki(parts: { readonly authority: CertificateAuthority; reado
   return {
     trustDomain: authority.trustDomain, keyManagerName,
     issue: (spiffeId: SpiffeId, csrDer, ttlMs) => authority.issueX509Svid({ spiffeId, publicKeySpkiDer: publicKeyFromCsr(csrDer), ttlMs }),
+    certifyServer: (spiffeId, csrDer, ttlMs) => authority.issueServerCertificate({ spiffeId, publicKeySpkiDer: publicKeyFromCsr(csrDer), ttlMs }),
     checkCsr: (csrDer) => void publicKeyFromCsr(csrDer),
     trustBundlePem: () => authority.trustBundlePem(),
     trustBundleJwks: () => authority.trustBundleJwks(),
@@ -115,6 +116,7 @@ export function policyCompiler(clock: Pick<Clock, 'nowMs'>): PolicyCompiler {
 
 export function auditReader(store: AuditStore): AuditReader {
   return {
+    counts: () => store.counts(),
     async *tail(tenant, { last, follow, signal }) {
       for await (const { seq, record } of tail(store, tenant, { limit: last, follow, signal })) yield { index: seq, record: JSON.stringify(record) };
     },

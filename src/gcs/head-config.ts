@@ -13,6 +13,8 @@ const ConfigSchema = z.strictObject({
   dataDir: z.string().min(1).max(4_096),
   listen: address.default('127.0.0.1:0'),
   attestationListen: address.default('127.0.0.1:0'),
+  /** Where Prometheus scrapes, over mTLS; nowhere when left out. */
+  metricsListen: address.optional(),
   /** Host name or address by which clients and nodes reach this machine, where it is not the one to listen on. */
   advertiseHost: z.string().regex(/^(?:[A-Za-z0-9._-]{1,253}|\[[0-9a-fA-F:]{2,45}\])$/, 'expected a host name or address').optional(),
   /** Chosen at the first start and kept; later it may be left out, and must not differ. */
@@ -26,6 +28,7 @@ export interface HeadConfig {
   readonly dataDir: string;
   readonly listen: string;
   readonly attestationListen: string;
+  readonly metricsListen: string | undefined;
   readonly advertiseHost: string | undefined;
   readonly trustDomain: TrustDomain | undefined;
   readonly auditBytesPerTenant: number;
@@ -45,9 +48,9 @@ export function parseHeadConfig(text: string): HeadConfig {
   }
   const parsed = ConfigSchema.safeParse(json);
   if (!parsed.success) return refuse(parsed.error.issues.map((i) => `${i.path.join('.') || 'it'}: ${i.message}`).join('; '));
-  const { dataDir, trustDomain, advertiseHost, ...rest } = parsed.data;
+  const { dataDir, trustDomain, advertiseHost, metricsListen, ...rest } = parsed.data;
   if (!isAbsolute(dataDir) || dataDir.includes('\0')) return refuse('dataDir is not an absolute path');
-  return { ...rest, dataDir, advertiseHost, trustDomain: trustDomain === undefined ? undefined : parseTrustDomain(trustDomain) };
+  return { ...rest, dataDir, advertiseHost, metricsListen, trustDomain: trustDomain === undefined ? undefined : parseTrustDomain(trustDomain) };
 }
 
 /** Arguments of the process: nothing, or `--config-fd N`. */

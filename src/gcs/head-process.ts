@@ -12,10 +12,10 @@ import type { AppendDurably } from '../base/audit-record.ts';
 import { BulkheadError, toSafeError } from '../base/errors.ts';
 import { parseTrustDomain, spiffeId, type TrustDomain } from '../base/ids.ts';
 import { SVID_TTL_MS } from '../base/limits.ts';
-import { CertificateAuthority, EncryptedFileKeyManager, JwtAuthority, PeerVerifier, requestSvid, Revocations, SvidSource, writeProfile } from '../pki/pki.ts';
-import { Audit, file_bulkhead_v1_raylet } from '../rpc/generated/bulkhead/v1/raylet_pb.js';
+import { CertificateAuthority, EncryptedFileKeyManager, JwtAuthority, PeerVerifier, requestSvid, Revocations, ServerCertificate, SvidSource, writeProfile } from '../pki/pki.ts';
+import { Audit, file_bulkhead_v1_raylet, Metrics } from '../rpc/generated/bulkhead/v1/raylet_pb.js';
 import { Cluster, file_bulkhead_v1_head, Identities, Jobs, NodeAttestation, NodeSync, Policies, Sessions, Tenants } from '../rpc/generated/bulkhead/v1/head_pb.js';
-import { createAttestationServer, createServer, type MethodRow, type RpcLog } from '../rpc/rpc.ts';
+import { createAttestationServer, createMetricsListener, createServer, type MethodRow, type RpcLog } from '../rpc/rpc.ts';
 import { auditReader, authorityStorage, checkpointReader, headPki, policyCompiler, recordIssued, systemClock, systemRandom, type CompiledSnapshot } from './adapters.ts';
 import { HeadClockwork } from './head-clockwork.ts';
 import { readHeadConfig, type HeadConfig } from './head-config.ts';
@@ -26,6 +26,7 @@ import { auditService } from './services/audit.ts';
 import { clusterService } from './services/cluster.ts';
 import { HEAD_COMPONENT, identitiesService, PROFILE_TTL_MS } from './services/identities.ts';
 import { jobsService } from './services/jobs.ts';
+import { metricsService } from './services/metrics.ts';
 import { nodeAttestationService } from './services/node-attestation.ts';
 import { nodeSyncService } from './services/node-sync.ts';
 import { policiesService } from './services/policies.ts';
@@ -49,6 +50,8 @@ export interface RunningHead {
   /** What clients connect to. */
   readonly address: string;
   readonly attestationAddress: string;
+  /** Where Prometheus scrapes; undefined: nowhere. */
+  readonly metricsAddress: string | undefined;
   readonly trustDomain: TrustDomain;
   stop(): Promise<void>;
 }
@@ -193,11 +196,22 @@ export async function startHead(config: HeadConfig, { log, onFatal }: StartOptio
   server.add(Cluster, clusterService(context));
   server.add(NodeSync, nodeSyncService(context));
   server.add(Audit, auditService(context));
+  const metrics = metricsService(context, () => server.connectionCount);
+  server.add(Metrics, metrics);
   const attestation = createAttestationServer(security, { clock: systemClock, log });
   parts.defer(() => attestation.close());
   attestation.add(NodeAttestation, nodeAttestationService(context));
 
   const now: Chosen = { trustDomain, listen: await listenOn(server, config.listen, chosen?.listen), attestationListen: await listenOn(attestation, config.attestationListen, chosen?.attestationListen) };
+  let metricsAddress: string | undefined;
+  if (config.metricsListen !== undefined) {
+    const certificate = parts.use(await ServerCertificate.open({
+      identity, certify: async (csr) => (await pki.certifyServer(identity.spiffeId, csr, SVID_TTL_MS)).certificateChainPem, onError: (error) => log.warn({ error }, 'the certificate of the metrics listener could not be renewed; it is tried again'),
+    }));
+    const scraped = createMetricsListener(security, { certificate, knowsTenant: (tenant) => head.tenants.get(tenant) !== undefined, clock: systemClock, log }, metrics);
+    parts.defer(() => scraped.close());
+    metricsAddress = await listenOn(scraped, config.metricsListen, undefined);
+  }
   addresses.main = reachable(now.listen, config.advertiseHost);
   addresses.attestation = reachable(now.attestationListen, config.advertiseHost);
   await store.put(CHOSEN_KEY, new TextEncoder().encode(JSON.stringify(now)));
@@ -210,7 +224,7 @@ export async function startHead(config: HeadConfig, { log, onFatal }: StartOptio
     },
   }));
   const running = parts.move();
-  return { address: addresses.main, attestationAddress: addresses.attestation, trustDomain, stop: () => running.disposeAsync() };
+  return { address: addresses.main, attestationAddress: addresses.attestation, metricsAddress, trustDomain, stop: () => running.disposeAsync() };
 }
 
 function packageVersion(): string {
@@ -233,7 +247,7 @@ export async function runHead(args: readonly string[]): Promise<void> {
   });
   try {
     const head = await startHead(readHeadConfig(args), { log, onFatal: fail });
-    process.stdout.write(`${JSON.stringify({ ready: true, address: head.address, attestationAddress: head.attestationAddress, trustDomain: head.trustDomain })}\n`);
+    process.stdout.write(`${JSON.stringify({ ready: true, address: head.address, attestationAddress: head.attestationAddress, metricsAddress: head.metricsAddress, trustDomain: head.trustDomain })}\n`);
     await stopped;
     await head.stop();
     process.exit(0);

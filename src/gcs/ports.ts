@@ -2,6 +2,7 @@
  * What the head's services need from pki, authz and audit, as small interfaces: main.ts joins them with the real ones. So each service can
  * be read, and tested, with nothing but this file and the tables.
  */
+import type { AuditCounts } from '../base/audit-metrics.ts';
 import type { AppendDurably } from '../base/audit-record.ts';
 import type { SpiffeId, TenantName, TrustDomain } from '../base/ids.ts';
 import type { Principal } from '../base/principal.ts';
@@ -30,6 +31,8 @@ export interface HeadPki {
   readonly keyManagerName: string;
   /** Throws INVALID_ARGUMENT when the request is not a CSR signed by its own key. The record of the issue is durable when it resolves. */
   issue(spiffeId: SpiffeId, csrDer: Uint8Array, ttlMs: number): Promise<IssuedChain>;
+  /** A certificate with names of DNS for a node or component, no SVID. Throws INVALID_ARGUMENT for another identity, or a CSR that is none. */
+  certifyServer(spiffeId: SpiffeId, csrDer: Uint8Array, ttlMs: number): Promise<IssuedChain & { readonly dnsNames: readonly string[] }>;
   /** Throws as `issue` would; signs nothing. */
   checkCsr(csrDer: Uint8Array): void;
   trustBundlePem(): string;
@@ -69,6 +72,8 @@ export interface AuditReader {
   tail(tenant: string, options: { readonly last: number; readonly follow: boolean; readonly signal: AbortSignal }): AsyncIterable<{ readonly index: number; readonly record: string }>;
   /** A header (JSON), then entry bundles. */
   material(tenant: string, fromMs: number, toMs: number): AsyncIterable<{ readonly header: string } | { readonly entries: Uint8Array }>;
+  /** Of each log that is open. */
+  counts(): Iterable<AuditCounts>;
   /** Undefined when there is no such log here. */
   stats(tenant: string): Promise<AuditLogStats | undefined>;
 }

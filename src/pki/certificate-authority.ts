@@ -16,7 +16,7 @@ import { MAX_SVID_TTL_MS, isNamedIssuer, spiffeIdOfLeaf } from './core/acceptabl
 import { parseCertificate, type ParsedCertificate } from './core/certificate.ts';
 import { bytesEqual } from './core/der.ts';
 import { isAuthorityDue } from './core/rotation.ts';
-import { authorityBody, signedCertificate, svidBody, type CertificateFields } from './core/svid-template.ts';
+import { authorityBody, serverBody, signedCertificate, svidBody, type CertificateFields } from './core/svid-template.ts';
 import { encodeDer } from './forge-der.ts';
 import type { JwtSigner } from './jwt-svid.ts';
 import type { KeyManager } from './key-manager.ts';
@@ -47,8 +47,8 @@ export function fileStorage(path: string): AuthorityStorage {
 }
 
 export interface IssuedCertificate {
-  readonly kind: 'svid' | 'intermediate' | 'root';
-  /** Of an authority: `spiffe://<trust domain>`. */
+  readonly kind: 'svid' | 'server' | 'intermediate' | 'root';
+  /** Of an authority: `spiffe://<trust domain>`; of a server's certificate: of whom it was issued to. */
   readonly spiffeId: string;
   readonly serial: string;
   readonly notAfterMs: number;
@@ -151,6 +151,29 @@ export class CertificateAuthority implements JwtSigner, TrustBundleSource {
     invariant(spiffeIdOfLeaf(leaf, this.trustDomain).id === id && bytesEqual(leaf.spkiDer, request.publicKeySpkiDer) && isNamedIssuer(leaf, issuer.certificate), 'an issued SVID says what was asked');
     await this.#options.onIssued({ kind: 'svid', spiffeId: id, serial: leaf.serial, notAfterMs: leaf.notAfterMs, publicKeySha256: sha256Hex(leaf.spkiDer) });
     return { certificateChainPem: toPem('CERTIFICATE', der) + this.#pemOf(issuer), chainDer: [der, issuer.certificate.der], notAfterMs: leaf.notAfterMs, serial: leaf.serial };
+  }
+
+  /**
+   * A certificate that says who a node or component is as DNS has names: `raylet.<trust domain>` and `<node>.raylet.<trust domain>`, or
+   * `<component>.<trust domain>`. Throws INVALID_ARGUMENT for any other identity.
+   */
+  async issueServerCertificate(request: { spiffeId: SpiffeId; publicKeySpkiDer: ProvenPublicKey; ttlMs: number }): Promise<IssuedSvid & { readonly dnsNames: readonly string[] }> {
+    const { id, path, trustDomain } = parseSpiffeId(request.spiffeId);
+    if (trustDomain !== this.trustDomain) throw new BulkheadError('INVALID_ARGUMENT', 'the SPIFFE ID is of another trust domain');
+    const dnsNames = path.kind === 'node' ? [`raylet.${trustDomain}`, `${path.node}.raylet.${trustDomain}`] : path.kind === 'system' ? [`${path.component}.${trustDomain}`] : [];
+    if (dnsNames.length === 0) throw new BulkheadError('INVALID_ARGUMENT', 'only nodes and components of the cluster are servers');
+    const nowMs = this.#options.clock.nowMs();
+    const issuer = this.#intermediate;
+    if (nowMs > issuer.certificate.notAfterMs) throw new BulkheadError('UNAVAILABLE', 'the intermediate certificate has expired; run: bulkhead pki rotate');
+    const fields: CertificateFields = {
+      serial: this.#options.random.bytes(16), issuerDer: issuer.certificate.subjectDer, issuerKeyId: subjectKeyIdOf(issuer.certificate), subjectKeyId: keyIdentifier(request.publicKeySpkiDer),
+      spkiDer: request.publicKeySpkiDer, notBeforeMs: nowMs - CLOCK_SKEW_MS, notAfterMs: Math.min(nowMs + request.ttlMs, issuer.certificate.notAfterMs),
+    };
+    const der = await signCertificate(this.#options.keyManager, issuer.keyId, encodeDer(serverBody(fields, dnsNames)));
+    const leaf = parseCertificate(der);
+    invariant(!isIdentity(leaf, this.trustDomain) && bytesEqual(leaf.spkiDer, request.publicKeySpkiDer) && isNamedIssuer(leaf, issuer.certificate), 'a server certificate says what was asked and is no identity');
+    await this.#options.onIssued({ kind: 'server', spiffeId: id, serial: leaf.serial, notAfterMs: leaf.notAfterMs, publicKeySha256: sha256Hex(leaf.spkiDer) });
+    return { certificateChainPem: toPem('CERTIFICATE', der) + this.#pemOf(issuer), chainDer: [der, issuer.certificate.der], notAfterMs: leaf.notAfterMs, serial: leaf.serial, dnsNames };
   }
 
   bundle(): TrustBundle {
@@ -370,4 +393,14 @@ function sha256Hex(bytes: Uint8Array): string {
 /** Key ids only tell keys apart (RFC 5280 §4.2.1.2, RFC 7093 method 1: the leftmost 160 bits of a SHA-256). */
 function keyIdentifier(spkiDer: Uint8Array): Uint8Array {
   return createHash('sha256').update(spkiDer).digest().subarray(0, 20);
+}
+
+/** Whether our own verifier would take a leaf for an SVID. */
+function isIdentity(leaf: ParsedCertificate, trustDomain: TrustDomain): boolean {
+  try {
+    spiffeIdOfLeaf(leaf, trustDomain);
+    return true;
+  } catch {
+    return false;
+  }
 }

@@ -9,6 +9,7 @@ export { openPrivateDirectory } from './private-file.ts';
 export { readProfile, writeProfile, writeProfileSvid, type Profile } from './profile.ts';
 export { Revocations, type RevocationList } from './revocations.ts';
 export { createCsr, publicKeyFromCsr, type ProvenPublicKey } from './signature.ts';
+export { ServerCertificate, type ServerCertificateOptions } from './server-certificate.ts';
 export { svidMaterial, type SvidMaterial, type SvidParts } from './svid-material.ts';
 export { SvidSource, requestSvid, type RenewSvid, type SvidSourceOptions } from './svid-source.ts';
 export { TrustBundle, type TrustBundleSource } from './trust-bundle.ts';

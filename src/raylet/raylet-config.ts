@@ -16,6 +16,8 @@ const ConfigSchema = z.strictObject({
   runDir: directory,
   trustDomain: z.string(),
   listen: address.default('127.0.0.1:0'),
+  /** Where Prometheus scrapes, over mTLS; nowhere when left out. */
+  metricsListen: address.optional(),
   /** What other nodes and drivers are told; the listening address when left out. */
   advertise: address.optional(),
   headAddress: address,
@@ -37,6 +39,7 @@ export interface RayletConfig {
   readonly runDir: string;
   readonly trustDomain: TrustDomain;
   readonly listen: string;
+  readonly metricsListen: string | undefined;
   readonly advertise: string | undefined;
   readonly headAddress: string;
   readonly join: { readonly token: string; readonly attestationAddress: string; readonly trustBundle: string } | undefined;
@@ -60,10 +63,10 @@ export function parseRayletConfig(text: string): RayletConfig {
   const parsed = ConfigSchema.safeParse(json);
   // Only where and what: a value in it may be the join token.
   if (!parsed.success) return refuse(parsed.error.issues.map((i) => `${i.path.join('.') || 'it'}: ${i.message}`).join('; '));
-  const { cpus, memoryBytes, resources, trustDomain, join, advertise, ...rest } = parsed.data;
+  const { cpus, memoryBytes, resources, trustDomain, join, advertise, metricsListen, ...rest } = parsed.data;
   const custom = Object.entries(resources).map(([name, amount]) => [name, parseUnits(`resource ${name}`, amount)] as const);
   return {
-    ...rest, trustDomain: parseTrustDomain(trustDomain), join, advertise,
+    ...rest, trustDomain: parseTrustDomain(trustDomain), join, advertise, metricsListen,
     total: {
       cpuUnits: cpus === undefined ? availableParallelism() * UNITS_PER_CPU : parseUnits('cpus', cpus),
       // A part stays with the operating system, the raylet itself and the page cache.

@@ -13,15 +13,16 @@ import { BulkheadError, toSafeError } from '../base/errors.ts';
 import { parseJobId, parseNodeId, spiffeId } from '../base/ids.ts';
 import { principalFromSpiffeId } from '../base/principal.ts';
 import type { Clock, RandomSource } from '../base/time.ts';
-import { createCsr, PeerVerifier, readProfile, Revocations, SvidSource, svidMaterial, TrustBundle, verifySession, writeProfile, writeProfileSvid, type SvidMaterial } from '../pki/pki.ts';
+import { createCsr, PeerVerifier, readProfile, Revocations, ServerCertificate, SvidSource, svidMaterial, TrustBundle, verifySession, writeProfile, writeProfileSvid, type SvidMaterial } from '../pki/pki.ts';
 import { file_bulkhead_v1_head, Identities, NodeAttestation } from '../rpc/generated/bulkhead/v1/head_pb.js';
-import { Audit, Calls, file_bulkhead_v1_raylet, Inspection, Peers } from '../rpc/generated/bulkhead/v1/raylet_pb.js';
-import { client, createChannel, createServer, type RpcChannel } from '../rpc/rpc.ts';
+import { Audit, Calls, file_bulkhead_v1_raylet, Inspection, Metrics, Peers } from '../rpc/generated/bulkhead/v1/raylet_pb.js';
+import { client, createChannel, createMetricsListener, createServer, type RpcChannel, type ServerSecurity } from '../rpc/rpc.ts';
 import { probeLayers, WorkerPool } from '../sandbox/worker-pool.ts';
 import { auditService } from './audit-service.ts';
 import { callsService } from './driver-channels.ts';
 import { HeadLink } from './head-link.ts';
 import { inspectionService } from './inspection.ts';
+import { metricsService } from './metrics.ts';
 import { PeerClients, peersService, type PeerLinkOptions, type VerifiedCredential } from './peer-links.ts';
 import { readRayletConfig, type RayletConfig } from './raylet-config.ts';
 import { Raylet, type RayletLog } from './raylet.ts';
@@ -39,6 +40,8 @@ const systemRandom: RandomSource = { bytes: (length) => randomBytes(length) };
 export interface RunningRaylet {
   readonly address: string;
   readonly nodeId: string;
+  /** Where Prometheus scrapes; undefined: nowhere. */
+  readonly metricsAddress: string | undefined;
   /** Renews the node's SVID before its time; streams move to new connections, calls go on. Throws what went wrong; the SVID in force stays. */
   renewIdentity(): Promise<void>;
   stop(): Promise<void>;
@@ -175,26 +178,51 @@ export async function startRaylet(config: RayletConfig, log: RayletLog): Promise
     for (const tenant of running.core.state.tenants.values()) if (tenant.name === name) return true;
     return false;
   };
-  const server = createServer({ identity, peers, decisions, audit: appendDurably, methods: methodRows() }, { knowsTenant: tenantExists, clock: systemClock, log });
+  const security: ServerSecurity = { identity, peers, decisions, audit: appendDurably, methods: methodRows() };
+  const server = createServer(security, { knowsTenant: tenantExists, clock: systemClock, log });
   parts.defer(() => server.close());
   server.add(Calls, callsService({ raylet: running, verify, audit: appendDurably, clock: systemClock, onStreamEnded: (jobId, sessionId, how) => link.streamEnded(jobId, sessionId, how) }));
   server.add(Peers, peersService(peerOptions));
   server.add(Inspection, inspectionService({ raylet: running, nodeId, insecureDev: weakened, layers: () => probeLayers({ clock: systemClock }) }));
   server.add(Audit, auditService(audit, nodeId, tenantExists));
+  const metrics = metricsService({ raylet: running, nodeId, version: packageVersion(), connections: () => server.connectionCount, audit: () => audit.counts() });
+  server.add(Metrics, metrics);
   const bound = await server.listen(config.listen);
   address = `${config.listen.slice(0, config.listen.lastIndexOf(':'))}:${bound.port}`;
 
   parts.use(link);
   link.start();
   await withTimeout(link.ready, FIRST_UPDATE_TIMEOUT_MS, 'the head did not answer: is it running, and was this node removed?');
+  let metricsAddress: string | undefined;
+  if (config.metricsListen !== undefined) {
+    const certificate = parts.use(await ServerCertificate.open({
+      identity, onError: (error) => log.warn({ err: error }, 'the certificate of the metrics listener could not be renewed; it is tried again'),
+      certify: async (csr) => {
+        const channel = headChannel();
+        try {
+          return (await client(Identities, channel).certifyServer({ csr }, { timeoutMs: RENEW_TIMEOUT_MS })).chain;
+        } finally {
+          channel.close();
+        }
+      },
+    }));
+    const scraped = createMetricsListener(security, { certificate, knowsTenant: tenantExists, clock: systemClock, log }, metrics);
+    parts.defer(() => scraped.close());
+    const { port } = await scraped.listen(config.metricsListen);
+    metricsAddress = `${config.metricsListen.slice(0, config.metricsListen.lastIndexOf(':'))}:${port}`;
+  }
   const stack = parts.move();
   return {
-    address, nodeId, stop: () => stack.disposeAsync(),
+    address, nodeId, metricsAddress, stop: () => stack.disposeAsync(),
     async renewIdentity() {
       const renewed = await identity.renewNow();
       log.info({ until: new Date(renewed.notAfterMs).toISOString() }, 'the identity of this node was renewed');
     },
   };
+}
+
+function packageVersion(): string {
+  return (JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8')) as { version: string }).version;
 }
 
 async function withTimeout(work: Promise<void>, ms: number, what: string): Promise<void> {
@@ -227,7 +255,7 @@ export async function runRaylet(): Promise<void> {
   try {
     const raylet = await startRaylet(readRayletConfig(), log);
     renew = () => raylet.renewIdentity();
-    process.stdout.write(`${JSON.stringify({ ready: true, address: raylet.address, nodeId: raylet.nodeId })}\n`);
+    process.stdout.write(`${JSON.stringify({ ready: true, address: raylet.address, nodeId: raylet.nodeId, metricsAddress: raylet.metricsAddress })}\n`);
     await stopped;
     await raylet.stop();
     process.exit(0);

@@ -40,6 +40,8 @@ export interface ListenerOptions {
   /** Undefined: callers without an SVID. */
   readonly peers: PeerVerifier | undefined;
   readonly limits: ListenerLimits;
+  /** What is spoken inside TLS; h2 where it is left out. */
+  readonly protocol?: 'h2' | 'http/1.1';
   readonly clock: Clock;
   readonly log: RpcLog;
   readonly onConnection: (socket: TLSSocket) => void;
@@ -96,7 +98,7 @@ export class TlsListener {
     raw.once('close', () => this.#sockets.delete(raw));
     raw.on('error', () => raw.destroy());
     const client = peers === undefined ? { requestCert: false } : { requestCert: true, rejectUnauthorized: true };
-    const socket = new TLSSocket(raw, { isServer: true, secureContext: this.#context, ALPNProtocols: ['h2'], ...client });
+    const socket = new TLSSocket(raw, { isServer: true, secureContext: this.#context, ALPNProtocols: [this.#options.protocol ?? 'h2'], ...client });
     let over = false;
     const refuse = (why: string): void => {
       if (over) return;
@@ -136,7 +138,7 @@ export class TlsListener {
         this.#remember({ remote, address, peer: undefined, leafDer: undefined, open: true, socket });
       } else {
         checkByNode(socket);
-        const { peer, chain } = verifyPeer(socket, peers);
+        const { peer, chain } = verifyPeer(socket, peers, this.#options.protocol ?? 'h2');
         const id = peer.principal.spiffeId;
         const count = this.#perPeer.get(id) ?? 0;
         if (count >= limits.connectionsPerPeer) throw new BulkheadError('RESOURCE_EXHAUSTED', `the peer has ${count} connections open already`);

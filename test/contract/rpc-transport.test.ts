@@ -51,7 +51,7 @@ async function bench(attach: (call: CallContext, stream: BatchStream) => void, o
     close: async (_call, request) => (made.closes.push({ jobId: request.jobId, outcome: request.outcome }), {}),
   });
   head.add(Identities, {
-    issue: never, revoke: never, showPki: never, rotateAuthority: never, createJoinToken: never, getTrustBundle: never,
+    issue: never, revoke: never, showPki: never, rotateAuthority: never, createJoinToken: never, getTrustBundle: never, certifyServer: never,
     whoAmI: async (call) => ({ spiffeId: call.principal.spiffeId }),
     renew: async (call, request) => {
       const issued = await fixture.authority.issueX509Svid({ spiffeId: call.principal.spiffeId, publicKeySpkiDer: publicKeyFromCsr(request.csr) });

@@ -9,7 +9,7 @@ import { create, toBinary, type DescField, type DescMethod } from '@bufbuild/pro
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest';
 import type { BulkheadError } from '../../src/base/errors.ts';
 import type { MessageStream } from '../../src/rpc/rpc.ts';
-import { Audit, file_bulkhead_v1_raylet } from '../../src/rpc/generated/bulkhead/v1/raylet_pb.js';
+import { Audit, file_bulkhead_v1_raylet, Metrics } from '../../src/rpc/generated/bulkhead/v1/raylet_pb.js';
 import { Cluster, file_bulkhead_v1_head, Identities, Jobs, NodeAttestation, NodeSync, Policies, Sessions, Tenants, type HeadUpdate } from '../../src/rpc/generated/bulkhead/v1/head_pb.js';
 import { adminOf, Caller, freshKey, issued, joined, startHeadProcess, temporaryDirectory, type HeadProcess } from '../e2e/start-head.ts';
 
@@ -203,7 +203,7 @@ describe("another tenant's ids", () => {
   const FREE = new Set(['kind', 'name', 'roles', 'csr', 'reason', 'quota', 'outcome', 'message', 'file_name', 'content', 'version', 'job_name', 'last', 'follow', 'from_ms', 'to_ms']);
   const FILLED: Readonly<Record<string, unknown>> = { kind: 'user', name: 'x', outcome: 'failed', fileName: 'p.yaml', content: Buffer.from('version: 1\ntenant: acme\nroles: {}\n'), version: 1 };
 
-  const served = [Identities, Sessions, Tenants, Policies, Jobs, Cluster, Audit];
+  const served = [Identities, Sessions, Tenants, Policies, Jobs, Cluster, Audit, Metrics];
   const attacks = served.flatMap((service) => service.methods.flatMap((method: DescMethod) => method.input.fields.filter((f) => !FREE.has(f.name)).map((field: DescField) => ({ service, method, field }))));
 
   it('has an id of each kind for every field that could hold one', () => {

@@ -13,15 +13,18 @@ import { OID } from '../../src/pki/core/certificate.ts';
 let cluster: TestCluster;
 let sockets: ListeningSocket[];
 let attestation: number;
-const mutual = (): ListeningSocket[] => sockets.filter((s) => s.port !== attestation);
+/** Those that speak HTTP/1.1 to a scraper, and those that speak HTTP/2 to everybody else. */
+let scraped: number[];
+const mutual = (): ListeningSocket[] => sockets.filter((s) => s.port !== attestation && !scraped.includes(s.port));
 
 beforeAll(async () => {
-  cluster = await TestCluster.start({ raylets: 2 });
+  cluster = await TestCluster.start({ raylets: 2, metrics: true });
   // With work in it, so that workers of a tenant are among the processes.
   const driver = await cluster.connect('acme-dev');
   await driver.get(driver.task(() => 1)());
   sockets = listeningSockets(cluster.pids());
   attestation = Number(cluster.local.head?.attestationAddress.split(':').at(-1));
+  scraped = [cluster.local.head?.metricsAddress ?? '', ...cluster.local.metricsAddresses.values()].map((address) => Number(address.split(':').at(-1)));
 });
 afterAll(() => cluster?.stop());
 
@@ -46,9 +49,10 @@ function onlyAlerts(answer: Buffer): boolean {
   return true;
 }
 
-it('are exactly the head’s two and one of each raylet, on loopback', () => {
+it('are exactly the head’s two, one of each raylet, and one more of each for metrics, on loopback', () => {
   const port = (text: string): number => Number(text.split(':').at(-1));
-  const known = [port(cluster.headAddress), attestation, ...cluster.nodes.map((n) => port(n.address))];
+  const known = [port(cluster.headAddress), attestation, ...cluster.nodes.map((n) => port(n.address)), ...scraped];
+  expect(scraped.length).toBe(3);
   expect(sockets.map((s) => s.kind)).toEqual(known.map(() => 'tcp'));
   expect(sockets.map((s) => s.port).sort()).toEqual([...known].sort());
   for (const socket of sockets) expect(socket.address).toMatch(/^127\.0\.0\.1:/);
@@ -99,6 +103,23 @@ describe('over TLS', () => {
       return answer.length === 0 ? [] : [`${what} at ${port}: ${answer.toString('latin1').slice(0, 100)}`];
     }))));
     expect(heard.flat()).toEqual([]);
+  });
+
+  it('nor at the sockets for metrics, whatever is spoken there; with a valid SVID, nothing but HTTP/1.1 is heard', async () => {
+    const { 'a good one, but speaking HTTP/1.1': good, 'a good one, but without ALPN': silent, ...all } = await credentials();
+    const request = 'GET /metrics HTTP/1.1\r\nHost: metrics\r\n\r\n';
+    const heard = await Promise.all(Object.entries(all).flatMap(([what, options]) => scraped.flatMap((port) => [{ ALPNProtocols: ['http/1.1'] }, { ALPNProtocols: ['h2'] }, {}].map(async (alpn) => {
+      if (what === 'a good one, but TLS 1.2' && alpn.ALPNProtocols === undefined) return [];
+      const answer = await speak(port, request, { tls: { ...options, ALPNProtocols: [], ...alpn }, waitMs: 3_000 });
+      return answer.length === 0 ? [] : [`${what} at ${port} with ${JSON.stringify(alpn)}: ${answer.toString('latin1').slice(0, 100)}`];
+    }))));
+    expect(heard.flat()).toEqual([]);
+    for (const port of scraped) {
+      for (const options of [good, silent]) expect((await speak(port, request, { tls: options as tls.ConnectionOptions, waitMs: 1_000 })).toString('latin1')).toMatch(/^HTTP\/1\.1 200 OK\r\n/);
+      expect((await speak(port, H2_PREFACE, { tls: { ...good, ALPNProtocols: ['h2'] }, waitMs: 1_000 })).length).toBe(0);
+      // What is no scrape is refused, or ends the connection.
+      for (const what of ['garbage', 'GET /', 'job submission', 'drive-by DELETE', 'preflight', 'upgrade to h2c', 'websocket']) expect((await speak(port, REQUESTS[what] as string, { tls: good as tls.ConnectionOptions, waitMs: 1_000 })).toString('latin1')).toMatch(/^(?:HTTP\/1\.1 40[04] |$)/);
+    }
   });
 
   it('and who has one is heard, so that silence means something', async () => {

@@ -29,6 +29,35 @@ async function inTemporaryDir<T>(use: (dir: string) => Promise<T>): Promise<T> {
   }
 }
 
+describe('a server’s certificate', () => {
+  test('is accepted by openssl under its names, and by our verifier for nobody', async () => {
+    const { ca, clock } = await testCluster();
+    const publicKeySpkiDer = publicKeyFromCsr(createCsr(newKey()));
+    for (const [path, names] of [['node/n1', ['raylet.cluster.test', 'n1.raylet.cluster.test']], ['system/head', ['head.cluster.test']]] as const) {
+      const made = await ca.issueServerCertificate({ spiffeId: id(path), publicKeySpkiDer, ttlMs: SVID_TTL_MS });
+      expect(made.dnsNames).toEqual(names);
+      const leaf = new peculiar.X509Certificate(Uint8Array.from(made.chainDer[0] as Uint8Array));
+      expect(leaf.getExtension(peculiar.SubjectAlternativeNameExtension)?.names.toJSON()).toEqual(names.map((value) => ({ type: 'dns', value })));
+      expect(leaf.getExtension(peculiar.ExtendedKeyUsageExtension)?.usages).toEqual(['1.3.6.1.5.5.7.3.1']);
+      await inTemporaryDir(async (dir) => {
+        await writeFile(join(dir, 'root.pem'), ca.trustBundlePem());
+        await writeFile(join(dir, 'chain.pem'), made.certificateChainPem);
+        const verify = (...more: string[]): string => execFileSync('openssl', ['verify', '-x509_strict', ...more, '-CAfile', 'root.pem', '-untrusted', 'chain.pem', 'chain.pem'], { cwd: dir, encoding: 'utf8', stdio: 'pipe' });
+        for (const name of names) expect(verify('-purpose', 'sslserver', '-verify_hostname', name)).toBe('chain.pem: OK\n');
+        expect(() => verify('-purpose', 'sslserver', '-verify_hostname', 'other.cluster.test')).toThrow();
+        expect(() => verify('-purpose', 'sslclient')).toThrow();
+      });
+      expect(() => verifyChain(made.chainDer, ca.bundle(), clock.nowMs())).toThrow('not for exactly server and client authentication');
+    }
+  });
+
+  test('is not made for a user, a service or a job', async () => {
+    const { ca } = await testCluster();
+    const publicKeySpkiDer = publicKeyFromCsr(createCsr(newKey()));
+    for (const path of ['tenant/acme/user/ana', 'tenant/acme/service/etl']) await expect(ca.issueServerCertificate({ spiffeId: id(path), publicKeySpkiDer, ttlMs: SVID_TTL_MS })).rejects.toThrow('only nodes and components');
+  });
+});
+
 describe('an issued SVID', () => {
   test('is accepted by openssl -x509_strict as server and as client, and by ours', async () => {
     const { ca, issue, clock } = await testCluster();

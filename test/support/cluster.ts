@@ -86,6 +86,8 @@ export class Caller {
 export interface TestClusterOptions extends Partial<Pick<ClusterOptions, 'raylets' | 'cpus' | 'memoryBytes' | 'resources'>> {
   /** Quota of each tenant, as `tenant create --quota` takes it. */
   readonly quota?: Readonly<Record<string, string>>;
+  /** Every component is scraped somewhere. */
+  readonly metrics?: boolean;
 }
 
 export class TestCluster implements AsyncDisposable {
@@ -120,7 +122,7 @@ export class TestCluster implements AsyncDisposable {
     };
     try {
       const local = await LocalCluster.start({
-        dataDir: join(directory, 'cluster'), raylets: options.raylets ?? 1, listen: undefined, cpus: options.cpus ?? 2, memoryBytes: options.memoryBytes, resources: options.resources ?? {}, insecureDev: [],
+        dataDir: join(directory, 'cluster'), raylets: options.raylets ?? 1, listen: undefined, cpus: options.cpus ?? 2, memoryBytes: options.memoryBytes, resources: options.resources ?? {}, insecureDev: [], ...(options.metrics === true ? { metrics: '127.0.0.1:0' } : {}),
       });
       const cluster = new TestCluster(directory, local, guardian);
       try {

@@ -39,6 +39,7 @@ export const ATTRIBUTES_OF_KIND: Readonly<Record<ResourceKind, readonly Attribut
   policy: COMMON,
   audit: COMMON,
   cluster: COMMON,
+  metrics: COMMON,
 };
 
 const KINDS: ReadonlySet<string> = new Set(RESOURCE_KINDS);
@@ -80,5 +81,5 @@ export const GRANTABLE_ACTIONS: ReadonlySet<Action> = new Set<Action>([
 export const GOVERNANCE_ACTIONS: ReadonlySet<Action> = new Set<Action>([
   'tenant.create', 'tenant.list', 'tenant.read', 'tenant.delete', 'identity.issue', 'identity.renew', 'identity.revoke', 'identity.read',
   'policy.apply', 'policy.read', 'policy.check', 'pki.read', 'pki.rotate', 'pki.join-token', 'pki.trust-bundle',
-  'node.list', 'node.read', 'worker.list', 'worker.read', 'session.read', 'audit.stats', 'cluster.read', 'cluster.doctor',
+  'node.list', 'node.read', 'worker.list', 'worker.read', 'session.read', 'audit.stats', 'cluster.read', 'cluster.doctor', 'metrics.read',
 ]);

@@ -8,7 +8,8 @@ import { CALL_TIMEOUT_MS, CallerSession } from '../session.ts';
 import { durationText, timeText, type Terminal } from '../terminal.ts';
 
 export interface IssueOptions {
-  readonly kind: 'user' | 'service';
+  /** `component`: of the cluster, beside its own processes. */
+  readonly kind: 'user' | 'service' | 'component';
   readonly name: string;
   readonly tenant: string | undefined;
   readonly roles: readonly string[];
@@ -19,7 +20,7 @@ export interface IssueOptions {
 export async function issueIdentity(terminal: Terminal, { kind, name, tenant: given, roles, out, force }: IssueOptions, profile: string | undefined): Promise<void> {
   if (!force && existsSync(out) && readdirSync(out).length > 0) throw new BulkheadError('INVALID_ARGUMENT', `${out} is not empty; choose a new directory with --out, or replace the profile in it with --force`);
   await using session = await CallerSession.open(profile);
-  const tenant = given ?? session.tenant;
+  const tenant = kind === 'component' ? '' : (given ?? session.tenant);
   if (tenant === undefined) throw new BulkheadError('INVALID_ARGUMENT', 'whose identity? give --tenant NAME (bulkhead tenant list shows them)');
   const { privateKey } = generateKeyPairSync('ec', { namedCurve: 'P-256' });
   const issued = await terminal.progress('issuing the identity', session.to(Identities).issue({ tenant, kind, name, roles: [...roles], csr: createCsr(privateKey) }, { timeoutMs: CALL_TIMEOUT_MS }));
@@ -27,7 +28,7 @@ export async function issueIdentity(terminal: Terminal, { kind, name, tenant: gi
   await writeProfile(out, { address: session.head.address, gateway: session.head.gateway, svid });
   terminal.answer({ spiffeId: issued.spiffeId, tenant, roles, profile: out, notAfterMs: issued.notAfterMs });
   terminal.say(`${issued.spiffeId}\nprofile in ${out}, valid until ${timeText(Number(issued.notAfterMs))} (renewed while it is used)\nuse it with --profile ${out}, or BULKHEAD_PROFILE=${out}`);
-  if (roles.length === 0) terminal.warn('no role was given: until policy binds one to it, this identity may only ask who it is (--role developer, viewer, auditor or tenant-admin)');
+  if (roles.length === 0 && kind !== 'component') terminal.warn('no role was given: until policy binds one to it, this identity may only ask who it is (--role developer, viewer, auditor or tenant-admin)');
 }
 
 export async function whoAmI(terminal: Terminal, token: boolean, profile: string | undefined): Promise<void> {

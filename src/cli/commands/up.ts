@@ -125,7 +125,7 @@ export async function up(terminal: Terminal, options: ClusterOptions & { readonl
   const isDefault = linkDefaultProfile(admin);
   const { head, record } = cluster;
   const readyMs = Math.round(performance.now() - startedMs);
-  terminal.answer({ ready: true, address: head?.address, trustDomain: head?.trustDomain, dataDir: options.dataDir, adminProfile: admin, raylets: record.raylets.map((r) => ({ name: r.name, nodeId: r.nodeId, address: r.address })), readyMs });
+  terminal.answer({ ready: true, address: head?.address, trustDomain: head?.trustDomain, dataDir: options.dataDir, adminProfile: admin, raylets: record.raylets.map((r) => ({ name: r.name, nodeId: r.nodeId, address: r.address, metrics: cluster.metricsAddresses.get(r.name) })), metrics: head?.metricsAddress, readyMs });
   terminal.say(`${terminal.colour('green', 'ready')} in ${(readyMs / 1_000).toFixed(1)} s: head ${head?.address}, ${record.raylets.length} raylet${record.raylets.length === 1 ? '' : 's'}, trust domain ${head?.trustDomain}, data in ${options.dataDir}`);
   if (options.insecureDev.length > 0) terminal.warn(`without isolation layers: ${options.insecureDev.join(', ')}; this is stamped on every audit record`);
   terminal.say(`\nTry:\n\n${snippet(admin, isDefault, head?.trustDomain ?? '')}\n`);

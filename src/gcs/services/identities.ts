@@ -12,6 +12,8 @@ import { requireTenant } from './access.ts';
 export const PROFILE_TTL_MS = 30 * 24 * 3_600_000;
 /** The head itself, in its own SVID. */
 export const HEAD_COMPONENT = 'head';
+/** Components that people run beside the cluster, each with a role of its own in policies/defaults.yaml. Never the cluster's own processes or its administrator. */
+const ISSUED_COMPONENTS = ['monitor'];
 const JOIN_TOKEN_BYTES = 32;
 /** A transaction must hold them all. */
 const JOBS_PER_COMMIT = 50;
@@ -38,6 +40,13 @@ export function identitiesService(context: HeadContext): Implementation<typeof I
 
   return {
     async issue(call, request) {
+      if (request.tenant === '' && request.kind === 'component') {
+        await requireTenant(context, call, { tenant: '', action: 'identity.issue', kind: 'identity', name: request.name.slice(0, 64) });
+        if (!ISSUED_COMPONENTS.includes(request.name) || request.roles.length > 0) throw new BulkheadError('INVALID_ARGUMENT', `components that an identity is issued for: ${ISSUED_COMPONENTS.join(', ')}; their roles are the platform policy's`);
+        pki.checkCsr(request.csr);
+        const component = spiffeId(pki.trustDomain, { kind: 'system', component: request.name });
+        return svid(component, await issueFirst(context, component, request.csr, PROFILE_TTL_MS));
+      }
       const tenant = parseTenantName(request.tenant);
       if (request.kind !== 'user' && request.kind !== 'service') throw new BulkheadError('INVALID_ARGUMENT', `kind ${quote(request.kind)} is not 'user' or 'service'`);
       await requireTenant(context, call, { tenant, action: 'identity.issue', kind: 'identity', name: request.name.slice(0, 64) });
@@ -56,6 +65,11 @@ export function identitiesService(context: HeadContext): Implementation<typeof I
       if (head.revocations.covers(principal.spiffeId, peer.serial, peer.notBeforeMs + CLOCK_SKEW_MS)) throw new BulkheadError('UNAUTHENTICATED', 'this identity is revoked; ask for a new one');
       const ttlMs = principal.kind === 'node' || principal.kind === 'job' ? SVID_TTL_MS : PROFILE_TTL_MS;
       return svid(principal.spiffeId, await pki.issue(principal.spiffeId, request.csr, ttlMs));
+    },
+
+    async certifyServer(call, request) {
+      const { certificateChainPem, dnsNames, notAfterMs } = await pki.certifyServer(call.principal.spiffeId, request.csr, SVID_TTL_MS);
+      return { chain: certificateChainPem, dnsNames: [...dnsNames], notAfterMs: BigInt(notAfterMs) };
     },
 
     async whoAmI(call) {

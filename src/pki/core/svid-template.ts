@@ -70,6 +70,17 @@ export function svidBody(fields: CertificateFields, id: SpiffeId): DerTree {
   return body(fields, SVID_SUBJECT, [...SVID_EXTENSIONS, extension(ALTERNATIVE_NAME, false, uriName(id))]);
 }
 
+const SERVER_EXTENSIONS = [
+  extension(derOid(OID.basicConstraints), true, derSequence()),
+  extension(derOid(OID.keyUsage), true, derBitString(Uint8Array.of(0x80), 7)),
+  extension(derOid(OID.extKeyUsage), false, derSequence(derOid(OID.serverAuth))),
+].map(constantDer);
+
+/** The body of a certificate by which clients that know no SPIFFE IDs verify a server: names of DNS and no URI, so that it is nobody's identity here. */
+export function serverBody(fields: CertificateFields, dnsNames: readonly string[]): DerTree {
+  return body(fields, SVID_SUBJECT, [...SERVER_EXTENSIONS, extension(ALTERNATIVE_NAME, false, derSequence(...dnsNames.map((name): DerTree => ({ tag: contextTag(2, false), content: ascii(name) }))))]);
+}
+
 /** The body of a root (path length 1: it signs intermediates) or an intermediate (path length 0: it signs leaves). `name` tells generations apart. */
 export function authorityBody(fields: CertificateFields, trustDomain: TrustDomain, name: string, pathLength: 0 | 1): DerTree {
   return body(fields, distinguishedName([[OID.organizationName, 'Bulkhead'], [OID.commonName, name]]), [

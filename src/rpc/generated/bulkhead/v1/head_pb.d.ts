@@ -84,7 +84,7 @@ export declare type IssueIdentityRequest = Message<"bulkhead.v1.IssueIdentityReq
   tenant: string;
 
   /**
-   * "user" or "service".
+   * "user" or "service"; with an empty tenant "component", for names of src/gcs/services/identities.ts only.
    *
    * @generated from field: string kind = 2;
    */
@@ -290,6 +290,52 @@ export declare type TrustBundle = Message<"bulkhead.v1.TrustBundle"> & {
  * Use `create(TrustBundleSchema)` to create a new message.
  */
 export declare const TrustBundleSchema: GenMessage<TrustBundle>;
+
+/**
+ * @generated from message bulkhead.v1.CertifyServerRequest
+ */
+export declare type CertifyServerRequest = Message<"bulkhead.v1.CertifyServerRequest"> & {
+  /**
+   * @generated from field: bytes csr = 1;
+   */
+  csr: Uint8Array;
+};
+
+/**
+ * Describes the message bulkhead.v1.CertifyServerRequest.
+ * Use `create(CertifyServerRequestSchema)` to create a new message.
+ */
+export declare const CertifyServerRequestSchema: GenMessage<CertifyServerRequest>;
+
+/**
+ * @generated from message bulkhead.v1.ServerCertificate
+ */
+export declare type ServerCertificate = Message<"bulkhead.v1.ServerCertificate"> & {
+  /**
+   * PEM, leaf first.
+   *
+   * @generated from field: string chain = 1;
+   */
+  chain: string;
+
+  /**
+   * What clients may expect it by.
+   *
+   * @generated from field: repeated string dns_names = 2;
+   */
+  dnsNames: string[];
+
+  /**
+   * @generated from field: int64 not_after_ms = 3;
+   */
+  notAfterMs: bigint;
+};
+
+/**
+ * Describes the message bulkhead.v1.ServerCertificate.
+ * Use `create(ServerCertificateSchema)` to create a new message.
+ */
+export declare const ServerCertificateSchema: GenMessage<ServerCertificate>;
 
 /**
  * @generated from message bulkhead.v1.ShowPkiRequest
@@ -1729,6 +1775,17 @@ export declare const Identities: GenService<{
     methodKind: "unary";
     input: typeof GetTrustBundleRequestSchema;
     output: typeof TrustBundleSchema;
+  },
+  /**
+   * For a node: a certificate that says its name as DNS has names, for clients that verify servers by those (Prometheus). It is no SVID and
+   * opens nothing: no URI name, server authentication only.
+   *
+   * @generated from rpc bulkhead.v1.Identities.CertifyServer
+   */
+  certifyServer: {
+    methodKind: "unary";
+    input: typeof CertifyServerRequestSchema;
+    output: typeof ServerCertificateSchema;
   },
   /**
    * @generated from rpc bulkhead.v1.Identities.ShowPki

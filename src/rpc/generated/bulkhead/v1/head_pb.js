@@ -11,7 +11,7 @@ import { fileDesc, messageDesc, serviceDesc } from "@bufbuild/protobuf/codegenv2
  * Describes the file bulkhead/v1/head.proto.
  */
 export const file_bulkhead_v1_head = /*@__PURE__*/
-  fileDesc("ChZidWxraGVhZC92MS9oZWFkLnByb3RvEgtidWxraGVhZC52MSIwCg1BdHRlc3RSZXF1ZXN0EhIKCmpvaW5fdG9rZW4YASABKAkSCwoDY3NyGAIgASgMInYKDkF0dGVzdFJlc3BvbnNlEhIKCnN2aWRfY2hhaW4YASABKAkSFAoMdHJ1c3RfYnVuZGxlGAIgASgJEg8KB25vZGVfaWQYAyABKAkSEwoLbm9kZV9udW1iZXIYBCABKA0SFAoMdHJ1c3RfZG9tYWluGAUgASgJIl4KFElzc3VlSWRlbnRpdHlSZXF1ZXN0Eg4KBnRlbmFudBgBIAEoCRIMCgRraW5kGAIgASgJEgwKBG5hbWUYAyABKAkSDQoFcm9sZXMYBCADKAkSCwoDY3NyGAUgASgMIhsKDFJlbmV3UmVxdWVzdBILCgNjc3IYASABKAwiYQoMU3ZpZFJlc3BvbnNlEhEKCXNwaWZmZV9pZBgBIAEoCRISCgpzdmlkX2NoYWluGAIgASgJEhQKDHRydXN0X2J1bmRsZRgDIAEoCRIUCgxub3RfYWZ0ZXJfbXMYBCABKAMiDwoNV2hvQW1JUmVxdWVzdCJ7Cg5XaG9BbUlSZXNwb25zZRIRCglzcGlmZmVfaWQYASABKAkSDAoEa2luZBgCIAEoCRIOCgZ0ZW5hbnQYAyABKAkSDQoFcm9sZXMYBCADKAkSGQoRc3ZpZF9ub3RfYWZ0ZXJfbXMYBSABKAMSDgoGc2VyaWFsGAYgASgJIkIKDVJldm9rZVJlcXVlc3QSEQoJc3BpZmZlX2lkGAEgASgJEg4KBnNlcmlhbBgCIAEoCRIOCgZyZWFzb24YAyABKAkiLAoOUmV2b2tlUmVzcG9uc2USGgoScmV2b2NhdGlvbl92ZXJzaW9uGAEgASgEIhcKFUdldFRydXN0QnVuZGxlUmVxdWVzdCIoCgtUcnVzdEJ1bmRsZRILCgNwZW0YASABKAkSDAoEandrcxgCIAEoCSIQCg5TaG93UGtpUmVxdWVzdCJpCgxQa2lBdXRob3JpdHkSDAoEa2luZBgBIAEoCRIOCgZzZXJpYWwYAiABKAkSFQoNbm90X2JlZm9yZV9tcxgDIAEoAxIUCgxub3RfYWZ0ZXJfbXMYBCABKAMSDgoGYWN0aXZlGAUgASgIIocBCglQa2lTdGF0dXMSFAoMdHJ1c3RfZG9tYWluGAEgASgJEi4KC2F1dGhvcml0aWVzGAIgAygLMhkuYnVsa2hlYWQudjEuUGtpQXV0aG9yaXR5EhMKC2tleV9tYW5hZ2VyGAMgASgJEg4KBmlzc3VlZBgEIAEoBBIPCgdyZXZva2VkGAUgASgEIhgKFlJvdGF0ZUF1dGhvcml0eVJlcXVlc3QiKQoWQ3JlYXRlSm9pblRva2VuUmVxdWVzdBIPCgdub2RlX2lkGAEgASgJImEKCUpvaW5Ub2tlbhINCgV0b2tlbhgBIAEoCRISCgpleHBpcmVzX21zGAIgASgDEhsKE2F0dGVzdGF0aW9uX2FkZHJlc3MYAyABKAkSFAoMdHJ1c3RfYnVuZGxlGAQgASgJIjYKEk9wZW5TZXNzaW9uUmVxdWVzdBIQCghqb2JfbmFtZRgBIAEoCRIOCgZqb2JfaWQYAiABKAkiOwoVUmVmcmVzaFNlc3Npb25SZXF1ZXN0Eg4KBmpvYl9pZBgBIAEoCRISCgpzZXNzaW9uX2lkGAIgASgJIlsKE0Nsb3NlU2Vzc2lvblJlcXVlc3QSDgoGam9iX2lkGAEgASgJEg8KB291dGNvbWUYAiABKAkSDwoHbWVzc2FnZRgDIAEoCRISCgpzZXNzaW9uX2lkGAQgASgJIhYKFENsb3NlU2Vzc2lvblJlc3BvbnNlIpkBCgdTZXNzaW9uEg4KBmpvYl9pZBgBIAEoCRISCgpjcmVkZW50aWFsGAIgASgJEhIKCmV4cGlyZXNfbXMYAyABKAMSFQoNdGVuYW50X251bWJlchgEIAEoDRIrCgdyYXlsZXRzGAUgAygLMhouYnVsa2hlYWQudjEuUmF5bGV0QWRkcmVzcxISCgpzZXNzaW9uX2lkGAYgASgJIlkKDVJheWxldEFkZHJlc3MSDwoHbm9kZV9pZBgBIAEoCRITCgtub2RlX251bWJlchgCIAEoDRIPCgdhZGRyZXNzGAMgASgJEhEKCXNwaWZmZV9pZBgEIAEoCSKNAQoTQ3JlYXRlVGVuYW50UmVxdWVzdBIMCgRuYW1lGAEgASgJEjoKBXF1b3RhGAIgAygLMisuYnVsa2hlYWQudjEuQ3JlYXRlVGVuYW50UmVxdWVzdC5RdW90YUVudHJ5GiwKClF1b3RhRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4ASIUChJMaXN0VGVuYW50c1JlcXVlc3QiMgoKVGVuYW50TGlzdBIkCgd0ZW5hbnRzGAEgAygLMhMuYnVsa2hlYWQudjEuVGVuYW50IiMKEVNob3dUZW5hbnRSZXF1ZXN0Eg4KBnRlbmFudBgBIAEoCSIlChNEZWxldGVUZW5hbnRSZXF1ZXN0Eg4KBnRlbmFudBgBIAEoCSKmAQoGVGVuYW50EgwKBG5hbWUYASABKAkSDgoGbnVtYmVyGAIgASgNEi0KBXF1b3RhGAMgAygLMh4uYnVsa2hlYWQudjEuVGVuYW50LlF1b3RhRW50cnkSDQoFc3RhdGUYBCABKAkSEgoKY3JlYXRlZF9tcxgFIAEoAxosCgpRdW90YUVudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAEidQoTRGVsZXRpb25DZXJ0aWZpY2F0ZRIOCgZ0ZW5hbnQYASABKAkSEgoKZGVsZXRlZF9tcxgCIAEoAxIRCglzdGF0ZW1lbnQYAyABKAkSEQoJc2lnbmF0dXJlGAQgASgMEhQKDHZlcmlmaWVyX2tleRgFIAEoCSJIChJBcHBseVBvbGljeVJlcXVlc3QSDgoGdGVuYW50GAEgASgJEhEKCWZpbGVfbmFtZRgCIAEoCRIPCgdjb250ZW50GAMgASgMIpABCg1Qb2xpY3lWZXJzaW9uEg8KB3ZlcnNpb24YASABKA0SDgoGdGVuYW50GAIgASgJEg4KBmRpZ2VzdBgDIAEoCRISCgphcHBsaWVkX21zGAQgASgDEhIKCmFwcGxpZWRfYnkYBSABKAkSEwoLaW5fZm9yY2Vfb24YBiADKAkSEQoJZmlsZV9uYW1lGAcgASgJIiYKFFBvbGljeUhpc3RvcnlSZXF1ZXN0Eg4KBnRlbmFudBgBIAEoCSI9Cg1Qb2xpY3lIaXN0b3J5EiwKCHZlcnNpb25zGAEgAygLMhouYnVsa2hlYWQudjEuUG9saWN5VmVyc2lvbiJGChBHZXRQb2xpY3lSZXF1ZXN0Eg4KBnRlbmFudBgBIAEoCRIPCgd2ZXJzaW9uGAIgASgNEhEKCWZpbGVfbmFtZRgDIAEoCSJKCgpQb2xpY3lGaWxlEisKB3ZlcnNpb24YASABKAsyGi5idWxraGVhZC52MS5Qb2xpY3lWZXJzaW9uEg8KB2NvbnRlbnQYAiABKAwiOAoVUm9sbGJhY2tQb2xpY3lSZXF1ZXN0Eg4KBnRlbmFudBgBIAEoCRIPCgd2ZXJzaW9uGAIgASgNIiEKD0xpc3RKb2JzUmVxdWVzdBIOCgZ0ZW5hbnQYASABKAkiKQoHSm9iTGlzdBIeCgRqb2JzGAEgAygLMhAuYnVsa2hlYWQudjEuSm9iIh8KDUdldEpvYlJlcXVlc3QSDgoGam9iX2lkGAEgASgJIiAKDlN0b3BKb2JSZXF1ZXN0Eg4KBmpvYl9pZBgBIAEoCSKNAQoDSm9iEg4KBmpvYl9pZBgBIAEoCRIOCgZ0ZW5hbnQYAiABKAkSDAoEbmFtZRgDIAEoCRIRCglzdWJtaXR0ZXIYBCABKAkSDgoGc3RhdHVzGAUgASgJEg8KB21lc3NhZ2UYBiABKAkSEgoKc3RhcnRlZF9tcxgHIAEoAxIQCghlbmRlZF9tcxgIIAEoAyIWChRDbHVzdGVyU3RhdHVzUmVxdWVzdCK8AQoNQ2x1c3RlclN0YXR1cxIUCgx0cnVzdF9kb21haW4YASABKAkSDwoHdmVyc2lvbhgCIAEoCRIgCgVub2RlcxgDIAMoCzIRLmJ1bGtoZWFkLnYxLk5vZGUSDwoHdGVuYW50cxgEIAEoDRIWCg5wb2xpY3lfdmVyc2lvbhgFIAEoDRIPCgdnYXRld2F5GAYgASgJEhQKDGluc2VjdXJlX2RldhgHIAEoCBISCgpzdGFydGVkX21zGAggASgDIhIKEExpc3ROb2Rlc1JlcXVlc3QiLAoITm9kZUxpc3QSIAoFbm9kZXMYASADKAsyES5idWxraGVhZC52MS5Ob2RlIosCCgROb2RlEg8KB25vZGVfaWQYASABKAkSEwoLbm9kZV9udW1iZXIYAiABKA0SDwoHYWRkcmVzcxgDIAEoCRIRCglzcGlmZmVfaWQYBCABKAkSDQoFc3RhdGUYBSABKAkSJQoFdG90YWwYBiABKAsyFi5idWxraGVhZC52MS5SZXNvdXJjZXMSKQoJYXZhaWxhYmxlGAcgASgLMhYuYnVsa2hlYWQudjEuUmVzb3VyY2VzEhYKDnBvbGljeV92ZXJzaW9uGAggASgNEhQKDGxhc3Rfc2Vlbl9tcxgJIAEoAxIUCgxxdWV1ZWRfdGFza3MYCiABKA0SFAoMaW5zZWN1cmVfZGV2GAsgASgIIpcBCglSZXNvdXJjZXMSEQoJY3B1X3VuaXRzGAEgASgEEhQKDG1lbW9yeV9ieXRlcxgCIAEoBBIyCgZjdXN0b20YAyADKAsyIi5idWxraGVhZC52MS5SZXNvdXJjZXMuQ3VzdG9tRW50cnkaLQoLQ3VzdG9tRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgEOgI4ASLHAgoKTm9kZVJlcG9ydBIPCgdhZGRyZXNzGAEgASgJEiUKBXRvdGFsGAIgASgLMhYuYnVsa2hlYWQudjEuUmVzb3VyY2VzEikKCWF2YWlsYWJsZRgDIAEoCzIWLmJ1bGtoZWFkLnYxLlJlc291cmNlcxIWCg5wb2xpY3lfdmVyc2lvbhgEIAEoDRIaChJyZXZvY2F0aW9uX3ZlcnNpb24YBSABKAQSFAoMcXVldWVkX3Rhc2tzGAYgASgNEhQKDGluc2VjdXJlX2RldhgHIAEoCBIxCgtjaGVja3BvaW50cxgIIAMoCzIcLmJ1bGtoZWFkLnYxLkF1ZGl0Q2hlY2twb2ludBIQCghpbnN0YW5jZRgJIAEoCRIxCg5lbmRlZF9zZXNzaW9ucxgKIAMoCzIZLmJ1bGtoZWFkLnYxLkVuZGVkU2Vzc2lvbiI/CgxFbmRlZFNlc3Npb24SDgoGam9iX2lkGAEgASgJEhIKCnNlc3Npb25faWQYAiABKAkSCwoDaG93GAMgASgJIi8KD0F1ZGl0Q2hlY2twb2ludBIOCgZ0ZW5hbnQYASABKAkSDAoEbm90ZRgCIAEoDCLPAgoKSGVhZFVwZGF0ZRIxCgZwb2xpY3kYASABKAsyIS5idWxraGVhZC52MS5Qb2xpY3lTbmFwc2hvdFVwZGF0ZRIyCgtyZXZvY2F0aW9ucxgCIAEoCzIdLmJ1bGtoZWFkLnYxLlJldm9jYXRpb25VcGRhdGUSJQoFbm9kZXMYAyABKAsyFi5idWxraGVhZC52MS5Ob2RlVGFibGUSKQoHdGVuYW50cxgEIAEoCzIYLmJ1bGtoZWFkLnYxLlRlbmFudFRhYmxlEhQKDHN0b3BwZWRfam9icxgFIAMoCRIuCgx0cnVzdF9idW5kbGUYBiABKAsyGC5idWxraGVhZC52MS5UcnVzdEJ1bmRsZRIuCghjb3NpZ25lZBgHIAMoCzIcLmJ1bGtoZWFkLnYxLkF1ZGl0Q2hlY2twb2ludBISCgplbmRlZF9qb2JzGAggAygJIjkKFFBvbGljeVNuYXBzaG90VXBkYXRlEg8KB3ZlcnNpb24YASABKA0SEAoIc25hcHNob3QYAiABKAwiSQoKUmV2b2NhdGlvbhIRCglzcGlmZmVfaWQYASABKAkSDgoGc2VyaWFsGAIgASgJEhgKEGlzc3VlZF9iZWZvcmVfbXMYAyABKAMiUQoQUmV2b2NhdGlvblVwZGF0ZRIPCgd2ZXJzaW9uGAEgASgEEiwKC3Jldm9jYXRpb25zGAIgAygLMhcuYnVsa2hlYWQudjEuUmV2b2NhdGlvbiItCglOb2RlVGFibGUSIAoFbm9kZXMYASADKAsyES5idWxraGVhZC52MS5Ob2RlIjMKC1RlbmFudFRhYmxlEiQKB3RlbmFudHMYASADKAsyEy5idWxraGVhZC52MS5UZW5hbnQicQoYUmVnaXN0ZXJBY3Rvck5hbWVSZXF1ZXN0Eg4KBnRlbmFudBgBIAEoCRIRCgluYW1lc3BhY2UYAiABKAkSDAoEbmFtZRgDIAEoCRIQCghhY3Rvcl9pZBgEIAEoDBISCgpjbGFzc19pbmZvGAUgASgJIkkKFkxvb2t1cEFjdG9yTmFtZVJlcXVlc3QSDgoGdGVuYW50GAEgASgJEhEKCW5hbWVzcGFjZRgCIAEoCRIMCgRuYW1lGAMgASgJIlwKF1JlbGVhc2VBY3Rvck5hbWVSZXF1ZXN0Eg4KBnRlbmFudBgBIAEoCRIRCgluYW1lc3BhY2UYAiABKAkSDAoEbmFtZRgDIAEoCRIQCghhY3Rvcl9pZBgEIAEoDCIaChhSZWxlYXNlQWN0b3JOYW1lUmVzcG9uc2UiQAoJQWN0b3JOYW1lEg0KBWZvdW5kGAEgASgIEhAKCGFjdG9yX2lkGAIgASgMEhIKCmNsYXNzX2luZm8YAyABKAkyVAoPTm9kZUF0dGVzdGF0aW9uEkEKBkF0dGVzdBIaLmJ1bGtoZWFkLnYxLkF0dGVzdFJlcXVlc3QaGy5idWxraGVhZC52MS5BdHRlc3RSZXNwb25zZTLIBAoKSWRlbnRpdGllcxJFCgVJc3N1ZRIhLmJ1bGtoZWFkLnYxLklzc3VlSWRlbnRpdHlSZXF1ZXN0GhkuYnVsa2hlYWQudjEuU3ZpZFJlc3BvbnNlEj0KBVJlbmV3EhkuYnVsa2hlYWQudjEuUmVuZXdSZXF1ZXN0GhkuYnVsa2hlYWQudjEuU3ZpZFJlc3BvbnNlEkEKBldob0FtSRIaLmJ1bGtoZWFkLnYxLldob0FtSVJlcXVlc3QaGy5idWxraGVhZC52MS5XaG9BbUlSZXNwb25zZRJBCgZSZXZva2USGi5idWxraGVhZC52MS5SZXZva2VSZXF1ZXN0GhsuYnVsa2hlYWQudjEuUmV2b2tlUmVzcG9uc2USTgoOR2V0VHJ1c3RCdW5kbGUSIi5idWxraGVhZC52MS5HZXRUcnVzdEJ1bmRsZVJlcXVlc3QaGC5idWxraGVhZC52MS5UcnVzdEJ1bmRsZRI+CgdTaG93UGtpEhsuYnVsa2hlYWQudjEuU2hvd1BraVJlcXVlc3QaFi5idWxraGVhZC52MS5Qa2lTdGF0dXMSTgoPUm90YXRlQXV0aG9yaXR5EiMuYnVsa2hlYWQudjEuUm90YXRlQXV0aG9yaXR5UmVxdWVzdBoWLmJ1bGtoZWFkLnYxLlBraVN0YXR1cxJOCg9DcmVhdGVKb2luVG9rZW4SIy5idWxraGVhZC52MS5DcmVhdGVKb2luVG9rZW5SZXF1ZXN0GhYuYnVsa2hlYWQudjEuSm9pblRva2VuMtwBCghTZXNzaW9ucxI9CgRPcGVuEh8uYnVsa2hlYWQudjEuT3BlblNlc3Npb25SZXF1ZXN0GhQuYnVsa2hlYWQudjEuU2Vzc2lvbhJDCgdSZWZyZXNoEiIuYnVsa2hlYWQudjEuUmVmcmVzaFNlc3Npb25SZXF1ZXN0GhQuYnVsa2hlYWQudjEuU2Vzc2lvbhJMCgVDbG9zZRIgLmJ1bGtoZWFkLnYxLkNsb3NlU2Vzc2lvblJlcXVlc3QaIS5idWxraGVhZC52MS5DbG9zZVNlc3Npb25SZXNwb25zZTKXAgoHVGVuYW50cxI/CgZDcmVhdGUSIC5idWxraGVhZC52MS5DcmVhdGVUZW5hbnRSZXF1ZXN0GhMuYnVsa2hlYWQudjEuVGVuYW50EkAKBExpc3QSHy5idWxraGVhZC52MS5MaXN0VGVuYW50c1JlcXVlc3QaFy5idWxraGVhZC52MS5UZW5hbnRMaXN0EjsKBFNob3cSHi5idWxraGVhZC52MS5TaG93VGVuYW50UmVxdWVzdBoTLmJ1bGtoZWFkLnYxLlRlbmFudBJMCgZEZWxldGUSIC5idWxraGVhZC52MS5EZWxldGVUZW5hbnRSZXF1ZXN0GiAuYnVsa2hlYWQudjEuRGVsZXRpb25DZXJ0aWZpY2F0ZTKlAgoIUG9saWNpZXMSRAoFQXBwbHkSHy5idWxraGVhZC52MS5BcHBseVBvbGljeVJlcXVlc3QaGi5idWxraGVhZC52MS5Qb2xpY3lWZXJzaW9uEkgKB0hpc3RvcnkSIS5idWxraGVhZC52MS5Qb2xpY3lIaXN0b3J5UmVxdWVzdBoaLmJ1bGtoZWFkLnYxLlBvbGljeUhpc3RvcnkSPQoDR2V0Eh0uYnVsa2hlYWQudjEuR2V0UG9saWN5UmVxdWVzdBoXLmJ1bGtoZWFkLnYxLlBvbGljeUZpbGUSSgoIUm9sbGJhY2sSIi5idWxraGVhZC52MS5Sb2xsYmFja1BvbGljeVJlcXVlc3QaGi5idWxraGVhZC52MS5Qb2xpY3lWZXJzaW9uMq4BCgRKb2JzEjoKBExpc3QSHC5idWxraGVhZC52MS5MaXN0Sm9ic1JlcXVlc3QaFC5idWxraGVhZC52MS5Kb2JMaXN0EjMKA0dldBIaLmJ1bGtoZWFkLnYxLkdldEpvYlJlcXVlc3QaEC5idWxraGVhZC52MS5Kb2ISNQoEU3RvcBIbLmJ1bGtoZWFkLnYxLlN0b3BKb2JSZXF1ZXN0GhAuYnVsa2hlYWQudjEuSm9iMpUBCgdDbHVzdGVyEkcKBlN0YXR1cxIhLmJ1bGtoZWFkLnYxLkNsdXN0ZXJTdGF0dXNSZXF1ZXN0GhouYnVsa2hlYWQudjEuQ2x1c3RlclN0YXR1cxJBCglMaXN0Tm9kZXMSHS5idWxraGVhZC52MS5MaXN0Tm9kZXNSZXF1ZXN0GhUuYnVsa2hlYWQudjEuTm9kZUxpc3QyzQIKCE5vZGVTeW5jEjwKBFN5bmMSFy5idWxraGVhZC52MS5Ob2RlUmVwb3J0GhcuYnVsa2hlYWQudjEuSGVhZFVwZGF0ZSgBMAESUgoRUmVnaXN0ZXJBY3Rvck5hbWUSJS5idWxraGVhZC52MS5SZWdpc3RlckFjdG9yTmFtZVJlcXVlc3QaFi5idWxraGVhZC52MS5BY3Rvck5hbWUSTgoPTG9va3VwQWN0b3JOYW1lEiMuYnVsa2hlYWQudjEuTG9va3VwQWN0b3JOYW1lUmVxdWVzdBoWLmJ1bGtoZWFkLnYxLkFjdG9yTmFtZRJfChBSZWxlYXNlQWN0b3JOYW1lEiQuYnVsa2hlYWQudjEuUmVsZWFzZUFjdG9yTmFtZVJlcXVlc3QaJS5idWxraGVhZC52MS5SZWxlYXNlQWN0b3JOYW1lUmVzcG9uc2ViBnByb3RvMw");
+  fileDesc("ChZidWxraGVhZC92MS9oZWFkLnByb3RvEgtidWxraGVhZC52MSIwCg1BdHRlc3RSZXF1ZXN0EhIKCmpvaW5fdG9rZW4YASABKAkSCwoDY3NyGAIgASgMInYKDkF0dGVzdFJlc3BvbnNlEhIKCnN2aWRfY2hhaW4YASABKAkSFAoMdHJ1c3RfYnVuZGxlGAIgASgJEg8KB25vZGVfaWQYAyABKAkSEwoLbm9kZV9udW1iZXIYBCABKA0SFAoMdHJ1c3RfZG9tYWluGAUgASgJIl4KFElzc3VlSWRlbnRpdHlSZXF1ZXN0Eg4KBnRlbmFudBgBIAEoCRIMCgRraW5kGAIgASgJEgwKBG5hbWUYAyABKAkSDQoFcm9sZXMYBCADKAkSCwoDY3NyGAUgASgMIhsKDFJlbmV3UmVxdWVzdBILCgNjc3IYASABKAwiYQoMU3ZpZFJlc3BvbnNlEhEKCXNwaWZmZV9pZBgBIAEoCRISCgpzdmlkX2NoYWluGAIgASgJEhQKDHRydXN0X2J1bmRsZRgDIAEoCRIUCgxub3RfYWZ0ZXJfbXMYBCABKAMiDwoNV2hvQW1JUmVxdWVzdCJ7Cg5XaG9BbUlSZXNwb25zZRIRCglzcGlmZmVfaWQYASABKAkSDAoEa2luZBgCIAEoCRIOCgZ0ZW5hbnQYAyABKAkSDQoFcm9sZXMYBCADKAkSGQoRc3ZpZF9ub3RfYWZ0ZXJfbXMYBSABKAMSDgoGc2VyaWFsGAYgASgJIkIKDVJldm9rZVJlcXVlc3QSEQoJc3BpZmZlX2lkGAEgASgJEg4KBnNlcmlhbBgCIAEoCRIOCgZyZWFzb24YAyABKAkiLAoOUmV2b2tlUmVzcG9uc2USGgoScmV2b2NhdGlvbl92ZXJzaW9uGAEgASgEIhcKFUdldFRydXN0QnVuZGxlUmVxdWVzdCIoCgtUcnVzdEJ1bmRsZRILCgNwZW0YASABKAkSDAoEandrcxgCIAEoCSIjChRDZXJ0aWZ5U2VydmVyUmVxdWVzdBILCgNjc3IYASABKAwiSwoRU2VydmVyQ2VydGlmaWNhdGUSDQoFY2hhaW4YASABKAkSEQoJZG5zX25hbWVzGAIgAygJEhQKDG5vdF9hZnRlcl9tcxgDIAEoAyIQCg5TaG93UGtpUmVxdWVzdCJpCgxQa2lBdXRob3JpdHkSDAoEa2luZBgBIAEoCRIOCgZzZXJpYWwYAiABKAkSFQoNbm90X2JlZm9yZV9tcxgDIAEoAxIUCgxub3RfYWZ0ZXJfbXMYBCABKAMSDgoGYWN0aXZlGAUgASgIIocBCglQa2lTdGF0dXMSFAoMdHJ1c3RfZG9tYWluGAEgASgJEi4KC2F1dGhvcml0aWVzGAIgAygLMhkuYnVsa2hlYWQudjEuUGtpQXV0aG9yaXR5EhMKC2tleV9tYW5hZ2VyGAMgASgJEg4KBmlzc3VlZBgEIAEoBBIPCgdyZXZva2VkGAUgASgEIhgKFlJvdGF0ZUF1dGhvcml0eVJlcXVlc3QiKQoWQ3JlYXRlSm9pblRva2VuUmVxdWVzdBIPCgdub2RlX2lkGAEgASgJImEKCUpvaW5Ub2tlbhINCgV0b2tlbhgBIAEoCRISCgpleHBpcmVzX21zGAIgASgDEhsKE2F0dGVzdGF0aW9uX2FkZHJlc3MYAyABKAkSFAoMdHJ1c3RfYnVuZGxlGAQgASgJIjYKEk9wZW5TZXNzaW9uUmVxdWVzdBIQCghqb2JfbmFtZRgBIAEoCRIOCgZqb2JfaWQYAiABKAkiOwoVUmVmcmVzaFNlc3Npb25SZXF1ZXN0Eg4KBmpvYl9pZBgBIAEoCRISCgpzZXNzaW9uX2lkGAIgASgJIlsKE0Nsb3NlU2Vzc2lvblJlcXVlc3QSDgoGam9iX2lkGAEgASgJEg8KB291dGNvbWUYAiABKAkSDwoHbWVzc2FnZRgDIAEoCRISCgpzZXNzaW9uX2lkGAQgASgJIhYKFENsb3NlU2Vzc2lvblJlc3BvbnNlIpkBCgdTZXNzaW9uEg4KBmpvYl9pZBgBIAEoCRISCgpjcmVkZW50aWFsGAIgASgJEhIKCmV4cGlyZXNfbXMYAyABKAMSFQoNdGVuYW50X251bWJlchgEIAEoDRIrCgdyYXlsZXRzGAUgAygLMhouYnVsa2hlYWQudjEuUmF5bGV0QWRkcmVzcxISCgpzZXNzaW9uX2lkGAYgASgJIlkKDVJheWxldEFkZHJlc3MSDwoHbm9kZV9pZBgBIAEoCRITCgtub2RlX251bWJlchgCIAEoDRIPCgdhZGRyZXNzGAMgASgJEhEKCXNwaWZmZV9pZBgEIAEoCSKNAQoTQ3JlYXRlVGVuYW50UmVxdWVzdBIMCgRuYW1lGAEgASgJEjoKBXF1b3RhGAIgAygLMisuYnVsa2hlYWQudjEuQ3JlYXRlVGVuYW50UmVxdWVzdC5RdW90YUVudHJ5GiwKClF1b3RhRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4ASIUChJMaXN0VGVuYW50c1JlcXVlc3QiMgoKVGVuYW50TGlzdBIkCgd0ZW5hbnRzGAEgAygLMhMuYnVsa2hlYWQudjEuVGVuYW50IiMKEVNob3dUZW5hbnRSZXF1ZXN0Eg4KBnRlbmFudBgBIAEoCSIlChNEZWxldGVUZW5hbnRSZXF1ZXN0Eg4KBnRlbmFudBgBIAEoCSKmAQoGVGVuYW50EgwKBG5hbWUYASABKAkSDgoGbnVtYmVyGAIgASgNEi0KBXF1b3RhGAMgAygLMh4uYnVsa2hlYWQudjEuVGVuYW50LlF1b3RhRW50cnkSDQoFc3RhdGUYBCABKAkSEgoKY3JlYXRlZF9tcxgFIAEoAxosCgpRdW90YUVudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAEidQoTRGVsZXRpb25DZXJ0aWZpY2F0ZRIOCgZ0ZW5hbnQYASABKAkSEgoKZGVsZXRlZF9tcxgCIAEoAxIRCglzdGF0ZW1lbnQYAyABKAkSEQoJc2lnbmF0dXJlGAQgASgMEhQKDHZlcmlmaWVyX2tleRgFIAEoCSJIChJBcHBseVBvbGljeVJlcXVlc3QSDgoGdGVuYW50GAEgASgJEhEKCWZpbGVfbmFtZRgCIAEoCRIPCgdjb250ZW50GAMgASgMIpABCg1Qb2xpY3lWZXJzaW9uEg8KB3ZlcnNpb24YASABKA0SDgoGdGVuYW50GAIgASgJEg4KBmRpZ2VzdBgDIAEoCRISCgphcHBsaWVkX21zGAQgASgDEhIKCmFwcGxpZWRfYnkYBSABKAkSEwoLaW5fZm9yY2Vfb24YBiADKAkSEQoJZmlsZV9uYW1lGAcgASgJIiYKFFBvbGljeUhpc3RvcnlSZXF1ZXN0Eg4KBnRlbmFudBgBIAEoCSI9Cg1Qb2xpY3lIaXN0b3J5EiwKCHZlcnNpb25zGAEgAygLMhouYnVsa2hlYWQudjEuUG9saWN5VmVyc2lvbiJGChBHZXRQb2xpY3lSZXF1ZXN0Eg4KBnRlbmFudBgBIAEoCRIPCgd2ZXJzaW9uGAIgASgNEhEKCWZpbGVfbmFtZRgDIAEoCSJKCgpQb2xpY3lGaWxlEisKB3ZlcnNpb24YASABKAsyGi5idWxraGVhZC52MS5Qb2xpY3lWZXJzaW9uEg8KB2NvbnRlbnQYAiABKAwiOAoVUm9sbGJhY2tQb2xpY3lSZXF1ZXN0Eg4KBnRlbmFudBgBIAEoCRIPCgd2ZXJzaW9uGAIgASgNIiEKD0xpc3RKb2JzUmVxdWVzdBIOCgZ0ZW5hbnQYASABKAkiKQoHSm9iTGlzdBIeCgRqb2JzGAEgAygLMhAuYnVsa2hlYWQudjEuSm9iIh8KDUdldEpvYlJlcXVlc3QSDgoGam9iX2lkGAEgASgJIiAKDlN0b3BKb2JSZXF1ZXN0Eg4KBmpvYl9pZBgBIAEoCSKNAQoDSm9iEg4KBmpvYl9pZBgBIAEoCRIOCgZ0ZW5hbnQYAiABKAkSDAoEbmFtZRgDIAEoCRIRCglzdWJtaXR0ZXIYBCABKAkSDgoGc3RhdHVzGAUgASgJEg8KB21lc3NhZ2UYBiABKAkSEgoKc3RhcnRlZF9tcxgHIAEoAxIQCghlbmRlZF9tcxgIIAEoAyIWChRDbHVzdGVyU3RhdHVzUmVxdWVzdCK8AQoNQ2x1c3RlclN0YXR1cxIUCgx0cnVzdF9kb21haW4YASABKAkSDwoHdmVyc2lvbhgCIAEoCRIgCgVub2RlcxgDIAMoCzIRLmJ1bGtoZWFkLnYxLk5vZGUSDwoHdGVuYW50cxgEIAEoDRIWCg5wb2xpY3lfdmVyc2lvbhgFIAEoDRIPCgdnYXRld2F5GAYgASgJEhQKDGluc2VjdXJlX2RldhgHIAEoCBISCgpzdGFydGVkX21zGAggASgDIhIKEExpc3ROb2Rlc1JlcXVlc3QiLAoITm9kZUxpc3QSIAoFbm9kZXMYASADKAsyES5idWxraGVhZC52MS5Ob2RlIosCCgROb2RlEg8KB25vZGVfaWQYASABKAkSEwoLbm9kZV9udW1iZXIYAiABKA0SDwoHYWRkcmVzcxgDIAEoCRIRCglzcGlmZmVfaWQYBCABKAkSDQoFc3RhdGUYBSABKAkSJQoFdG90YWwYBiABKAsyFi5idWxraGVhZC52MS5SZXNvdXJjZXMSKQoJYXZhaWxhYmxlGAcgASgLMhYuYnVsa2hlYWQudjEuUmVzb3VyY2VzEhYKDnBvbGljeV92ZXJzaW9uGAggASgNEhQKDGxhc3Rfc2Vlbl9tcxgJIAEoAxIUCgxxdWV1ZWRfdGFza3MYCiABKA0SFAoMaW5zZWN1cmVfZGV2GAsgASgIIpcBCglSZXNvdXJjZXMSEQoJY3B1X3VuaXRzGAEgASgEEhQKDG1lbW9yeV9ieXRlcxgCIAEoBBIyCgZjdXN0b20YAyADKAsyIi5idWxraGVhZC52MS5SZXNvdXJjZXMuQ3VzdG9tRW50cnkaLQoLQ3VzdG9tRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgEOgI4ASLHAgoKTm9kZVJlcG9ydBIPCgdhZGRyZXNzGAEgASgJEiUKBXRvdGFsGAIgASgLMhYuYnVsa2hlYWQudjEuUmVzb3VyY2VzEikKCWF2YWlsYWJsZRgDIAEoCzIWLmJ1bGtoZWFkLnYxLlJlc291cmNlcxIWCg5wb2xpY3lfdmVyc2lvbhgEIAEoDRIaChJyZXZvY2F0aW9uX3ZlcnNpb24YBSABKAQSFAoMcXVldWVkX3Rhc2tzGAYgASgNEhQKDGluc2VjdXJlX2RldhgHIAEoCBIxCgtjaGVja3BvaW50cxgIIAMoCzIcLmJ1bGtoZWFkLnYxLkF1ZGl0Q2hlY2twb2ludBIQCghpbnN0YW5jZRgJIAEoCRIxCg5lbmRlZF9zZXNzaW9ucxgKIAMoCzIZLmJ1bGtoZWFkLnYxLkVuZGVkU2Vzc2lvbiI/CgxFbmRlZFNlc3Npb24SDgoGam9iX2lkGAEgASgJEhIKCnNlc3Npb25faWQYAiABKAkSCwoDaG93GAMgASgJIi8KD0F1ZGl0Q2hlY2twb2ludBIOCgZ0ZW5hbnQYASABKAkSDAoEbm90ZRgCIAEoDCLPAgoKSGVhZFVwZGF0ZRIxCgZwb2xpY3kYASABKAsyIS5idWxraGVhZC52MS5Qb2xpY3lTbmFwc2hvdFVwZGF0ZRIyCgtyZXZvY2F0aW9ucxgCIAEoCzIdLmJ1bGtoZWFkLnYxLlJldm9jYXRpb25VcGRhdGUSJQoFbm9kZXMYAyABKAsyFi5idWxraGVhZC52MS5Ob2RlVGFibGUSKQoHdGVuYW50cxgEIAEoCzIYLmJ1bGtoZWFkLnYxLlRlbmFudFRhYmxlEhQKDHN0b3BwZWRfam9icxgFIAMoCRIuCgx0cnVzdF9idW5kbGUYBiABKAsyGC5idWxraGVhZC52MS5UcnVzdEJ1bmRsZRIuCghjb3NpZ25lZBgHIAMoCzIcLmJ1bGtoZWFkLnYxLkF1ZGl0Q2hlY2twb2ludBISCgplbmRlZF9qb2JzGAggAygJIjkKFFBvbGljeVNuYXBzaG90VXBkYXRlEg8KB3ZlcnNpb24YASABKA0SEAoIc25hcHNob3QYAiABKAwiSQoKUmV2b2NhdGlvbhIRCglzcGlmZmVfaWQYASABKAkSDgoGc2VyaWFsGAIgASgJEhgKEGlzc3VlZF9iZWZvcmVfbXMYAyABKAMiUQoQUmV2b2NhdGlvblVwZGF0ZRIPCgd2ZXJzaW9uGAEgASgEEiwKC3Jldm9jYXRpb25zGAIgAygLMhcuYnVsa2hlYWQudjEuUmV2b2NhdGlvbiItCglOb2RlVGFibGUSIAoFbm9kZXMYASADKAsyES5idWxraGVhZC52MS5Ob2RlIjMKC1RlbmFudFRhYmxlEiQKB3RlbmFudHMYASADKAsyEy5idWxraGVhZC52MS5UZW5hbnQicQoYUmVnaXN0ZXJBY3Rvck5hbWVSZXF1ZXN0Eg4KBnRlbmFudBgBIAEoCRIRCgluYW1lc3BhY2UYAiABKAkSDAoEbmFtZRgDIAEoCRIQCghhY3Rvcl9pZBgEIAEoDBISCgpjbGFzc19pbmZvGAUgASgJIkkKFkxvb2t1cEFjdG9yTmFtZVJlcXVlc3QSDgoGdGVuYW50GAEgASgJEhEKCW5hbWVzcGFjZRgCIAEoCRIMCgRuYW1lGAMgASgJIlwKF1JlbGVhc2VBY3Rvck5hbWVSZXF1ZXN0Eg4KBnRlbmFudBgBIAEoCRIRCgluYW1lc3BhY2UYAiABKAkSDAoEbmFtZRgDIAEoCRIQCghhY3Rvcl9pZBgEIAEoDCIaChhSZWxlYXNlQWN0b3JOYW1lUmVzcG9uc2UiQAoJQWN0b3JOYW1lEg0KBWZvdW5kGAEgASgIEhAKCGFjdG9yX2lkGAIgASgMEhIKCmNsYXNzX2luZm8YAyABKAkyVAoPTm9kZUF0dGVzdGF0aW9uEkEKBkF0dGVzdBIaLmJ1bGtoZWFkLnYxLkF0dGVzdFJlcXVlc3QaGy5idWxraGVhZC52MS5BdHRlc3RSZXNwb25zZTKcBQoKSWRlbnRpdGllcxJFCgVJc3N1ZRIhLmJ1bGtoZWFkLnYxLklzc3VlSWRlbnRpdHlSZXF1ZXN0GhkuYnVsa2hlYWQudjEuU3ZpZFJlc3BvbnNlEj0KBVJlbmV3EhkuYnVsa2hlYWQudjEuUmVuZXdSZXF1ZXN0GhkuYnVsa2hlYWQudjEuU3ZpZFJlc3BvbnNlEkEKBldob0FtSRIaLmJ1bGtoZWFkLnYxLldob0FtSVJlcXVlc3QaGy5idWxraGVhZC52MS5XaG9BbUlSZXNwb25zZRJBCgZSZXZva2USGi5idWxraGVhZC52MS5SZXZva2VSZXF1ZXN0GhsuYnVsa2hlYWQudjEuUmV2b2tlUmVzcG9uc2USTgoOR2V0VHJ1c3RCdW5kbGUSIi5idWxraGVhZC52MS5HZXRUcnVzdEJ1bmRsZVJlcXVlc3QaGC5idWxraGVhZC52MS5UcnVzdEJ1bmRsZRJSCg1DZXJ0aWZ5U2VydmVyEiEuYnVsa2hlYWQudjEuQ2VydGlmeVNlcnZlclJlcXVlc3QaHi5idWxraGVhZC52MS5TZXJ2ZXJDZXJ0aWZpY2F0ZRI+CgdTaG93UGtpEhsuYnVsa2hlYWQudjEuU2hvd1BraVJlcXVlc3QaFi5idWxraGVhZC52MS5Qa2lTdGF0dXMSTgoPUm90YXRlQXV0aG9yaXR5EiMuYnVsa2hlYWQudjEuUm90YXRlQXV0aG9yaXR5UmVxdWVzdBoWLmJ1bGtoZWFkLnYxLlBraVN0YXR1cxJOCg9DcmVhdGVKb2luVG9rZW4SIy5idWxraGVhZC52MS5DcmVhdGVKb2luVG9rZW5SZXF1ZXN0GhYuYnVsa2hlYWQudjEuSm9pblRva2VuMtwBCghTZXNzaW9ucxI9CgRPcGVuEh8uYnVsa2hlYWQudjEuT3BlblNlc3Npb25SZXF1ZXN0GhQuYnVsa2hlYWQudjEuU2Vzc2lvbhJDCgdSZWZyZXNoEiIuYnVsa2hlYWQudjEuUmVmcmVzaFNlc3Npb25SZXF1ZXN0GhQuYnVsa2hlYWQudjEuU2Vzc2lvbhJMCgVDbG9zZRIgLmJ1bGtoZWFkLnYxLkNsb3NlU2Vzc2lvblJlcXVlc3QaIS5idWxraGVhZC52MS5DbG9zZVNlc3Npb25SZXNwb25zZTKXAgoHVGVuYW50cxI/CgZDcmVhdGUSIC5idWxraGVhZC52MS5DcmVhdGVUZW5hbnRSZXF1ZXN0GhMuYnVsa2hlYWQudjEuVGVuYW50EkAKBExpc3QSHy5idWxraGVhZC52MS5MaXN0VGVuYW50c1JlcXVlc3QaFy5idWxraGVhZC52MS5UZW5hbnRMaXN0EjsKBFNob3cSHi5idWxraGVhZC52MS5TaG93VGVuYW50UmVxdWVzdBoTLmJ1bGtoZWFkLnYxLlRlbmFudBJMCgZEZWxldGUSIC5idWxraGVhZC52MS5EZWxldGVUZW5hbnRSZXF1ZXN0GiAuYnVsa2hlYWQudjEuRGVsZXRpb25DZXJ0aWZpY2F0ZTKlAgoIUG9saWNpZXMSRAoFQXBwbHkSHy5idWxraGVhZC52MS5BcHBseVBvbGljeVJlcXVlc3QaGi5idWxraGVhZC52MS5Qb2xpY3lWZXJzaW9uEkgKB0hpc3RvcnkSIS5idWxraGVhZC52MS5Qb2xpY3lIaXN0b3J5UmVxdWVzdBoaLmJ1bGtoZWFkLnYxLlBvbGljeUhpc3RvcnkSPQoDR2V0Eh0uYnVsa2hlYWQudjEuR2V0UG9saWN5UmVxdWVzdBoXLmJ1bGtoZWFkLnYxLlBvbGljeUZpbGUSSgoIUm9sbGJhY2sSIi5idWxraGVhZC52MS5Sb2xsYmFja1BvbGljeVJlcXVlc3QaGi5idWxraGVhZC52MS5Qb2xpY3lWZXJzaW9uMq4BCgRKb2JzEjoKBExpc3QSHC5idWxraGVhZC52MS5MaXN0Sm9ic1JlcXVlc3QaFC5idWxraGVhZC52MS5Kb2JMaXN0EjMKA0dldBIaLmJ1bGtoZWFkLnYxLkdldEpvYlJlcXVlc3QaEC5idWxraGVhZC52MS5Kb2ISNQoEU3RvcBIbLmJ1bGtoZWFkLnYxLlN0b3BKb2JSZXF1ZXN0GhAuYnVsa2hlYWQudjEuSm9iMpUBCgdDbHVzdGVyEkcKBlN0YXR1cxIhLmJ1bGtoZWFkLnYxLkNsdXN0ZXJTdGF0dXNSZXF1ZXN0GhouYnVsa2hlYWQudjEuQ2x1c3RlclN0YXR1cxJBCglMaXN0Tm9kZXMSHS5idWxraGVhZC52MS5MaXN0Tm9kZXNSZXF1ZXN0GhUuYnVsa2hlYWQudjEuTm9kZUxpc3QyzQIKCE5vZGVTeW5jEjwKBFN5bmMSFy5idWxraGVhZC52MS5Ob2RlUmVwb3J0GhcuYnVsa2hlYWQudjEuSGVhZFVwZGF0ZSgBMAESUgoRUmVnaXN0ZXJBY3Rvck5hbWUSJS5idWxraGVhZC52MS5SZWdpc3RlckFjdG9yTmFtZVJlcXVlc3QaFi5idWxraGVhZC52MS5BY3Rvck5hbWUSTgoPTG9va3VwQWN0b3JOYW1lEiMuYnVsa2hlYWQudjEuTG9va3VwQWN0b3JOYW1lUmVxdWVzdBoWLmJ1bGtoZWFkLnYxLkFjdG9yTmFtZRJfChBSZWxlYXNlQWN0b3JOYW1lEiQuYnVsa2hlYWQudjEuUmVsZWFzZUFjdG9yTmFtZVJlcXVlc3QaJS5idWxraGVhZC52MS5SZWxlYXNlQWN0b3JOYW1lUmVzcG9uc2ViBnByb3RvMw");
 
 /**
  * Describes the message bulkhead.v1.AttestRequest.
@@ -91,361 +91,375 @@ export const TrustBundleSchema = /*@__PURE__*/
   messageDesc(file_bulkhead_v1_head, 10);
 
 /**
+ * Describes the message bulkhead.v1.CertifyServerRequest.
+ * Use `create(CertifyServerRequestSchema)` to create a new message.
+ */
+export const CertifyServerRequestSchema = /*@__PURE__*/
+  messageDesc(file_bulkhead_v1_head, 11);
+
+/**
+ * Describes the message bulkhead.v1.ServerCertificate.
+ * Use `create(ServerCertificateSchema)` to create a new message.
+ */
+export const ServerCertificateSchema = /*@__PURE__*/
+  messageDesc(file_bulkhead_v1_head, 12);
+
+/**
  * Describes the message bulkhead.v1.ShowPkiRequest.
  * Use `create(ShowPkiRequestSchema)` to create a new message.
  */
 export const ShowPkiRequestSchema = /*@__PURE__*/
-  messageDesc(file_bulkhead_v1_head, 11);
+  messageDesc(file_bulkhead_v1_head, 13);
 
 /**
  * Describes the message bulkhead.v1.PkiAuthority.
  * Use `create(PkiAuthoritySchema)` to create a new message.
  */
 export const PkiAuthoritySchema = /*@__PURE__*/
-  messageDesc(file_bulkhead_v1_head, 12);
+  messageDesc(file_bulkhead_v1_head, 14);
 
 /**
  * Describes the message bulkhead.v1.PkiStatus.
  * Use `create(PkiStatusSchema)` to create a new message.
  */
 export const PkiStatusSchema = /*@__PURE__*/
-  messageDesc(file_bulkhead_v1_head, 13);
+  messageDesc(file_bulkhead_v1_head, 15);
 
 /**
  * Describes the message bulkhead.v1.RotateAuthorityRequest.
  * Use `create(RotateAuthorityRequestSchema)` to create a new message.
  */
 export const RotateAuthorityRequestSchema = /*@__PURE__*/
-  messageDesc(file_bulkhead_v1_head, 14);
+  messageDesc(file_bulkhead_v1_head, 16);
 
 /**
  * Describes the message bulkhead.v1.CreateJoinTokenRequest.
  * Use `create(CreateJoinTokenRequestSchema)` to create a new message.
  */
 export const CreateJoinTokenRequestSchema = /*@__PURE__*/
-  messageDesc(file_bulkhead_v1_head, 15);
+  messageDesc(file_bulkhead_v1_head, 17);
 
 /**
  * Describes the message bulkhead.v1.JoinToken.
  * Use `create(JoinTokenSchema)` to create a new message.
  */
 export const JoinTokenSchema = /*@__PURE__*/
-  messageDesc(file_bulkhead_v1_head, 16);
+  messageDesc(file_bulkhead_v1_head, 18);
 
 /**
  * Describes the message bulkhead.v1.OpenSessionRequest.
  * Use `create(OpenSessionRequestSchema)` to create a new message.
  */
 export const OpenSessionRequestSchema = /*@__PURE__*/
-  messageDesc(file_bulkhead_v1_head, 17);
+  messageDesc(file_bulkhead_v1_head, 19);
 
 /**
  * Describes the message bulkhead.v1.RefreshSessionRequest.
  * Use `create(RefreshSessionRequestSchema)` to create a new message.
  */
 export const RefreshSessionRequestSchema = /*@__PURE__*/
-  messageDesc(file_bulkhead_v1_head, 18);
+  messageDesc(file_bulkhead_v1_head, 20);
 
 /**
  * Describes the message bulkhead.v1.CloseSessionRequest.
  * Use `create(CloseSessionRequestSchema)` to create a new message.
  */
 export const CloseSessionRequestSchema = /*@__PURE__*/
-  messageDesc(file_bulkhead_v1_head, 19);
+  messageDesc(file_bulkhead_v1_head, 21);
 
 /**
  * Describes the message bulkhead.v1.CloseSessionResponse.
  * Use `create(CloseSessionResponseSchema)` to create a new message.
  */
 export const CloseSessionResponseSchema = /*@__PURE__*/
-  messageDesc(file_bulkhead_v1_head, 20);
+  messageDesc(file_bulkhead_v1_head, 22);
 
 /**
  * Describes the message bulkhead.v1.Session.
  * Use `create(SessionSchema)` to create a new message.
  */
 export const SessionSchema = /*@__PURE__*/
-  messageDesc(file_bulkhead_v1_head, 21);
+  messageDesc(file_bulkhead_v1_head, 23);
 
 /**
  * Describes the message bulkhead.v1.RayletAddress.
  * Use `create(RayletAddressSchema)` to create a new message.
  */
 export const RayletAddressSchema = /*@__PURE__*/
-  messageDesc(file_bulkhead_v1_head, 22);
+  messageDesc(file_bulkhead_v1_head, 24);
 
 /**
  * Describes the message bulkhead.v1.CreateTenantRequest.
  * Use `create(CreateTenantRequestSchema)` to create a new message.
  */
 export const CreateTenantRequestSchema = /*@__PURE__*/
-  messageDesc(file_bulkhead_v1_head, 23);
+  messageDesc(file_bulkhead_v1_head, 25);
 
 /**
  * Describes the message bulkhead.v1.ListTenantsRequest.
  * Use `create(ListTenantsRequestSchema)` to create a new message.
  */
 export const ListTenantsRequestSchema = /*@__PURE__*/
-  messageDesc(file_bulkhead_v1_head, 24);
+  messageDesc(file_bulkhead_v1_head, 26);
 
 /**
  * Describes the message bulkhead.v1.TenantList.
  * Use `create(TenantListSchema)` to create a new message.
  */
 export const TenantListSchema = /*@__PURE__*/
-  messageDesc(file_bulkhead_v1_head, 25);
+  messageDesc(file_bulkhead_v1_head, 27);
 
 /**
  * Describes the message bulkhead.v1.ShowTenantRequest.
  * Use `create(ShowTenantRequestSchema)` to create a new message.
  */
 export const ShowTenantRequestSchema = /*@__PURE__*/
-  messageDesc(file_bulkhead_v1_head, 26);
+  messageDesc(file_bulkhead_v1_head, 28);
 
 /**
  * Describes the message bulkhead.v1.DeleteTenantRequest.
  * Use `create(DeleteTenantRequestSchema)` to create a new message.
  */
 export const DeleteTenantRequestSchema = /*@__PURE__*/
-  messageDesc(file_bulkhead_v1_head, 27);
+  messageDesc(file_bulkhead_v1_head, 29);
 
 /**
  * Describes the message bulkhead.v1.Tenant.
  * Use `create(TenantSchema)` to create a new message.
  */
 export const TenantSchema = /*@__PURE__*/
-  messageDesc(file_bulkhead_v1_head, 28);
+  messageDesc(file_bulkhead_v1_head, 30);
 
 /**
  * Describes the message bulkhead.v1.DeletionCertificate.
  * Use `create(DeletionCertificateSchema)` to create a new message.
  */
 export const DeletionCertificateSchema = /*@__PURE__*/
-  messageDesc(file_bulkhead_v1_head, 29);
+  messageDesc(file_bulkhead_v1_head, 31);
 
 /**
  * Describes the message bulkhead.v1.ApplyPolicyRequest.
  * Use `create(ApplyPolicyRequestSchema)` to create a new message.
  */
 export const ApplyPolicyRequestSchema = /*@__PURE__*/
-  messageDesc(file_bulkhead_v1_head, 30);
+  messageDesc(file_bulkhead_v1_head, 32);
 
 /**
  * Describes the message bulkhead.v1.PolicyVersion.
  * Use `create(PolicyVersionSchema)` to create a new message.
  */
 export const PolicyVersionSchema = /*@__PURE__*/
-  messageDesc(file_bulkhead_v1_head, 31);
+  messageDesc(file_bulkhead_v1_head, 33);
 
 /**
  * Describes the message bulkhead.v1.PolicyHistoryRequest.
  * Use `create(PolicyHistoryRequestSchema)` to create a new message.
  */
 export const PolicyHistoryRequestSchema = /*@__PURE__*/
-  messageDesc(file_bulkhead_v1_head, 32);
+  messageDesc(file_bulkhead_v1_head, 34);
 
 /**
  * Describes the message bulkhead.v1.PolicyHistory.
  * Use `create(PolicyHistorySchema)` to create a new message.
  */
 export const PolicyHistorySchema = /*@__PURE__*/
-  messageDesc(file_bulkhead_v1_head, 33);
+  messageDesc(file_bulkhead_v1_head, 35);
 
 /**
  * Describes the message bulkhead.v1.GetPolicyRequest.
  * Use `create(GetPolicyRequestSchema)` to create a new message.
  */
 export const GetPolicyRequestSchema = /*@__PURE__*/
-  messageDesc(file_bulkhead_v1_head, 34);
+  messageDesc(file_bulkhead_v1_head, 36);
 
 /**
  * Describes the message bulkhead.v1.PolicyFile.
  * Use `create(PolicyFileSchema)` to create a new message.
  */
 export const PolicyFileSchema = /*@__PURE__*/
-  messageDesc(file_bulkhead_v1_head, 35);
+  messageDesc(file_bulkhead_v1_head, 37);
 
 /**
  * Describes the message bulkhead.v1.RollbackPolicyRequest.
  * Use `create(RollbackPolicyRequestSchema)` to create a new message.
  */
 export const RollbackPolicyRequestSchema = /*@__PURE__*/
-  messageDesc(file_bulkhead_v1_head, 36);
+  messageDesc(file_bulkhead_v1_head, 38);
 
 /**
  * Describes the message bulkhead.v1.ListJobsRequest.
  * Use `create(ListJobsRequestSchema)` to create a new message.
  */
 export const ListJobsRequestSchema = /*@__PURE__*/
-  messageDesc(file_bulkhead_v1_head, 37);
+  messageDesc(file_bulkhead_v1_head, 39);
 
 /**
  * Describes the message bulkhead.v1.JobList.
  * Use `create(JobListSchema)` to create a new message.
  */
 export const JobListSchema = /*@__PURE__*/
-  messageDesc(file_bulkhead_v1_head, 38);
+  messageDesc(file_bulkhead_v1_head, 40);
 
 /**
  * Describes the message bulkhead.v1.GetJobRequest.
  * Use `create(GetJobRequestSchema)` to create a new message.
  */
 export const GetJobRequestSchema = /*@__PURE__*/
-  messageDesc(file_bulkhead_v1_head, 39);
+  messageDesc(file_bulkhead_v1_head, 41);
 
 /**
  * Describes the message bulkhead.v1.StopJobRequest.
  * Use `create(StopJobRequestSchema)` to create a new message.
  */
 export const StopJobRequestSchema = /*@__PURE__*/
-  messageDesc(file_bulkhead_v1_head, 40);
+  messageDesc(file_bulkhead_v1_head, 42);
 
 /**
  * Describes the message bulkhead.v1.Job.
  * Use `create(JobSchema)` to create a new message.
  */
 export const JobSchema = /*@__PURE__*/
-  messageDesc(file_bulkhead_v1_head, 41);
+  messageDesc(file_bulkhead_v1_head, 43);
 
 /**
  * Describes the message bulkhead.v1.ClusterStatusRequest.
  * Use `create(ClusterStatusRequestSchema)` to create a new message.
  */
 export const ClusterStatusRequestSchema = /*@__PURE__*/
-  messageDesc(file_bulkhead_v1_head, 42);
+  messageDesc(file_bulkhead_v1_head, 44);
 
 /**
  * Describes the message bulkhead.v1.ClusterStatus.
  * Use `create(ClusterStatusSchema)` to create a new message.
  */
 export const ClusterStatusSchema = /*@__PURE__*/
-  messageDesc(file_bulkhead_v1_head, 43);
+  messageDesc(file_bulkhead_v1_head, 45);
 
 /**
  * Describes the message bulkhead.v1.ListNodesRequest.
  * Use `create(ListNodesRequestSchema)` to create a new message.
  */
 export const ListNodesRequestSchema = /*@__PURE__*/
-  messageDesc(file_bulkhead_v1_head, 44);
+  messageDesc(file_bulkhead_v1_head, 46);
 
 /**
  * Describes the message bulkhead.v1.NodeList.
  * Use `create(NodeListSchema)` to create a new message.
  */
 export const NodeListSchema = /*@__PURE__*/
-  messageDesc(file_bulkhead_v1_head, 45);
+  messageDesc(file_bulkhead_v1_head, 47);
 
 /**
  * Describes the message bulkhead.v1.Node.
  * Use `create(NodeSchema)` to create a new message.
  */
 export const NodeSchema = /*@__PURE__*/
-  messageDesc(file_bulkhead_v1_head, 46);
+  messageDesc(file_bulkhead_v1_head, 48);
 
 /**
  * Describes the message bulkhead.v1.Resources.
  * Use `create(ResourcesSchema)` to create a new message.
  */
 export const ResourcesSchema = /*@__PURE__*/
-  messageDesc(file_bulkhead_v1_head, 47);
+  messageDesc(file_bulkhead_v1_head, 49);
 
 /**
  * Describes the message bulkhead.v1.NodeReport.
  * Use `create(NodeReportSchema)` to create a new message.
  */
 export const NodeReportSchema = /*@__PURE__*/
-  messageDesc(file_bulkhead_v1_head, 48);
+  messageDesc(file_bulkhead_v1_head, 50);
 
 /**
  * Describes the message bulkhead.v1.EndedSession.
  * Use `create(EndedSessionSchema)` to create a new message.
  */
 export const EndedSessionSchema = /*@__PURE__*/
-  messageDesc(file_bulkhead_v1_head, 49);
+  messageDesc(file_bulkhead_v1_head, 51);
 
 /**
  * Describes the message bulkhead.v1.AuditCheckpoint.
  * Use `create(AuditCheckpointSchema)` to create a new message.
  */
 export const AuditCheckpointSchema = /*@__PURE__*/
-  messageDesc(file_bulkhead_v1_head, 50);
+  messageDesc(file_bulkhead_v1_head, 52);
 
 /**
  * Describes the message bulkhead.v1.HeadUpdate.
  * Use `create(HeadUpdateSchema)` to create a new message.
  */
 export const HeadUpdateSchema = /*@__PURE__*/
-  messageDesc(file_bulkhead_v1_head, 51);
+  messageDesc(file_bulkhead_v1_head, 53);
 
 /**
  * Describes the message bulkhead.v1.PolicySnapshotUpdate.
  * Use `create(PolicySnapshotUpdateSchema)` to create a new message.
  */
 export const PolicySnapshotUpdateSchema = /*@__PURE__*/
-  messageDesc(file_bulkhead_v1_head, 52);
+  messageDesc(file_bulkhead_v1_head, 54);
 
 /**
  * Describes the message bulkhead.v1.Revocation.
  * Use `create(RevocationSchema)` to create a new message.
  */
 export const RevocationSchema = /*@__PURE__*/
-  messageDesc(file_bulkhead_v1_head, 53);
+  messageDesc(file_bulkhead_v1_head, 55);
 
 /**
  * Describes the message bulkhead.v1.RevocationUpdate.
  * Use `create(RevocationUpdateSchema)` to create a new message.
  */
 export const RevocationUpdateSchema = /*@__PURE__*/
-  messageDesc(file_bulkhead_v1_head, 54);
+  messageDesc(file_bulkhead_v1_head, 56);
 
 /**
  * Describes the message bulkhead.v1.NodeTable.
  * Use `create(NodeTableSchema)` to create a new message.
  */
 export const NodeTableSchema = /*@__PURE__*/
-  messageDesc(file_bulkhead_v1_head, 55);
+  messageDesc(file_bulkhead_v1_head, 57);
 
 /**
  * Describes the message bulkhead.v1.TenantTable.
  * Use `create(TenantTableSchema)` to create a new message.
  */
 export const TenantTableSchema = /*@__PURE__*/
-  messageDesc(file_bulkhead_v1_head, 56);
+  messageDesc(file_bulkhead_v1_head, 58);
 
 /**
  * Describes the message bulkhead.v1.RegisterActorNameRequest.
  * Use `create(RegisterActorNameRequestSchema)` to create a new message.
  */
 export const RegisterActorNameRequestSchema = /*@__PURE__*/
-  messageDesc(file_bulkhead_v1_head, 57);
+  messageDesc(file_bulkhead_v1_head, 59);
 
 /**
  * Describes the message bulkhead.v1.LookupActorNameRequest.
  * Use `create(LookupActorNameRequestSchema)` to create a new message.
  */
 export const LookupActorNameRequestSchema = /*@__PURE__*/
-  messageDesc(file_bulkhead_v1_head, 58);
+  messageDesc(file_bulkhead_v1_head, 60);
 
 /**
  * Describes the message bulkhead.v1.ReleaseActorNameRequest.
  * Use `create(ReleaseActorNameRequestSchema)` to create a new message.
  */
 export const ReleaseActorNameRequestSchema = /*@__PURE__*/
-  messageDesc(file_bulkhead_v1_head, 59);
+  messageDesc(file_bulkhead_v1_head, 61);
 
 /**
  * Describes the message bulkhead.v1.ReleaseActorNameResponse.
  * Use `create(ReleaseActorNameResponseSchema)` to create a new message.
  */
 export const ReleaseActorNameResponseSchema = /*@__PURE__*/
-  messageDesc(file_bulkhead_v1_head, 60);
+  messageDesc(file_bulkhead_v1_head, 62);
 
 /**
  * Describes the message bulkhead.v1.ActorName.
  * Use `create(ActorNameSchema)` to create a new message.
  */
 export const ActorNameSchema = /*@__PURE__*/
-  messageDesc(file_bulkhead_v1_head, 61);
+  messageDesc(file_bulkhead_v1_head, 63);
 
 /**
  * Served on the attestation listener (server-authenticated TLS only): the one place a peer without an SVID may speak to,

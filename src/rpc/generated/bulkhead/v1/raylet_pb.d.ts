@@ -499,6 +499,42 @@ export declare type TimelineCall = Message<"bulkhead.v1.TimelineCall"> & {
 export declare const TimelineCallSchema: GenMessage<TimelineCall>;
 
 /**
+ * @generated from message bulkhead.v1.ReadMetricsRequest
+ */
+export declare type ReadMetricsRequest = Message<"bulkhead.v1.ReadMetricsRequest"> & {
+  /**
+   * Empty: the component's own, and for the cluster's administrator and monitor those of every tenant.
+   *
+   * @generated from field: string tenant = 1;
+   */
+  tenant: string;
+};
+
+/**
+ * Describes the message bulkhead.v1.ReadMetricsRequest.
+ * Use `create(ReadMetricsRequestSchema)` to create a new message.
+ */
+export declare const ReadMetricsRequestSchema: GenMessage<ReadMetricsRequest>;
+
+/**
+ * @generated from message bulkhead.v1.MetricsPage
+ */
+export declare type MetricsPage = Message<"bulkhead.v1.MetricsPage"> & {
+  /**
+   * Prometheus' text format, 0.0.4.
+   *
+   * @generated from field: string text = 1;
+   */
+  text: string;
+};
+
+/**
+ * Describes the message bulkhead.v1.MetricsPage.
+ * Use `create(MetricsPageSchema)` to create a new message.
+ */
+export declare const MetricsPageSchema: GenMessage<MetricsPage>;
+
+/**
  * @generated from message bulkhead.v1.TailRequest
  */
 export declare type TailRequest = Message<"bulkhead.v1.TailRequest"> & {
@@ -760,6 +796,22 @@ export declare const Inspection: GenService<{
     methodKind: "server_streaming";
     input: typeof TimelineRequestSchema;
     output: typeof TimelinePageSchema;
+  },
+}>;
+
+/**
+ * What Prometheus scrapes; also served by the head, and by both over HTTPS as GET /metrics (policy, audit and answer are the same).
+ *
+ * @generated from service bulkhead.v1.Metrics
+ */
+export declare const Metrics: GenService<{
+  /**
+   * @generated from rpc bulkhead.v1.Metrics.Read
+   */
+  read: {
+    methodKind: "unary";
+    input: typeof ReadMetricsRequestSchema;
+    output: typeof MetricsPageSchema;
   },
 }>;
 
