@@ -236,8 +236,8 @@ test('conditions with more values than a node should index are refused', () => {
 
 test('bindableRoles are the tenant’s own and the platform’s assignable ones, and nobody else’s', () => {
   const documents = [['defaults.yaml', defaultPolicy().content], ...['acme', 'globex'].map((t) => [t, readFileSync(`policies/examples/${t}.yaml`, 'utf8')])].map(([name, text]) => parsePolicyFile(name as string, text as string).document!);
-  expect(bindableRoles(documents, 'acme')).toEqual(['analyst', 'auditor', 'developer', 'tenant-admin', 'viewer']);
-  expect(bindableRoles(documents, 'globex')).toEqual(['auditor', 'developer', 'tenant-admin', 'viewer']);
+  expect(bindableRoles(documents, 'acme')).toEqual(['analyst', 'auditor', 'developer', 'monitor', 'tenant-admin', 'viewer']);
+  expect(bindableRoles(documents, 'globex')).toEqual(['auditor', 'developer', 'monitor', 'tenant-admin', 'viewer']);
   expect(bindableRoles(documents, '')).toContain('platform-admin');
 });
 

@@ -11,7 +11,7 @@ export interface NaivePolicy {
 }
 
 const GRANTABLE = 'object.get object.wait object.read object.list actor.call actor.find actor.read actor.list task.read task.list job.read job.list log.read audit.read audit.export'.split(' ');
-const GOVERNANCE = /^(tenant\..*|identity\..*|policy\..*|pki\..*|node\.(list|read)|worker\..*|session\.read|audit\.stats|cluster\.(read|doctor))$/;
+const GOVERNANCE = /^(tenant\..*|identity\..*|policy\..*|pki\..*|node\.(list|read)|worker\..*|session\.read|audit\.stats|cluster\.(read|doctor)|metrics\.read)$/;
 
 function holds(c: Condition, a: ResourceAttributes): boolean {
   const left = a[c.attribute];

@@ -74,7 +74,7 @@ describe('why a task waits', () => {
     const where = running?.facts['node'];
     expect(shown.find((t) => t.name === 'after')).toMatchObject({ state: 'PENDING_ARGS_AVAIL', reason: `waits for argument ${objectIdText(first)} (of slow, running on node ${where})` });
     expect(shown.find((t) => t.name === '.add' || t.name.endsWith('add'))).toMatchObject({ state: 'PENDING_ACTOR_TASK_ORDERING_OR_CONCURRENCY', reason: expect.stringMatching(/^its actor is not alive yet: waits for argument/), facts: { type: 'ACTOR_TASK' } });
-    expect(await get('actors', objectIdText(actor))).toMatchObject({ state: 'PENDING_CREATION', reason: expect.stringMatching(/^waits for argument/) });
+    expect(await get('actors', objectIdText(actor))).toMatchObject({ state: 'DEPENDENCIES_UNREADY', reason: expect.stringMatching(/^waits for argument/) });
   });
 
   it('a task that another node runs has its id there, and is listed once', async () => {
