@@ -100,13 +100,17 @@ class UnjailedPool {
     const pid = child.pid ?? 0;
     const limits = { memoryBytes, cpus, pids: 128 };
     const worker = new WorkerProcess({
-      id, pid, directory, monitor: child, channel: child.stdio[3] as Socket, stdout: child.stdout as unknown as Socket, stderr: child.stderr as unknown as Socket, onGone: (gone) => void this.#workers.delete(gone),
+      id, pid, directory, monitor: child, channel: child.stdio[3] as Socket, stdout: child.stdout as unknown as Socket, stderr: child.stderr as unknown as Socket, onEnded: () => undefined, onGone: (gone) => void this.#workers.delete(gone),
       cgroup: { add: () => undefined, setLimits: () => undefined, readLimits: () => limits, memoryBytes: () => 0, cpuMicros: () => 0, oomKills: () => 0, pids: () => [pid], killAll: () => child.kill('SIGKILL'), remove: () => true },
     });
     this.#workers.add(worker);
     await worker.ready;
     worker.assign(tenant, limits);
     return worker;
+  }
+
+  waitMs(): number {
+    return 0;
   }
 
   async close(): Promise<void> {
@@ -150,7 +154,7 @@ export async function startControlRaylet(config: ControlRayletConfig): Promise<{
     nodeId: 'node-1', nodeNumber: 1, total: { cpuUnits: 2 * UNITS_PER_CPU, memoryBytes: 8 * 2 ** 30, custom: undefined }, maxWorkers: 16, runDir, dataDir: directory, decisions: decisionPoint(config.policy), audit,
     pool: pool as unknown as WorkerPool, clock, random: { bytes: (n) => Uint8Array.from(randomBytes(n)) }, log: quiet, defaultIsolateBytes: 256 * 2 ** 20,
     names: {
-      register: async (_t, _n, actor, id, classInfo) => void names.set(actor, { id, classInfo }), lookup: async (_t, _n, actor) => names.get(actor), release: async (_t, _n, actor) => void names.delete(actor),
+      register: async (_c, _t, _n, actor, id, classInfo) => void names.set(actor, { id, classInfo }), lookup: async (_c, _t, _n, actor) => names.get(actor), release: async (_t, _n, actor) => void names.delete(actor),
     },
     verifyCredential: () => Promise.reject(new Error('the bench renews nothing')),
   }));

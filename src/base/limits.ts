@@ -109,6 +109,11 @@ export const MAX_STATUS_TEXT_CHARS = 2_048;
 /** Tables of the head: each row is memory of the head and, for tenants and nodes, of every raylet. */
 export const MAX_TENANTS = 10_000;
 export const MAX_NODES = 1_000;
+/** What a node may say that it has, where neither its join token nor the head's configuration says less: above any machine of today, so that a typing error or a lie stands out. */
+export const MAX_NODE_CPUS = 2_048;
+export const MAX_NODE_MEMORY_BYTES = 64 * 2 ** 40;
+/** Of each custom resource. */
+export const MAX_NODE_CUSTOM = 10_000;
 export const MAX_IDENTITIES_PER_TENANT = 10_000;
 export const MAX_ROLES_PER_IDENTITY = 32;
 export const MAX_OPEN_JOBS_PER_TENANT = 1_000;

@@ -35,6 +35,15 @@ export function parseUnits(what: string, value: unknown): number {
   return units;
 }
 
+/** For people and records: `4 cpus, 1024 bytes of memory, 2 gpu`; amounts of 0 are left out. */
+export function describeResources(r: ResourceVector): string {
+  const parts = [];
+  if (r.cpuUnits > 0) parts.push(`${r.cpuUnits / UNITS_PER_CPU} cpus`);
+  if (r.memoryBytes > 0) parts.push(`${r.memoryBytes} bytes of memory`);
+  for (const name of Object.keys(r.custom ?? {}).sort()) parts.push(`${(r.custom?.[name] ?? 0) / UNITS_PER_CPU} ${name}`);
+  return parts.length === 0 ? 'nothing' : parts.join(', ');
+}
+
 export function fits(request: ResourceVector, available: ResourceVector): boolean {
   if (request.cpuUnits > available.cpuUnits || request.memoryBytes > available.memoryBytes) return false;
   for (const name in request.custom) if ((request.custom[name] ?? 0) > (available.custom?.[name] ?? 0)) return false;

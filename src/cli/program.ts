@@ -236,8 +236,10 @@ function pkiCommands(program: Command): void {
   leaf(pki, 'rotate', 'a new authority; nothing that runs notices', {}, () => undefined, async (terminal, _args, o) => (await commands()).rotateAuthority(terminal, o.profile));
   leaf<{ reason: string }>(pki, 'revoke <whom>', 'end an identity everywhere: a SPIFFE ID, its path (tenant/acme/user/ana), or a serial number', {}, (c) => c.option('--reason <text>', 'kept in the audit log', ''), async (terminal, [whom = ''], o) =>
     (await commands()).revoke(terminal, whom, o.reason, o.profile));
-  leaf<{ node?: string; out?: string }>(pki, 'join-token', 'a single-use token with which a node joins', {}, (c) => c.option('--node <id>', 'node id (default: one is chosen)').option('--out <file>', 'new file for token, address and trust bundle, readable by you only'), async (terminal, _args, o) =>
-    (await commands()).joinToken(terminal, { nodeId: o.node ?? '', out: o.out === undefined ? undefined : resolve(o.out) }, o.profile));
+  leaf<{ node?: string; most?: Record<string, string>; out?: string }>(pki, 'join-token', 'a single-use token with which a node joins', {}, (c) => c.option('--node <id>', 'node id (default: one is chosen)')
+    .option('--most <k=v,...>', 'what the node may say at most that it has, for example cpus=64,memory=256GiB,gpu=8', assignment)
+    .option('--out <file>', 'new file for token, address and trust bundle, readable by you only'), async (terminal, _args, o) =>
+    (await commands()).joinToken(terminal, { nodeId: o.node ?? '', most: o.most, out: o.out === undefined ? undefined : resolve(o.out) }, o.profile));
 }
 
 export function buildProgram(): Command {

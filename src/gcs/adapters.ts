@@ -9,7 +9,7 @@ import type { AuditStore } from '../audit/audit-store.ts';
 import { BulkheadError } from '../base/errors.ts';
 import { parseSpiffeId, type SpiffeId, type TenantName } from '../base/ids.ts';
 import type { Clock, RandomSource } from '../base/time.ts';
-import { publicKeyFromCsr, type AuthorityStorage, type CertificateAuthority, type IssuedCertificate, type JwtAuthority, type KeyManager } from '../pki/pki.ts';
+import { publicKeyFromCsr, verifySession, type AuthorityStorage, type CertificateAuthority, type IssuedCertificate, type JwtAuthority, type KeyManager } from '../pki/pki.ts';
 import type { IdentityRow } from './core/identities.ts';
 import type { CurrentFile } from './core/policy-versions.ts';
 import type { HeadState } from './head-state.ts';
@@ -41,8 +41,8 @@ export function recordIssued(head: HeadState): (issued: IssuedCertificate) => Pr
   });
 }
 
-export function headPki(parts: { readonly authority: CertificateAuthority; readonly sessions: JwtAuthority; readonly keyManager: KeyManager; readonly keyManagerName: string }): HeadPki {
-  const { authority, sessions, keyManager, keyManagerName } = parts;
+export function headPki(parts: { readonly authority: CertificateAuthority; readonly sessions: JwtAuthority; readonly keyManager: KeyManager; readonly keyManagerName: string; readonly clock: Pick<Clock, 'nowMs'> }): HeadPki {
+  const { authority, sessions, keyManager, keyManagerName, clock } = parts;
   return {
     trustDomain: authority.trustDomain, keyManagerName,
     issue: (spiffeId: SpiffeId, csrDer, ttlMs) => authority.issueX509Svid({ spiffeId, publicKeySpkiDer: publicKeyFromCsr(csrDer), ttlMs }),
@@ -64,6 +64,7 @@ export function headPki(parts: { readonly authority: CertificateAuthority; reado
     },
     createTenantKey: (tenant: TenantName) => keyManager.createTenantKey(tenant),
     destroyTenantKey: (tenant: TenantName) => keyManager.destroyTenantKey(tenant),
+    verifySession: (credential) => verifySession(credential, { audience: SESSION_AUDIENCE, nowMs: clock.nowMs(), bundle: authority.bundle() }),
     issueSession: ({ principal, tenantNumber, jti }) => sessions.issueSession({ principal, tenantNumber, jti, audience: SESSION_AUDIENCE }),
   };
 }

@@ -4,7 +4,9 @@ import { isAbsolute } from 'node:path';
 import { z } from 'zod';
 import { BulkheadError } from '../base/errors.ts';
 import { parseTrustDomain, type TrustDomain } from '../base/ids.ts';
-import { MAX_AUDIT_BYTES_PER_TENANT } from '../base/limits.ts';
+import { MAX_AUDIT_BYTES_PER_TENANT, MAX_NODE_CPUS, MAX_NODE_CUSTOM, MAX_NODE_MEMORY_BYTES } from '../base/limits.ts';
+import { UNITS_PER_CPU } from '../base/resources.ts';
+import type { NodeMost } from './core/nodes.ts';
 
 const MAX_CONFIG_BYTES = 65_536;
 const address = z.string().regex(/^(?:[A-Za-z0-9._-]{1,253}|\[[0-9a-fA-F:]{2,45}\]):\d{1,5}$/, "expected 'host:port' (port 0: any free one)");
@@ -21,6 +23,8 @@ const ConfigSchema = z.strictObject({
   trustDomain: z.string().optional(),
   /** Of each tenant's audit log on this head, in bytes; then its calls are refused here. */
   auditBytesPerTenant: z.int().min(2 ** 20).default(MAX_AUDIT_BYTES_PER_TENANT),
+  /** What one node may say at most that it has, where its join token says nothing: a node that lies about it draws the others' work. */
+  nodeMost: z.strictObject({ cpus: z.number().positive().max(1e6).default(MAX_NODE_CPUS), memoryBytes: z.int().positive().default(MAX_NODE_MEMORY_BYTES), each: z.number().positive().max(1e6).default(MAX_NODE_CUSTOM) }).prefault({}),
   insecureDev: z.boolean().default(false),
 });
 
@@ -32,6 +36,7 @@ export interface HeadConfig {
   readonly advertiseHost: string | undefined;
   readonly trustDomain: TrustDomain | undefined;
   readonly auditBytesPerTenant: number;
+  readonly nodeMost: NodeMost;
   readonly insecureDev: boolean;
 }
 
@@ -48,9 +53,12 @@ export function parseHeadConfig(text: string): HeadConfig {
   }
   const parsed = ConfigSchema.safeParse(json);
   if (!parsed.success) return refuse(parsed.error.issues.map((i) => `${i.path.join('.') || 'it'}: ${i.message}`).join('; '));
-  const { dataDir, trustDomain, advertiseHost, metricsListen, ...rest } = parsed.data;
+  const { dataDir, trustDomain, advertiseHost, metricsListen, nodeMost, ...rest } = parsed.data;
   if (!isAbsolute(dataDir) || dataDir.includes('\0')) return refuse('dataDir is not an absolute path');
-  return { ...rest, dataDir, advertiseHost, metricsListen, trustDomain: trustDomain === undefined ? undefined : parseTrustDomain(trustDomain) };
+  return {
+    ...rest, dataDir, advertiseHost, metricsListen, nodeMost: { cpuUnits: Math.floor(nodeMost.cpus * UNITS_PER_CPU), memoryBytes: nodeMost.memoryBytes, eachUnits: Math.floor(nodeMost.each * UNITS_PER_CPU) },
+    trustDomain: trustDomain === undefined ? undefined : parseTrustDomain(trustDomain),
+  };
 }
 
 /** Arguments of the process: nothing, or `--config-fd N`. */

@@ -147,7 +147,7 @@ export async function startHead(config: HeadConfig, { log, onFatal }: StartOptio
     await policies.applyDefault({ tenant: '', fileName: name, content });
   }
   const authority = await opening;
-  const pki = headPki({ authority, sessions: new JwtAuthority({ signer: authority, clock: systemClock }), keyManager, keyManagerName: 'encrypted-file' });
+  const pki = headPki({ authority, sessions: new JwtAuthority({ signer: authority, clock: systemClock }), keyManager, keyManagerName: 'encrypted-file', clock: systemClock });
 
   const revocations = new Revocations();
   const applyRevocations = (): void => {
@@ -177,7 +177,7 @@ export async function startHead(config: HeadConfig, { log, onFatal }: StartOptio
   const addresses = { main: '', attestation: '' };
   const context: HeadContext = {
     head, pki, policies, appendAudit, statements: { verifierKey: signer.publicKeyLine, sign: (statement) => signer.sign(statement) }, audit: auditReader(logs), checkpoints: checkpointReader(signer, systemClock),
-    random: systemRandom, addresses, insecureDev: config.insecureDev, version: packageVersion(), startedMs,
+    random: systemRandom, nodeMost: config.nodeMost, addresses, insecureDev: config.insecureDev, version: packageVersion(), startedMs,
   };
   // What a killed head left half done.
   for (const tenant of head.tenants.all()) {

@@ -9,6 +9,7 @@ import type { Principal } from '../base/principal.ts';
 import type { RandomSource } from '../base/time.ts';
 import type { CurrentFile } from './core/policy-versions.ts';
 import type { IdentityRow } from './core/identities.ts';
+import type { NodeMost } from './core/nodes.ts';
 import type { HeadState } from './head-state.ts';
 import type { PolicyAdministrator } from './policy-administrator.ts';
 
@@ -16,6 +17,13 @@ export interface IssuedChain {
   readonly certificateChainPem: string;
   readonly serial: string;
   readonly notAfterMs: number;
+}
+
+export interface SessionFacts {
+  readonly principal: Principal;
+  readonly tenantNumber: number;
+  readonly jti: string;
+  readonly issuedAtMs: number;
 }
 
 export interface AuthorityFacts {
@@ -43,6 +51,8 @@ export interface HeadPki {
   createTenantKey(tenant: TenantName): Promise<void>;
   /** Crypto-shredding: resolves when everything wrapped for the tenant is unreadable. */
   destroyTenantKey(tenant: TenantName): Promise<void>;
+  /** Who a session credential that a raylet shows is of. Throws UNAUTHENTICATED when it was not issued here, was altered, or has ended. */
+  verifySession(credential: string): Promise<SessionFacts>;
   /** Session credential (JWT-SVID) for raylets. */
   issueSession(request: { readonly principal: Principal; readonly tenantNumber: number; readonly jti: string }): Promise<{ readonly token: string; readonly expiresAtMs: number }>;
 }
@@ -115,6 +125,8 @@ export interface HeadContext {
   readonly audit: AuditReader;
   readonly checkpoints: CheckpointReader;
   readonly random: RandomSource;
+  /** What a node may say that it has, where its join token says nothing. */
+  readonly nodeMost: NodeMost;
   /** Known once the listeners are open. */
   readonly addresses: { readonly main: string; readonly attestation: string };
   readonly insecureDev: boolean;

@@ -2,6 +2,7 @@
  * Large objects as files on tmpfs, one directory per tenant: written once, sealed, read by many. Workers get them by hard link
  * (src/sandbox), so nothing is copied for a read. Must never: follow a name from a client; give one tenant's file to another.
  */
+import { createHash, type Hash } from 'node:crypto';
 import { closeSync, fstatSync, ftruncateSync, mkdirSync, openSync, readSync, rmSync, writeSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { BulkheadError } from '../base/errors.ts';
@@ -16,6 +17,8 @@ const COPY_CHUNK_BYTES = 2 ** 20;
 export class ObjectFiles {
   readonly #dir: string;
   readonly #open = new Map<string, number>();
+  /** Of files that come from other nodes, until they are compared: read once, as they are written. */
+  readonly #hashes = new Map<string, Hash>();
 
   /** `dir` must be on the same tmpfs as the worker pool's run directory. */
   constructor(dir: string) {
@@ -54,9 +57,21 @@ export class ObjectFiles {
       this.delete(tenant, fileName);
       throw new BulkheadError('RESOURCE_EXHAUSTED', 'the node has no memory left for objects: release refs and try again', { cause: error });
     }
+    if (fileName.startsWith('in-')) {
+      if (offset === 0) this.#hashes.set(path, createHash('sha256'));
+      this.#hashes.get(path)?.update(bytes);
+    }
     if (!last) return;
     closeSync(fd);
     this.#open.delete(path);
+  }
+
+  /** Whether a file that came from another node, whole, has this SHA-256. Can be asked once. */
+  check(tenant: string, fileName: string, digest: Uint8Array): boolean {
+    const path = this.path(tenant, fileName);
+    const hash = this.#hashes.get(path);
+    this.#hashes.delete(path);
+    return hash !== undefined && hash.digest().equals(digest);
   }
 
   /** Where a sealed file of a worker is to be moved. */
@@ -70,6 +85,7 @@ export class ObjectFiles {
     const fd = this.#open.get(path);
     if (fd !== undefined) closeSync(fd);
     this.#open.delete(path);
+    this.#hashes.delete(path);
     rmSync(path, { force: true });
   }
 
@@ -81,6 +97,7 @@ export class ObjectFiles {
       closeSync(fd);
       this.#open.delete(path);
     }
+    for (const path of this.#hashes.keys()) if (dirname(path) === dir) this.#hashes.delete(path);
     rmSync(dir, { recursive: true, force: true });
   }
 
@@ -91,9 +108,10 @@ export class ObjectFiles {
 
   /**
    * Copies exactly `size` octets for another tenant. The owner's worker may have kept the file open: one that it made longer costs no more,
-   * and one that it made shorter ends in zeros, since a missing file would be its reader's harm.
+   * and one that it made shorter ends in zeros, since a missing file would be its reader's harm. `accept` is asked about the SHA-256 of what was
+   * copied; what it does not accept becomes zeros, which are no value.
    */
-  copy(fromTenant: string, fileName: string, toTenant: string, copyName: string, size: number): void {
+  copy(fromTenant: string, fileName: string, toTenant: string, copyName: string, size: number, accept: (digest: Uint8Array) => boolean): void {
     this.prepare(toTenant);
     const path = this.path(toTenant, copyName);
     const fd = openSync(path, 'wx', 0o644);
@@ -101,12 +119,16 @@ export class ObjectFiles {
       const reader = this.reader(fromTenant, fileName);
       try {
         const chunk = new Uint8Array(Math.min(size, COPY_CHUNK_BYTES));
+        const hash = createHash('sha256');
         for (let offset = 0; offset < size; ) {
-          const n = reader.read(chunk, 0, Math.min(chunk.length, size - offset), offset);
-          if (n === 0) break;
+          let n = reader.read(chunk, 0, Math.min(chunk.length, size - offset), offset);
+          if (n === 0) n = chunk.fill(0, 0, Math.min(chunk.length, size - offset)).length;
+          n = Math.min(n, size - offset);
+          hash.update(chunk.subarray(0, n));
           for (let at = 0; at < n; ) at += writeSync(fd, chunk, at, n - at, offset + at);
           offset += n;
         }
+        if (!accept(hash.digest())) ftruncateSync(fd, 0);
       } finally {
         reader.close();
       }
@@ -122,6 +144,7 @@ export class ObjectFiles {
   close(): void {
     for (const fd of this.#open.values()) closeSync(fd);
     this.#open.clear();
+    this.#hashes.clear();
     rmSync(this.#dir, { recursive: true, force: true });
   }
 }

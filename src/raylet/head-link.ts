@@ -54,12 +54,14 @@ export class HeadLink implements ActorNames, AsyncDisposable {
   /** Driver streams that ended, and how often the head was told on a stream that it answers. Oldest first. */
   #ended: { readonly jobId: string; readonly sessionId: string; readonly how: string; told: number }[] = [];
   #answered: MessageStream<HeadUpdate, object> | undefined;
-  #ready: (() => void) | undefined;
-  /** Resolves when the first update is in force: policy, tenants and nodes are known. */
-  readonly ready = new Promise<void>((resolve) => (this.#ready = resolve));
+  readonly #first = Promise.withResolvers<void>();
+  #answeredOnce = false;
+  /** Resolves when the first update is in force: policy, tenants and nodes are known. Rejects when the head will not have this node as it is. */
+  readonly ready = this.#first.promise;
 
   constructor(options: HeadLinkOptions) {
     this.#options = options;
+    this.ready.catch(() => undefined);
   }
 
   start(): void {
@@ -109,6 +111,8 @@ export class HeadLink implements ActorNames, AsyncDisposable {
         this.#apply(update);
       }
     } catch (error) {
+      // What it says of itself: trying again changes nothing.
+      if (!this.#answeredOnce && error instanceof BulkheadError && error.code === 'INVALID_ARGUMENT') this.#first.reject(error);
       if (!this.#closed && this.#stream === stream && this.#heir === undefined) log.warn({ code: toSafeError(error).code, err: error }, 'the stream to the head ended; this node goes on with what it knows and tries again');
     }
     clearInterval(timer);
@@ -194,16 +198,16 @@ export class HeadLink implements ActorNames, AsyncDisposable {
     };
     each(update.stoppedJobs, (job) => raylet.stopJob(job, 'the job was stopped'));
     each(update.endedJobs, (job) => raylet.releaseDrivers(job, 'the job has ended'));
-    this.#ready?.();
-    this.#ready = undefined;
+    this.#answeredOnce = true;
+    this.#first.resolve();
   }
 
-  async register(tenant: string, namespace: string, name: string, id: Uint8Array, classInfo: string): Promise<void> {
-    await this.#client().registerActorName({ tenant, namespace, name, actorId: id, classInfo }, { timeoutMs: NAME_CALL_TIMEOUT_MS });
+  async register(credential: string, tenant: string, namespace: string, name: string, id: Uint8Array, classInfo: string): Promise<void> {
+    await this.#client().registerActorName({ credential, tenant, namespace, name, actorId: id, classInfo }, { timeoutMs: NAME_CALL_TIMEOUT_MS });
   }
 
-  async lookup(tenant: string, namespace: string, name: string): Promise<{ id: Uint8Array; classInfo: string } | undefined> {
-    const found = await this.#client().lookupActorName({ tenant, namespace, name }, { timeoutMs: NAME_CALL_TIMEOUT_MS });
+  async lookup(credential: string, tenant: string, namespace: string, name: string): Promise<{ id: Uint8Array; classInfo: string } | undefined> {
+    const found = await this.#client().lookupActorName({ credential, tenant, namespace, name }, { timeoutMs: NAME_CALL_TIMEOUT_MS });
     return found.found ? { id: found.actorId, classInfo: found.classInfo } : undefined;
   }
 

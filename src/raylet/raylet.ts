@@ -38,10 +38,10 @@ export interface ChannelPort {
   close(error: BulkheadError | undefined): void;
 }
 
-/** Names of actors, unique in the cluster: kept by the head. */
+/** Names of actors, unique in the cluster: kept by the head, which wants the session credential of the job that asks. */
 export interface ActorNames {
-  register(tenant: string, namespace: string, name: string, id: Uint8Array, classInfo: string): Promise<void>;
-  lookup(tenant: string, namespace: string, name: string): Promise<{ id: Uint8Array; classInfo: string } | undefined>;
+  register(credential: string, tenant: string, namespace: string, name: string, id: Uint8Array, classInfo: string): Promise<void>;
+  lookup(credential: string, tenant: string, namespace: string, name: string): Promise<{ id: Uint8Array; classInfo: string } | undefined>;
   release(tenant: string, namespace: string, name: string, id: Uint8Array): Promise<void>;
 }
 
@@ -458,7 +458,9 @@ export class Raylet implements AsyncDisposable {
       case 'write-part':
         return this.objects.writePart(effect.tenant.name, effect.fileName, effect.offset, effect.bytes, effect.last);
       case 'copy-file':
-        return this.objects.copy(effect.from.name, effect.fileName, effect.to.name, effect.copyName, effect.size);
+        return this.objects.copy(effect.from.name, effect.fileName, effect.to.name, effect.copyName, effect.size, (digest) => this.core.mayCross(effect.entry, digest));
+      case 'check-file':
+        return this.core.fileChecked(effect.upstream, effect.request, effect.fileName, this.objects.check(effect.tenant.name, effect.fileName, effect.digest));
       case 'delete-file':
         this.#attachments.detach(effect.fileName);
         return this.objects.delete(effect.tenant.name, effect.fileName);
@@ -511,6 +513,9 @@ export class Raylet implements AsyncDisposable {
   // --- workers --------------------------------------------------------------------------------------------------------------
 
   async #startWorker(worker: Worker, cpus: number): Promise<void> {
+    const waitMs = this.#options.pool.waitMs(worker.tenant.name);
+    // Not in the middle of the step that asked for it: `flush` takes up what this makes possible.
+    if (waitMs > 0) return this.core.workerDelayed(worker, waitMs, this.#options.clock.nowMs());
     let process: WorkerProcess;
     // Actors share their process, so its limit is what the tenant may use at most; each isolate has its own inside.
     const memoryBytes = worker.purpose === 'actors' ? Math.max(worker.memoryBytes, ACTOR_WORKER_BYTES) : worker.memoryBytes;
@@ -577,6 +582,9 @@ export class Raylet implements AsyncDisposable {
     };
     const slots = [...worker.slots.values()];
     this.core.state.nowMs = this.#options.clock.nowMs();
+    // What it was running wants another worker at once, and is not to push somebody else's out for one that may not start.
+    const waitMs = this.#options.pool.waitMs(worker.tenant.name);
+    if (waitMs > 0) worker.tenant.nextStartMs = Math.max(worker.tenant.nextStartMs, this.core.state.nowMs + waitMs);
     this.core.lifecycleOf(worker.tenant, ours ? 'worker.ended' : 'worker.died', worker.id ?? '', killed ?? exit.reason);
     this.core.workerExited(worker, failure, ours, this.#options.clock.nowMs());
     for (const slot of slots) this.#dropChannel(slot.channel, undefined);
@@ -597,6 +605,9 @@ export class Raylet implements AsyncDisposable {
     if (shell === undefined) return;
     const reader = this.objects.reader(effect.owner.name, effect.fileName);
     shell.readers.add(reader);
+    // Where it crosses a wall its digest is fixed, or compared with what left before, and the last part leaves only then.
+    const toRaylet = channel.kind === CHANNEL_KIND.PEER;
+    const hash = toRaylet || effect.owner !== channel.job.tenant ? createHash('sha256') : undefined;
     let offset = 0;
     const step = (): boolean => {
       while (offset < size) {
@@ -611,7 +622,16 @@ export class Raylet implements AsyncDisposable {
         frame.writeBigUInt64LE(BigInt(size), 13);
         frame.writeBigUInt64LE(BigInt(offset), 21);
         const got = reader.read(frame, CHUNK_HEADER_BYTES, n, offset);
-        if (got !== n) {
+        hash?.update(frame.subarray(CHUNK_HEADER_BYTES, CHUNK_HEADER_BYTES + got));
+        if (hash !== undefined && (got !== n || offset + n === size)) {
+          const digest = hash.digest();
+          if (got !== n || !this.core.mayCross(effect.entry, digest)) {
+            // Of the writer's doing, and no fault of this channel.
+            this.core.valueAltered(channel, request, position);
+            break;
+          }
+          if (toRaylet) this.#writePort(channel, digestFrame(request, position, digest));
+        } else if (got !== n) {
           // Its writer has kept it open and cut it: the worker and the client are of one tenant.
           this.#failLater(channel, new BulkheadError('OBJECT_LOST', 'an object file is shorter than it was'));
           offset = size;
@@ -661,10 +681,16 @@ export class Raylet implements AsyncDisposable {
     }
   }
 
+  /** Of a driver that has gone there is none any more, whatever detached actors it left. */
+  #credentialOf(job: Job): string {
+    if (job.credentialEndsMs <= this.#options.clock.nowMs()) throw new BulkheadError('UNAUTHENTICATED', "the job's session has ended: names of actors are registered and looked up only while a driver of the job is there");
+    return job.credential;
+  }
+
   async #registerName(actor: Actor, id: Uint8Array, classInfo: string): Promise<void> {
     let failure: Failure | undefined;
     const { namespace } = actor.template.options;
-    const registering = this.#askHead(actor.job.tenant.name, () => this.#options.names.register(actor.job.tenant.name, namespace, actor.name, id, classInfo));
+    const registering = this.#askHead(actor.job.tenant.name, () => this.#options.names.register(this.#credentialOf(actor.job), actor.job.tenant.name, namespace, actor.name, id, classInfo));
     // A client that looks its own actor up at once finds it: the look-up waits for the registration before it.
     const key = nameKey(actor.job.tenant.name, namespace, actor.name);
     this.#naming.set(key, registering);
@@ -684,9 +710,9 @@ export class Raylet implements AsyncDisposable {
     let found: { id: Uint8Array; classInfo: string } | Failure | undefined;
     try {
       await this.#naming.get(nameKey(effect.channel.job.tenant.name, effect.namespace, effect.name))?.catch(() => undefined);
-      found = await this.#askHead(effect.channel.job.tenant.name, () => this.#options.names.lookup(effect.channel.job.tenant.name, effect.namespace, effect.name));
+      found = await this.#askHead(effect.channel.job.tenant.name, () => this.#options.names.lookup(this.#credentialOf(effect.channel.job), effect.channel.job.tenant.name, effect.namespace, effect.name));
     } catch (error) {
-      if (error instanceof BulkheadError && error.code === 'RESOURCE_EXHAUSTED') found = failureOf(error);
+      if (error instanceof BulkheadError && (error.code === 'RESOURCE_EXHAUSTED' || error.code === 'UNAUTHENTICATED' || error.code === 'DENIED')) found = failureOf(error);
       else {
         this.#options.log.warn({ err: error }, 'the head could not be asked for an actor name');
         // Not the same as "nobody has it": the client may try again.
@@ -767,6 +793,16 @@ export class Raylet implements AsyncDisposable {
 
 function nameKey(tenant: string, namespace: string, name: string): string {
   return JSON.stringify([tenant, namespace, name]);
+}
+
+function digestFrame(request: number, position: number, digest: Uint8Array): Uint8Array {
+  const frame = Buffer.allocUnsafe(13 + digest.length);
+  frame.writeUInt32LE(9 + digest.length, 0);
+  frame[4] = OP.VALUE_DIGEST;
+  frame.writeUInt32LE(request, 5);
+  frame.writeUInt32LE(position, 9);
+  frame.set(digest, 13);
+  return frame;
 }
 
 const CHUNK_HEADER_BYTES = 5 + 4 + 4 + 8 + 8;

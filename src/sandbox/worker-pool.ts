@@ -136,10 +136,15 @@ export class WorkerPool {
     return this.#warm.length;
   }
 
+  /** Milliseconds until a worker of this tenant may start, because too many of them died; 0: now. */
+  waitMs(tenant: string): number {
+    return this.#breaker.waitMs(tenant, this.#options.clock.monotonicMs());
+  }
+
   /** A process for this tenant alone. Throws RESOURCE_EXHAUSTED while the tenant's workers crash in a loop. */
   async acquire(request: AcquireRequest): Promise<WorkerProcess> {
     if (this.#closed) throw new BulkheadError('UNAVAILABLE', 'the worker pool is closed');
-    const waitMs = this.#breaker.waitMs(request.tenant, this.#options.clock.monotonicMs());
+    const waitMs = this.waitMs(request.tenant);
     if (waitMs > 0) throw new BulkheadError('RESOURCE_EXHAUSTED', `workers of this tenant died too often; the next may start in ${Math.ceil(waitMs / 1_000)} s`);
     let worker = this.#warm.shift();
     while (worker?.exited === true) worker = this.#warm.shift();
@@ -240,6 +245,8 @@ export class WorkerPool {
       worker = new WorkerProcess({
         id, pid, directory, cgroup,
         monitor: jail.monitor, channel: jail.channel, stdout: jail.stdout, stderr: jail.stderr,
+        // Before anybody wants another worker in its place.
+        onEnded: (ended) => this.#count(ended),
         onGone: (gone) => {
           this.#workers.delete(gone);
           if (hostUid !== undefined) this.#uids.delete(hostUid);
@@ -271,14 +278,16 @@ export class WorkerPool {
     }
   }
 
+  #count(worker: WorkerProcess): void {
+    const reason = worker.exitReason;
+    if (worker.tenant === undefined || reason === undefined || reason.reason === 'KILLED') return;
+    this.#breaker.died(worker.tenant, this.#options.clock.monotonicMs());
+    this.#log.warn({ worker: worker.id, tenant: worker.tenant, reason: reason.reason, detail: reason.detail, output: worker.output }, 'a worker died');
+  }
+
   #ended(worker: WorkerProcess): void {
     const at = this.#warm.indexOf(worker);
     if (at >= 0) this.#warm.splice(at, 1);
-    const reason = worker.exitReason;
-    if (worker.tenant !== undefined && reason !== undefined && reason.reason !== 'KILLED') {
-      this.#breaker.died(worker.tenant, this.#options.clock.monotonicMs());
-      this.#log.warn({ worker: worker.id, tenant: worker.tenant, reason: reason.reason, detail: reason.detail, output: worker.output }, 'a worker died');
-    }
     this.#refill();
   }
 

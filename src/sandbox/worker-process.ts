@@ -49,6 +49,8 @@ export interface WorkerParts {
   readonly stderr: Socket;
   readonly cgroup: Cgroup;
   readonly directory: string;
+  /** It has ended, and `onExit` is about to tell; called once. */
+  readonly onEnded: (worker: WorkerProcess) => void;
   /** Removed after the worker's end; called once. */
   readonly onGone: (worker: WorkerProcess) => void;
 }
@@ -81,6 +83,7 @@ export class WorkerProcess {
   readonly #envelopes: EnvelopeReader;
   readonly #reader = new FrameReader();
   readonly #host = new FrameWriter(256);
+  readonly #onEnded: (worker: WorkerProcess) => void;
   readonly #onGone: (worker: WorkerProcess) => void;
   #limits: CgroupLimits = { memoryBytes: 0, cpus: 0, pids: 0 };
   /** Sealed objects that this process wrote, by their place in the store. */
@@ -113,6 +116,7 @@ export class WorkerProcess {
     this.#monitor = parts.monitor;
     this.#channel = parts.channel;
     this.#cgroup = parts.cgroup;
+    this.#onEnded = parts.onEnded;
     this.#onGone = parts.onGone;
     this.#writer = new EnvelopeWriter(parts.channel);
     this.#envelopes = new EnvelopeReader((slot, batch) => this.#envelope(slot, batch));
@@ -415,6 +419,7 @@ export class WorkerProcess {
     this.#ready?.reject(new BulkheadError('UNAVAILABLE', `a worker ended before it was ready: ${exit.detail}`, { cause: this.#output }));
     this.#ready = undefined;
     this.#removeGroup(REMOVE_RETRIES);
+    this.#onEnded(this);
     try {
       this.onExit(exit);
     } finally {

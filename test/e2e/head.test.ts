@@ -345,14 +345,16 @@ describe('nodes', () => {
     node.report({ instance: 'a' });
     await node.until((s) => s.policy !== undefined);
     const id = (n: number, tenant = 1): Buffer => Buffer.concat([Buffer.from([tenant, 0, 0, 0, nodeNumber, 0, 0, 0]), Buffer.alloc(16, n)]);
-    const key = { tenant: 'acme', namespace: 'prod', name: 'delays' };
+    const { credential } = await ana.to(Sessions).open({ jobName: 'names' });
+    const others = (await eve.to(Sessions).open({ jobName: 'names' })).credential;
+    const key = { tenant: 'acme', namespace: 'prod', name: 'delays', credential };
     expect(await names.registerActorName({ ...key, actorId: id(1), classInfo: '{}' })).toMatchObject({ found: true });
     await expect(names.registerActorName({ ...key, actorId: id(2), classInfo: '{}' })).rejects.toMatchObject({ code: 'INVALID_ARGUMENT', message: expect.stringContaining('exists already') });
     await expect(names.registerActorName({ ...key, name: 'other', actorId: id(1, 2), classInfo: '{}' })).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' });
     await expect(names.registerActorName({ ...key, tenant: 'initech', actorId: id(1, 3), classInfo: '{}' })).rejects.toEqual(denied);
     const found = await names.lookupActorName(key);
     expect([found.found, Buffer.from(found.actorId)]).toEqual([true, id(1)]);
-    expect((await names.lookupActorName({ ...key, tenant: 'globex' })).found).toBe(false);
+    expect((await names.lookupActorName({ ...key, tenant: 'globex', credential: others })).found).toBe(false);
     await names.releaseActorName({ ...key, actorId: id(2) });
     expect((await names.lookupActorName(key)).found).toBe(true);
     const restarted = new TestNode(names.sync());

@@ -99,8 +99,8 @@ export async function issued(issuer: Caller, address: string, request: { tenant:
 }
 
 /** A node that joins by a token of the administrator's. */
-export async function joined(admin: Caller, head: Pick<HeadProcess, 'address' | 'attestationAddress'>, nodeId: string): Promise<Caller & { readonly nodeNumber: number }> {
-  const { token } = await admin.to(Identities).createJoinToken({ nodeId });
+export async function joined(admin: Caller, head: Pick<HeadProcess, 'address' | 'attestationAddress'>, nodeId: string, most?: { cpuUnits: bigint; memoryBytes: bigint; custom: Record<string, bigint> }): Promise<Caller & { readonly nodeNumber: number }> {
+  const { token } = await admin.to(Identities).createJoinToken({ nodeId, ...(most === undefined ? {} : { most }) });
   const { csr, keyPem } = freshKey();
   const bundle = TrustBundle.fromPem(admin.svid.trustDomain, admin.svid.trustBundlePem);
   const channel = createChannel({

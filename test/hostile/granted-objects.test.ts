@@ -1,4 +1,5 @@
 /** A large object that its owner granted to another tenant: sent from its owner's files, copied for a worker, counted, and gone with it. */
+import { createHash } from 'node:crypto';
 import { mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -101,6 +102,29 @@ it('a copy that failed is not kept as if it were there', () => {
   expect(of(effects, 'copy-file')).toHaveLength(2);
 });
 
+it('what left once for another tenant leaves unchanged or not at all, and its owner is told', () => {
+  const { world, acme, globex, ref, effects } = granted();
+  const { core } = acme.node;
+  const entry = acme.channel.session.objects.get(1);
+  if (entry === undefined) throw new Error('it is not there');
+  const [first, second] = [new Uint8Array(32).fill(1), new Uint8Array(32).fill(2)];
+  expect([core.mayCross(entry, first), core.mayCross(entry, first.slice()), core.mayCross(entry, second), core.mayCross(entry, second), core.mayCross(entry, first)]).toEqual([true, true, false, false, true]);
+  const told = (): string[] => acme.node.logs.get(ACME)?.records.flatMap((r) => (r.type === 'lifecycle' && r.event === 'object.altered' ? [`${r.resource} ${r.index}`] : [])) ?? [];
+  expect(told()).toEqual([`${acme.channel.session.prefixHex} 1`]);
+  // From then on no worker of another tenant is given a copy; their calls are told why.
+  globex.define(1, CALL_KIND.TASK, { maxRetries: 0 });
+  globex.get([globex.call(OP.SUBMIT, 1, DO.RETURN, [ref])]);
+  globex.flush();
+  world.run(10_000);
+  expect([globex.failed, of(effects, 'copy-file'), globex.channel.job.tenant.objectBytes]).toEqual([['OBJECT_LOST'], [], 0]);
+  // Its owner's own calls read what they wrote.
+  acme.define(1, CALL_KIND.TASK, {});
+  acme.get([acme.call(OP.SUBMIT, 1, DO.RETURN, [ref])]);
+  acme.flush();
+  world.run(10_000);
+  expect([...acme.calls.values()].flatMap((c) => c.answers)).toEqual(['value']);
+});
+
 const dir = mkdtempSync(join(tmpdir(), 'bulkhead-objects-'));
 afterAll(() => rmSync(dir, { recursive: true, force: true }));
 
@@ -111,10 +135,49 @@ it('a copy has the size that was sealed, whatever its owner’s worker does to a
   const path = files.path('acme', name('put', 1));
   [['abcdef', 'abcdef'], ['ABCDEFmore', 'ABCDEF'], ['abc', 'abc\0\0\0']].forEach(([now = '', copied], i) => {
     writeFileSync(path, now);
-    files.copy('acme', name('put', 1), 'globex', name('copy', i), 6);
+    files.copy('acme', name('put', 1), 'globex', name('copy', i), 6, () => true);
     expect(readFileSync(files.path('globex', name('copy', i)), 'latin1')).toBe(copied);
   });
-  expect(() => files.copy('acme', name('put', 1), 'globex', name('copy', 0), 6)).toThrow('EEXIST');
-  expect(() => files.copy('acme', name('put', 2), 'globex', name('copy', 9), 6)).toThrow('ENOENT');
+  expect(() => files.copy('acme', name('put', 1), 'globex', name('copy', 0), 6, () => true)).toThrow('EEXIST');
+  expect(() => files.copy('acme', name('put', 2), 'globex', name('copy', 9), 6, () => true)).toThrow('ENOENT');
   expect(statSync(files.path('globex', name('copy', 9)), { throwIfNoEntry: false })).toBe(undefined);
+});
+
+it('a copy that is not accepted is zeros, which are no value, and the digest is of exactly what was copied', () => {
+  const files = new ObjectFiles(join(dir, 'digests'));
+  const name = (kind: string, n: number): string => `${kind}-${'b'.repeat(40)}-${n}`;
+  const large = Buffer.alloc(3 * 2 ** 20 + 17, 'x');
+  files.writePart('acme', name('put', 1), 0, large, true);
+  const sha256 = (bytes: Uint8Array): string => createHash('sha256').update(bytes).digest('hex');
+  const copy = (n: number, size: number, accepted: boolean): { digest: string; octets: Buffer } => {
+    let digest = '';
+    files.copy('acme', name('put', 1), 'globex', name('copy', n), size, (d) => {
+      digest = Buffer.from(d).toString('hex');
+      return accepted;
+    });
+    return { digest, octets: readFileSync(files.path('globex', name('copy', n))) };
+  };
+  const whole = copy(1, large.length, true);
+  expect([whole.digest, whole.octets.equals(large)]).toEqual([sha256(large), true]);
+  const padded = copy(2, large.length + 5, true);
+  expect([padded.digest, padded.octets.length]).toEqual([sha256(padded.octets), large.length + 5]);
+  const refused = copy(3, large.length, false);
+  expect([refused.octets.length, refused.octets.every((octet) => octet === 0)]).toEqual([large.length, true]);
+});
+
+it('what comes from another node has the digest that came with it, or is not taken', () => {
+  const files = new ObjectFiles(join(dir, 'incoming'));
+  const name = (n: number): string => `in-${'c'.repeat(40)}-${n}`;
+  const digest = (text: string): Uint8Array => createHash('sha256').update(text).digest();
+  const write = (n: number, ...parts: string[]): void => parts.reduce((at, part, i) => (files.writePart('acme', name(n), at, Buffer.from(part), i === parts.length - 1), at + part.length), 0) as unknown as void;
+  write(1, 'ab', 'cd');
+  expect(files.check('acme', name(1), digest('abcd'))).toBe(true);
+  // Once: a later file of that name cannot be taken for it.
+  expect(files.check('acme', name(1), digest('abcd'))).toBe(false);
+  write(2, 'abce');
+  expect(files.check('acme', name(2), digest('abcd'))).toBe(false);
+  write(3, 'abcd');
+  files.delete('acme', name(3));
+  expect(files.check('acme', name(3), digest('abcd'))).toBe(false);
+  expect(files.check('acme', name(4), digest(''))).toBe(false);
 });

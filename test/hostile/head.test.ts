@@ -200,7 +200,7 @@ describe("another tenant's ids", () => {
     session_id: () => [anasSession, '0'.repeat(16)], node_id: () => ['n1', 'n99'], serial: () => [ana.svid.serial, '00ff'],
   };
   /** Fields that name nothing of anybody's. */
-  const FREE = new Set(['kind', 'name', 'roles', 'csr', 'reason', 'quota', 'outcome', 'message', 'file_name', 'content', 'version', 'job_name', 'last', 'follow', 'from_ms', 'to_ms']);
+  const FREE = new Set(['kind', 'most', 'name', 'roles', 'csr', 'reason', 'quota', 'outcome', 'message', 'file_name', 'content', 'version', 'job_name', 'last', 'follow', 'from_ms', 'to_ms']);
   const FILLED: Readonly<Record<string, unknown>> = { kind: 'user', name: 'x', outcome: 'failed', fileName: 'p.yaml', content: Buffer.from('version: 1\ntenant: acme\nroles: {}\n'), version: 1 };
 
   const served = [Identities, Sessions, Tenants, Policies, Jobs, Cluster, Audit, Metrics];
@@ -234,6 +234,81 @@ describe("another tenant's ids", () => {
   });
 });
 
+describe('a stolen node that asks for names of actors', () => {
+  const key = { tenant: 'acme', namespace: 'prod', name: 'ledger' };
+  let serial = 0;
+  let stream: MessageStream<HeadUpdate, object>;
+  const id = (): Buffer => Buffer.concat([Buffer.from([1, 0, 0, 0, 1, 0, 0, 0]), Buffer.alloc(15, 5), Buffer.from([serial++])]);
+  const both = async (credential: string, more: object = {}): Promise<string[]> => {
+    const names = node.to(NodeSync);
+    return Promise.all([names.registerActorName({ ...key, name: `n${serial}`, ...more, credential, actorId: id(), classInfo: '{}' }), names.lookupActorName({ ...key, ...more, credential })].map(codeOf));
+  };
+
+  beforeAll(async () => {
+    stream = node.to(NodeSync).sync() as MessageStream<HeadUpdate, object>;
+    stream.write({ address: '127.0.0.1:4000' });
+    for await (const update of stream) if (update.policy !== undefined) break;
+  });
+  afterAll(() => stream.end());
+
+  it('gets them with a session of the tenant that is in force', async () => {
+    const { credential } = await ana.to(Sessions).open({ jobName: 'names' });
+    expect(await both(credential)).toEqual(['OK', 'OK']);
+  });
+
+  it.each<[string, () => Promise<string> | string]>([
+    ['none', () => ''], ['not a token', () => 'x.y.z'], ['one of another tenant’s session', async () => (await eve.to(Sessions).open({ jobName: 'e' })).credential],
+    ['one that is altered', async () => {
+      const [header, payload, signature] = (await ana.to(Sessions).open({ jobName: 'b' })).credential.split('.') as [string, string, string];
+      const claims = JSON.parse(Buffer.from(payload, 'base64url').toString()) as Record<string, unknown>;
+      return `${header}.${Buffer.from(JSON.stringify({ ...claims, exp: Number(claims['exp']) + 60 })).toString('base64url')}.${signature}`;
+    }],
+  ])('as a credential shows %s: it gets the same answer as for a tenant that does not exist, and both sides have it on record', async (_what, credential) => {
+    const shown = await credential();
+    expect(await both(shown)).toEqual(['DENIED', 'DENIED']);
+    expect(await both(shown, { tenant: 'nonesuch' })).toEqual(['DENIED', 'DENIED']);
+    expect((await ana.to(Audit).tail({ tenant: 'acme', last: 1_000 })[Symbol.asyncIterator]().next()).done).toBe(false);
+    const told: string[] = [];
+    for await (const { record } of ana.to(Audit).tail({ tenant: 'acme', last: 1_000 })) if (record.includes('LookupActorName') && record.includes('spiffe://test.example/node/n1')) told.push(record);
+    expect(told.length).toBeGreaterThan(0);
+  });
+
+  it('for the tenant of the credential is told nothing of another’s', async () => {
+    const { credential } = await eve.to(Sessions).open({ jobName: 'e' });
+    expect(await both(credential, { tenant: 'acme' })).toEqual(['DENIED', 'DENIED']);
+  });
+
+  it('for a job that was stopped, or ended a while ago, gets nothing any more', async () => {
+    const stopped = await ana.to(Sessions).open({ jobName: 'stopped' });
+    expect(await both(stopped.credential)).toEqual(['OK', 'OK']);
+    await ana.to(Jobs).stop({ jobId: stopped.jobId });
+    expect(await both(stopped.credential)).toEqual(['UNAUTHENTICATED', 'UNAUTHENTICATED']);
+    const ended = await ana.to(Sessions).open({ jobName: 'ended' });
+    await ana.to(Sessions).close({ jobId: ended.jobId, sessionId: ended.sessionId, outcome: 'succeeded' });
+    // What its driver sent before its goodbye may still be under way.
+    expect(await both(ended.credential)).toEqual(['OK', 'OK']);
+    await vi.waitFor(async () => expect(await both(ended.credential)).toEqual(['UNAUTHENTICATED', 'UNAUTHENTICATED']), { timeout: 30_000, interval: 500 });
+  });
+
+  it('for an identity that was revoked gets nothing any more', async () => {
+    const ivy = await issued(admin, head.address, { tenant: 'acme', name: 'ivy', roles: ['developer'] });
+    const { credential } = await ivy.to(Sessions).open({ jobName: 'i' });
+    expect(await both(credential)).toEqual(['OK', 'OK']);
+    await admin.to(Identities).revoke({ spiffeId: ivy.svid.spiffeId });
+    expect(await both(credential)).toEqual(['DENIED', 'DENIED']);
+    ivy[Symbol.dispose]();
+  });
+
+  it('cannot release what another node registered', async () => {
+    const { credential } = await ana.to(Sessions).open({ jobName: 'r' });
+    const actorId = id();
+    await node.to(NodeSync).registerActorName({ ...key, name: 'kept', credential, actorId, classInfo: '{}' });
+    using thief = await joined(admin, head, 'n-thief');
+    await thief.to(NodeSync).releaseActorName({ ...key, name: 'kept', actorId });
+    expect((await node.to(NodeSync).lookupActorName({ ...key, name: 'kept', credential })).found).toBe(true);
+  });
+});
+
 describe('nodes that lie', () => {
   const report = async (more: object): Promise<string> => {
     const stream = node.to(NodeSync).sync() as MessageStream<HeadUpdate, object>;
@@ -247,6 +322,49 @@ describe('nodes that lie', () => {
       stream.end();
     }
   };
+
+  it.each([
+    ['more cpus than a machine has', { total: { cpuUnits: 20_490_000n, memoryBytes: 1n, custom: {} } }, 'says it has 2049 cpus, and 2048 is the most'],
+    ['more memory than a machine has', { total: { cpuUnits: 1n, memoryBytes: 2n ** 46n + 1n, custom: {} } }, 'bytes of memory'],
+    ['more of a custom resource than may be', { total: { cpuUnits: 1n, memoryBytes: 1n, custom: { gpu: 100_010_000n } } }, "10001 'gpu'"],
+  ])('about what they have (%s) are told what is wrong, and it is on record', async (_what, more, why) => {
+    const stream = node.to(NodeSync).sync() as MessageStream<HeadUpdate, object>;
+    stream.write({ address: '127.0.0.1:4000', ...more });
+    await expect((async () => {
+      for await (const _update of stream) throw new Error('it was taken');
+    })()).rejects.toMatchObject({ code: 'INVALID_ARGUMENT', message: expect.stringContaining(why) });
+    const records: string[] = [];
+    for await (const { record } of admin.to(Audit).tail({ tenant: '', last: 50 })) if (record.includes('node.refused')) records.push(record);
+    expect(records.at(-1)).toContain('says it has');
+  });
+
+  it('about more than their join token allows are refused; a new token raises it, and every claim is on record', async () => {
+    const claim = async (who: Caller, total: object): Promise<string> => {
+      const stream = who.to(NodeSync).sync() as MessageStream<HeadUpdate, object>;
+      stream.write({ address: '127.0.0.1:4000', total: { cpuUnits: 0n, memoryBytes: 0n, custom: {}, ...total } });
+      try {
+        for await (const _update of stream) return 'OK';
+        return 'ended';
+      } catch (error) {
+        return (error as BulkheadError).message;
+      } finally {
+        stream.end();
+      }
+    };
+    const most = { cpuUnits: 40_000n, memoryBytes: 2n ** 30n, custom: { gpu: 10_000n } };
+    using small = await joined(admin, head, 'n-small', most);
+    expect(await claim(small, { cpuUnits: 40_000n, memoryBytes: 2n ** 30n, custom: { gpu: 10_000n } })).toBe('OK');
+    expect(await claim(small, { cpuUnits: 40_001n })).toContain('4.0001 cpus, and 4 is the most it may');
+    expect(await claim(small, { memoryBytes: 2n ** 30n + 1n })).toContain('bytes of memory');
+    expect(await claim(small, { custom: { gpu: 10_001n } })).toContain("1.0001 'gpu'");
+    expect(await claim(small, { custom: { tpu: 1n } })).toContain('does not name');
+    using larger = await joined(admin, head, 'n-small', { ...most, cpuUnits: 80_000n });
+    expect(await claim(larger, { cpuUnits: 80_000n })).toBe('OK');
+    expect(await claim(larger, { cpuUnits: 80_001n })).toContain('8.0001 cpus');
+    const records: string[] = [];
+    for await (const { record } of admin.to(Audit).tail({ tenant: '', last: 100 })) if (record.includes('n-small')) records.push(record);
+    for (const said of ['at most 4 cpus, 1073741824 bytes of memory, 1 gpu', 'says it has 4 cpus, 1073741824 bytes of memory, 1 gpu', 'says it has 8 cpus', 'says it has 8.0001 cpus']) expect(records.join()).toContain(said);
+  });
 
   it.each([
     ['no address', { address: '' }], ['an address with a path', { address: '127.0.0.1:1/../x' }], ['an address that is a URL', { address: 'https://evil.example:443' }], ['an instance that is a path', { instance: '../../x' }],

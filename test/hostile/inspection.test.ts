@@ -64,8 +64,8 @@ it('sessions are the tenant’s own, and go with their end', () => {
   puts(globex, 1);
   puts(acme, 1);
   const all = (): void => {
-    const own = [...state.tenants.values()].flatMap((tenant) => [...tenant.sessions].map((session) => [session.prefixHex, session.tenant === tenant]));
-    expect(own.sort()).toEqual([...state.sessions.keys()].map((prefixHex) => [prefixHex, true]).sort());
+    const own = [...state.tenants.values()].flatMap((tenant) => [...tenant.sessions].map((session) => [session.key, session.tenant === tenant]));
+    expect(own.sort()).toEqual([...state.sessions.keys()].map((key) => [key, true]).sort());
   };
   all();
   expect(globex.channel.job.tenant.sessions.size).toBe(2);

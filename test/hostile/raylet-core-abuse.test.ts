@@ -2,8 +2,8 @@
 import { describe, expect, it } from 'vitest';
 import type { AuditRecord, DecisionRecord } from '../../src/base/audit-record.ts';
 import { BulkheadError, type ErrorCode } from '../../src/base/errors.ts';
-import { CALL_KIND, FrameWriter, OP } from '../../src/base/frame.ts';
-import { MAX_ANSWER_BYTES, MAX_BATCH_BYTES, MAX_CODE_BYTES, MAX_CODE_BYTES_PER_TENANT, MAX_FRAME_BYTES, MAX_HELD_BYTES_PER_TENANT, MAX_INLINE_BYTES, MAX_OBJECTS_PER_TENANT, MAX_OWED_RECORDS_PER_TENANT, MAX_SCHEDULING_CLASSES_PER_TENANT, MAX_SESSIONS_PER_JOB, MAX_WAITING_PER_CHANNEL } from '../../src/base/limits.ts';
+import { CALL_KIND, FrameWriter, NO_ITEM, OP } from '../../src/base/frame.ts';
+import { MAX_ANSWER_BYTES, MAX_BATCH_BYTES, MAX_CODE_BYTES, MAX_CODE_BYTES_PER_TENANT, MAX_FRAME_BYTES, MAX_HELD_BYTES_PER_TENANT, MAX_INLINE_BYTES, MAX_OBJECT_BYTES, MAX_OBJECTS_PER_TENANT, MAX_OWED_RECORDS_PER_TENANT, MAX_SCHEDULING_CLASSES_PER_TENANT, MAX_SESSIONS_PER_JOB, MAX_WAITING_PER_CHANNEL } from '../../src/base/limits.ts';
 import { makeId } from '../../src/raylet/core/core.ts';
 import { principalFromSpiffeId } from '../../src/base/principal.ts';
 import { CHANNEL_KIND, type TenantState } from '../../src/raylet/core/state.ts';
@@ -529,4 +529,35 @@ it('objects that fit a frame make no files, however many are sent in parts', () 
   w.run(10_000);
   expect([...globex.calls.values()].flatMap((c) => c.answers)).toEqual(['failed', 'failed', 'failed', 'value']);
   expect([globex.failed, globex.channel.job.tenant.objectBytes]).toEqual([['INVALID_ARGUMENT', 'INVALID_ARGUMENT', 'INVALID_ARGUMENT'], MAX_INLINE_BYTES + 1]);
+});
+
+describe('a staged object', () => {
+  it.each([['of no octets', 0], ['of more than any object', MAX_OBJECT_BYTES + 1]])('%s breaks the protocol, as a result, an item and a put: its worker ends, and whoever waits has an answer', (_name, size) => {
+    for (const how of ['result', 'item', 'put'] as const) {
+      const { world: w, acme, globex } = world({ seed: 70 });
+      acme.define(2, CALL_KIND.TASK, how === 'item' ? { maxRetries: 0, returns: 'streaming' } : { maxRetries: 0 });
+      const call = acme.call(OP.SUBMIT, 2, DO.HANG);
+      // An item must be one that its reader has room for.
+      if (how === 'item') acme.out.begin(OP.MORE).u32(0).u32(acme.nextSeq - 1).u32(0).u32(NO_ITEM).u32(100).u32(4).end();
+      else acme.get([call]);
+      globex.get([globex.call(OP.SUBMIT, 1, DO.RETURN)]);
+      for (const client of [acme, globex]) client.flush();
+      w.run(10_000);
+      const [{ slot, exec, node } = { slot: undefined, exec: 0, node: acme.node }] = [...w.hanging];
+      if (slot === undefined) throw new Error('it does not run');
+      const out = new FrameWriter();
+      if (how === 'result') out.begin(OP.RESULT).u32(exec).u8(1).u8(1).refs([]).u32(0).u64(size).end();
+      else if (how === 'item') out.begin(OP.ITEM).u32(exec).u8(1).refs([]).u32(0).u64(size).end();
+      else out.begin(OP.PUT_STAGED).u32(exec).u32(1).u32(0).u64(size).refs([]).end();
+      expect(() => node.core.guestBatch(slot, out.take(), w.nowMs)).toThrow(`a staged object of ${size} bytes`);
+      expect(core(acme).out.filter((e) => e.type === 'seal-staged')).toEqual([]);
+      // What the raylet does then.
+      w.killWorker(node, slot.worker, false);
+      w.run(10_000);
+      if (how === 'item') acme.get([call]);
+      acme.flush();
+      w.run(10_000);
+      expect([acme.failed, [...globex.calls.values()].flatMap((c) => c.answers)]).toEqual([['WORKER_DIED'], ['value']]);
+    }
+  });
 });

@@ -20,12 +20,13 @@ interface Asked {
   /** What the other node says; then the effects of it are in `effects`. */
   say(write: (out: FrameWriter) => void): void;
   chunk(total: number, offset: number, octets: number): void;
+  digest(octet: number): void;
 }
 
 const send = (client: SimClient): number => client.node.core.clientBatch(client.channel, client.out.take(), client.world.nowMs);
 
 /** A client waits for an object of the other node, which has welcomed this one and now answers as it likes. */
-function asked(quotaBytes = Number.POSITIVE_INFINITY): Asked {
+function asked(quotaBytes = Number.POSITIVE_INFINITY, checked = true): Asked {
   const world = new World({ nodes: 2, cpus: 1, seed: 40 });
   const client = world.client(0, GLOBEX);
   const { core } = client.node;
@@ -41,13 +42,22 @@ function asked(quotaBytes = Number.POSITIVE_INFINITY): Asked {
     const out = new FrameWriter();
     write(out);
     core.upstreamBatch(upstream, out.take(), world.nowMs);
-    effects.push(...core.state.out.splice(0));
+    for (let done = effects.length; ; ) {
+      effects.push(...core.state.out.splice(0));
+      const next = effects[done++];
+      if (next === undefined) break;
+      // The driver's part: every digest of zeros is that of what was written.
+      if (next.type === 'check-file' && checked) core.fileChecked(next.upstream, next.request, next.fileName, next.digest.every((octet) => octet === 0));
+    }
   };
   say((out) => out.begin(OP.WELCOME).raw(new Uint8Array(20)).text('{}').end());
   const session = [...core.state.sessions.values()].find((s) => s.nodeNumber === 2);
   const entry = (): ObjectEntry | undefined => [...(session?.objects.values() ?? [])][0];
   const request = [...upstream.requests.keys()][0] as number;
-  return { world, client, upstream, tenant, effects, entry, say, chunk: (total, offset, octets) => say((out) => out.begin(OP.VALUE_CHUNK).u32(request).u32(0).u64(total).u64(offset).raw(new Uint8Array(octets)).end()) };
+  return {
+    world, client, upstream, tenant, effects, entry, say, digest: (octet) => say((out) => out.begin(OP.VALUE_DIGEST).u32(request).u32(0).raw(new Uint8Array(32).fill(octet)).end()),
+    chunk: (total, offset, octets) => say((out) => out.begin(OP.VALUE_CHUNK).u32(request).u32(0).u64(total).u64(offset).raw(new Uint8Array(octets)).end()),
+  };
 }
 
 /** Octets that the parts written would take on disk, and the names that were not deleted again. */
@@ -72,6 +82,7 @@ describe('the parts of a value from another node', () => {
     // It is counted from its first part on.
     expect(a.tenant.objectBytes).toBe(900);
     a.chunk(900, 400, 0);
+    a.digest(0);
     a.chunk(900, 400, 500);
     const streamed = a.effects.filter((e) => e.type === 'stream-file');
     expect([streamed.length, streamed[0]?.size, written(a.effects).end]).toEqual([1, 900, 900]);
@@ -87,6 +98,7 @@ describe('the parts of a value from another node', () => {
     ['whose total grows', [[1_000, 0, 100], [2_000, 100, 100]]],
     ['whose total shrinks, to be complete at once', [[1_000, 0, 100], [200, 100, 100]]],
     ['that are more than announced', [[1_000, 0, 100], [1_000, 100, 901]]],
+    ['of which the last comes without a digest', [[1_000, 0, 100], [1_000, 100, 900]]],
     ['of nothing', [[0, 0, 0]]],
     ['of more than any object', [[MAX_OBJECT_BYTES + 1, 0, 100]]],
   ])('%s: the object is lost, and what was written goes', (_name, parts) => {
@@ -98,6 +110,34 @@ describe('the parts of a value from another node', () => {
     a.chunk(1_000, 0, 1_000);
     expect(a.effects.length).toBe(before);
     expectEnded(a, 'OBJECT_LOST');
+  });
+
+  it('that do not have the digest that came with them are no value, and what was written goes', () => {
+    for (const digests of [[1], [0, 0], [0, 1], [1, 0]]) {
+      const a = asked();
+      a.chunk(1_000, 0, 100);
+      for (const octet of digests) a.digest(octet);
+      a.chunk(1_000, 100, 900);
+      expectEnded(a, 'OBJECT_LOST');
+    }
+  });
+
+  it('are read by nobody before their digest is compared', () => {
+    const a = asked(1_000, false);
+    a.digest(0);
+    a.chunk(900, 0, 900);
+    expect([a.entry()?.status, a.tenant.objectBytes, a.effects.filter((e) => e.type === 'stream-file').length]).toEqual([OBJECT_STATUS.PENDING, 900, 0]);
+    // More parts, another answer, or the end of the connection meanwhile: it is no value, however the comparison goes.
+    const [check] = a.effects.filter((e) => e.type === 'check-file');
+    a.chunk(900, 0, 900);
+    if (check === undefined) throw new Error('nothing is compared');
+    a.client.node.core.fileChecked(check.upstream, check.request, check.fileName, true);
+    expectEnded(a, 'OBJECT_LOST');
+  });
+
+  it('a digest of what was not fetched ends the connection', () => {
+    const a = asked();
+    expect(() => a.say((out) => out.begin(OP.VALUE_DIGEST).u32([...a.upstream.requests.keys()][0] as number).u32(1).raw(new Uint8Array(32)).end())).toThrow('not asked for');
   });
 
   it('beyond the tenant’s quota: not one octet is written', () => {
@@ -126,7 +166,8 @@ describe('the parts of a value from another node', () => {
 
   it('that cannot be written fail their reader, in the middle and at the end', () => {
     for (const parts of [[100], [100, 900]]) {
-      const a = asked();
+      const a = asked(Number.POSITIVE_INFINITY, false);
+      a.digest(0);
       // Somebody else here needs it too, so that it stays.
       const entry = a.entry() as ObjectEntry;
       entry.pins++;
@@ -179,6 +220,20 @@ describe('answers that were not asked for', () => {
   });
 });
 
+it.each([
+  ['cpus', { cpuUnits: 20_001, memoryBytes: 1_000, custom: undefined }, '2.0001 cpus'], ['memory', { cpuUnits: 0, memoryBytes: 1_001, custom: undefined }, '1001 bytes of memory'], ['a custom resource', { cpuUnits: 0, memoryBytes: 0, custom: { gpu: 10_001 } }, "1.0001 'gpu'"],
+])('a node that claims more %s than it may is refused, changes nothing, and is no target for work', (_what, total, said) => {
+  const nodes = new Nodes();
+  nodes.absorb('nodes/n1', { id: 'n1', number: 1, joinedMs: 0, instance: '' });
+  const out: Parameters<Nodes['step']>[2] = [];
+  const facts = { available: total, policyVersion: 1, revocationVersion: 1, queuedTasks: 0 };
+  const register = (most: { cpuUnits: number; memoryBytes: number; eachUnits: number }): void => nodes.step({ type: 'register', id: 'n1', address: '127.0.0.1:4000', total, most, insecureDev: false, instance: 'i1', facts }, 1, out);
+  expect(() => register({ cpuUnits: 20_000, memoryBytes: 1_000, eachUnits: 10_000 })).toThrow(said);
+  expect([nodes.get('n1')?.state, nodes.get('n1')?.available.cpuUnits, out]).toEqual(['dead', 0, []]);
+  register({ cpuUnits: 20_001, memoryBytes: 1_001, eachUnits: 10_001 });
+  expect(out.find((e) => e.type === 'record')).toMatchObject({ event: 'node.joined', detail: expect.stringContaining(said.replaceAll("'", '')) });
+});
+
 it('what a node says is free is never more than what it has, so that it does not draw the others’ work by it', () => {
   const nodes = new Nodes();
   nodes.absorb('nodes/n1', { id: 'n1', number: 1, joinedMs: 0, instance: '' });
@@ -186,7 +241,7 @@ it('what a node says is free is never more than what it has, so that it does not
   const total = { cpuUnits: 20_000, memoryBytes: 1_000, custom: { gpu: 10_000 } };
   const facts = (available: ResourceVector) => ({ available, policyVersion: 1, revocationVersion: 1, queuedTasks: 0 });
   const lie = facts({ cpuUnits: 1e10, memoryBytes: Number.MAX_SAFE_INTEGER, custom: { gpu: 1e10, tpu: 50_000, constructor: 50_000 } });
-  nodes.step({ type: 'register', id: 'n1', address: '127.0.0.1:4000', total, insecureDev: false, instance: 'i1', facts: lie }, 1, out);
+  nodes.step({ type: 'register', id: 'n1', address: '127.0.0.1:4000', total, most: { cpuUnits: 20_000, memoryBytes: 1_000, eachUnits: 10_000 }, insecureDev: false, instance: 'i1', facts: lie }, 1, out);
   expect(nodes.get('n1')?.available).toEqual(total);
   const honest = { cpuUnits: 5_000, memoryBytes: 10, custom: { gpu: 0 } };
   nodes.step({ type: 'report', id: 'n1', facts: facts(honest) }, 2, out);

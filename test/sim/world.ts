@@ -218,10 +218,13 @@ export interface WorldOptions {
   readonly quota?: Partial<TenantQuota>;
   /** Batches are read in pieces of this many frames at most, with whatever else happens in between. */
   readonly pieces?: number;
+  /** Milliseconds for which the crash-loop breaker lets a tenant start no worker. */
+  readonly startsIn?: (tenant: string, nowMs: number) => number;
 }
 
 export class World {
   readonly random: () => number;
+  readonly #startsIn: (tenant: string, nowMs: number) => number;
   readonly nodes: SimNode[] = [];
   nowMs = 1_000_000;
   readonly #queues = new Map<string, (() => void)[]>();
@@ -238,6 +241,7 @@ export class World {
   constructor(options: WorldOptions) {
     this.random = seeded(options.seed);
     this.#pieces = options.pieces;
+    this.#startsIn = options.startsIn ?? (() => 0);
     const decisions: PolicyDecisionPoint = { version: 1, decide: (request) => ({ allow: request.resource.attributes.tenant === request.principal.tenant && (options.decide?.(request) ?? true), rule: 'sim', policyVersion: 1 }) };
     for (let i = 1; i <= options.nodes; i++) {
       const core = new RayletCore({
@@ -263,13 +267,13 @@ export class World {
     }
   }
 
-  client(nodeIndex: number, tenantNumber: number): SimClient {
+  client(nodeIndex: number, tenantNumber: number, name = 'ana'): SimClient {
     const node = this.nodes[nodeIndex] as SimNode;
     const tenant = node.core.state.tenants.get(tenantNumber);
     if (tenant === undefined) throw new Error('no such tenant');
     const id = `job-${String(this.clients.length).padStart(24, '0')}` as JobId;
-    const user = principalFromSpiffeId(`spiffe://sim/tenant/${tenant.name}/user/ana`);
-    const job = node.core.ensureJob(id, tenant, user, principalFromSpiffeId(`spiffe://sim/tenant/${tenant.name}/job/${id}`, { kind: 'user', name: 'ana' }), 'credential', Number.POSITIVE_INFINITY, 0);
+    const user = principalFromSpiffeId(`spiffe://sim/tenant/${tenant.name}/user/${name}`);
+    const job = node.core.ensureJob(id, tenant, user, principalFromSpiffeId(`spiffe://sim/tenant/${tenant.name}/job/${id}`, { kind: 'user', name }), 'credential', Number.POSITIVE_INFINITY, 0);
     const client = new SimClient(this, node, node.core.openChannel(CHANNEL_KIND.DRIVER, job, user, 0, {}));
     this.clients.push(client);
     client.out.begin(OP.CODE).raw(CODE_DIGEST).u32(CODE.length).u32(0).raw(CODE).end();
@@ -358,7 +362,12 @@ export class World {
       core.out = [];
       for (const e of effects) {
         switch (e.type) {
-          case 'start-worker':
+          case 'start-worker': {
+            const waitMs = this.#startsIn(e.worker.tenant.name, this.nowMs);
+            if (waitMs > 0) {
+              node.core.workerDelayed(e.worker, waitMs, this.nowMs);
+              break;
+            }
             node.pools.set(e.worker, new Map());
             this.push(`worker ${core.config.nodeNumber}/${e.worker.key}`, () => {
               if (e.worker.state === 'DEAD') return;
@@ -366,6 +375,7 @@ export class World {
               this.drain(node);
             });
             break;
+          }
           case 'kill-worker':
             this.killWorker(node, e.worker, e.reason !== 'MISBEHAVED');
             break;
@@ -378,11 +388,15 @@ export class World {
             break;
           case 'stream-file': {
             const out = new FrameWriter();
+            if (e.channel.kind === CHANNEL_KIND.PEER) out.begin(OP.VALUE_DIGEST).u32(e.request).u32(e.position).raw(new Uint8Array(32)).end();
             out.begin(OP.VALUE_CHUNK).u32(e.request).u32(e.position).u64(e.size).u64(0).raw(new Uint8Array(e.size)).end();
             const batch = out.take();
             this.#send(e.channel, this.#logOf(node, e.channel), e.needed, () => this.#deliver(node, e.channel, batch));
             break;
           }
+          case 'check-file':
+            node.core.fileChecked(e.upstream, e.request, e.fileName, true);
+            break;
           case 'open-upstream':
             this.#openUpstream(node, e.upstream, e.depth);
             break;

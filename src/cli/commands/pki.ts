@@ -1,6 +1,7 @@
 /** `bulkhead pki …`: the authority, revocation, join tokens. */
 import { writeFileSync } from 'node:fs';
 import { BulkheadError } from '../../base/errors.ts';
+import { parseMemory, parseUnits } from '../../base/resources.ts';
 import { Identities, type PkiStatus } from '../../rpc/generated/bulkhead/v1/head_pb.js';
 import { CALL_TIMEOUT_MS, CallerSession } from '../session.ts';
 import { durationText, timeText, type Terminal } from '../terminal.ts';
@@ -32,10 +33,17 @@ export async function revoke(terminal: Terminal, whom: string, reason: string, p
   terminal.say(`revoked ${serial === '' ? spiffeId : `serial ${serial}`} (revocation ${revocationVersion}); its connections and sessions end on every node within a second`);
 }
 
+/** `cpus`, `memory`, and custom resources by name. */
+function wireMost(most: Readonly<Record<string, string>>): { cpuUnits: bigint; memoryBytes: bigint; custom: Record<string, bigint> } {
+  const custom: Record<string, bigint> = {};
+  for (const [name, amount] of Object.entries(most)) if (name !== 'cpus' && name !== 'memory') custom[name] = BigInt(parseUnits(name, Number(amount)));
+  return { cpuUnits: BigInt(parseUnits('cpus', Number(most['cpus'] ?? 0))), memoryBytes: BigInt(parseMemory(most['memory'] ?? 0)), custom };
+}
+
 /** The token goes to a file that only its owner can read, or to stdout where it is asked for. */
-export async function joinToken(terminal: Terminal, { nodeId, out }: { readonly nodeId: string; readonly out: string | undefined }, profile: string | undefined): Promise<void> {
+export async function joinToken(terminal: Terminal, { nodeId, most, out }: { readonly nodeId: string; readonly most: Readonly<Record<string, string>> | undefined; readonly out: string | undefined }, profile: string | undefined): Promise<void> {
   await using session = await CallerSession.open(profile);
-  const { token, expiresMs, attestationAddress, trustBundle } = await session.to(Identities).createJoinToken({ nodeId }, { timeoutMs: CALL_TIMEOUT_MS });
+  const { token, expiresMs, attestationAddress, trustBundle } = await session.to(Identities).createJoinToken({ nodeId, ...(most === undefined ? {} : { most: wireMost(most) }) }, { timeoutMs: CALL_TIMEOUT_MS });
   const join = { token, attestationAddress, trustBundle };
   if (out !== undefined) {
     try {

@@ -5,6 +5,7 @@
 import { BulkheadError } from '../../base/errors.ts';
 import { parseNodeId, parseSha256Hex, type NodeId } from '../../base/ids.ts';
 import { JOIN_TOKEN_TTL_MS, MAX_JOIN_TOKENS } from '../../base/limits.ts';
+import { describeResources, type ResourceVector } from '../../base/resources.ts';
 import { full, type Effect, type Table } from './table.ts';
 
 export interface JoinTokenRow {
@@ -12,10 +13,12 @@ export interface JoinTokenRow {
   readonly nodeId: NodeId;
   readonly expiresMs: number;
   readonly by: string;
+  /** What the node may say that it has; amounts of 0: the head's own limits. */
+  readonly most?: ResourceVector;
 }
 
 export type JoinTokenEvent =
-  | { readonly type: 'create'; readonly digest: string; readonly nodeId: string; readonly by: string }
+  | { readonly type: 'create'; readonly digest: string; readonly nodeId: string; readonly by: string; readonly most?: ResourceVector | undefined }
   | { readonly type: 'redeem'; readonly digest: string }
   | { readonly type: 'tick' };
 
@@ -38,8 +41,8 @@ export class JoinTokens implements Table<JoinTokenEvent> {
         const digest = parseSha256Hex(event.digest);
         const nodeId = parseNodeId(event.nodeId);
         if (this.#rows.size >= MAX_JOIN_TOKENS) throw full('open join tokens', MAX_JOIN_TOKENS, 'use them or let them expire');
-        out.push({ type: 'put', key: this.prefix + digest, row: { digest, nodeId, expiresMs: nowMs + JOIN_TOKEN_TTL_MS, by: event.by } satisfies JoinTokenRow });
-        out.push({ type: 'record', tenant: '', event: 'join-token.created', principal: event.by, kind: 'pki', resource: nodeId, detail: '' });
+        out.push({ type: 'put', key: this.prefix + digest, row: { digest, nodeId, expiresMs: nowMs + JOIN_TOKEN_TTL_MS, by: event.by, ...(event.most === undefined ? {} : { most: event.most }) } satisfies JoinTokenRow });
+        out.push({ type: 'record', tenant: '', event: 'join-token.created', principal: event.by, kind: 'pki', resource: nodeId, detail: event.most === undefined ? '' : `at most ${describeResources(event.most)}` });
         return;
       }
       case 'redeem': {

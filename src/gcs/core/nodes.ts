@@ -6,7 +6,7 @@
  */
 import { parseNodeId, quote, type NodeId } from '../../base/ids.ts';
 import { MAX_NODES, NODE_DEAD_AFTER_MS } from '../../base/limits.ts';
-import { NO_RESOURCES, type ResourceVector } from '../../base/resources.ts';
+import { describeResources, NO_RESOURCES, UNITS_PER_CPU, type ResourceVector } from '../../base/resources.ts';
 import { full, refuse, unknown, type Effect, type Table } from './table.ts';
 
 interface NodeRow {
@@ -16,6 +16,16 @@ interface NodeRow {
   readonly joinedMs: number;
   /** Random, per raylet process; '' before the first. */
   readonly instance: string;
+  /** From its newest join token: what it may say at most that it has; amounts of 0: the head's own limits. */
+  readonly most?: ResourceVector;
+}
+
+/** The head's own limits to what a node may say that it has. */
+export interface NodeMost {
+  readonly cpuUnits: number;
+  readonly memoryBytes: number;
+  /** Of each custom resource. */
+  readonly eachUnits: number;
 }
 
 export interface NodeReportFacts {
@@ -35,11 +45,30 @@ export interface NodeState extends NodeRow, NodeReportFacts {
 }
 
 export type NodeEvent =
-  | { readonly type: 'reserve'; readonly id: string; readonly by: string }
-  | { readonly type: 'register'; readonly id: string; readonly address: string; readonly total: ResourceVector; readonly insecureDev: boolean; readonly instance: string; readonly facts: NodeReportFacts }
+  | { readonly type: 'reserve'; readonly id: string; readonly by: string; readonly most?: ResourceVector | undefined }
+  | { readonly type: 'register'; readonly id: string; readonly address: string; readonly total: ResourceVector; readonly most: NodeMost; readonly insecureDev: boolean; readonly instance: string; readonly facts: NodeReportFacts }
   | { readonly type: 'report'; readonly id: string; readonly facts: NodeReportFacts }
   | { readonly type: 'leave'; readonly id: string }
   | { readonly type: 'tick' };
+
+/**
+ * What a node has is its own word. Work goes where there is most room, so a stolen node would claim all of the world's: beyond what the
+ * operator said, when it joined or for all nodes, it is refused, and what it claims is on record.
+ */
+function requireWithin(id: string, total: ResourceVector, own: ResourceVector | undefined, most: NodeMost): void {
+  const check = (what: string, has: number, token: number | undefined, head: number, text: (n: number) => string): void => {
+    const limit = token === undefined || token === 0 ? head : token;
+    if (has > limit) refuse(`node ${quote(id)} says it has ${text(has)} ${what}, and ${text(limit)} is the most it may: correct its configuration, or let it join again with a token from 'bulkhead pki join-token --node ${id} --most …' (for all nodes: nodeMost in the head's configuration)`);
+  };
+  const units = (n: number): string => String(n / UNITS_PER_CPU);
+  check('cpus', total.cpuUnits, own?.cpuUnits, most.cpuUnits, units);
+  check('bytes of memory', total.memoryBytes, own?.memoryBytes, most.memoryBytes, String);
+  for (const [name, amount] of Object.entries(total.custom ?? {})) {
+    // Where the token names custom resources, it names all of them.
+    if (own?.custom !== undefined && !Object.hasOwn(own.custom, name) && amount > 0) refuse(`node ${quote(id)} says it has ${units(amount)} ${quote(name)}, which its join token does not name: correct its configuration, or let it join again with a token from 'bulkhead pki join-token --node ${id} --most …'`);
+    check(quote(name), amount, own?.custom?.[name], most.eachUnits, units);
+  }
+}
 
 /** A node that says it has more free than it has at all would draw the others' work to it. */
 function credible(facts: NodeReportFacts, total: ResourceVector): NodeReportFacts {
@@ -54,7 +83,7 @@ function credible(facts: NodeReportFacts, total: ResourceVector): NodeReportFact
   };
 }
 
-const NOTHING_REPORTED = { state: 'dead', address: '', total: NO_RESOURCES, available: NO_RESOURCES, policyVersion: 0, revocationVersion: 0, queuedTasks: 0, insecureDev: false, lastSeenMs: 0 } as const;
+const NOTHING_REPORTED: NodeReportFacts & Pick<NodeState, 'state' | 'address' | 'total' | 'insecureDev' | 'lastSeenMs'> & { readonly most?: ResourceVector } = { state: 'dead', address: '', total: NO_RESOURCES, available: NO_RESOURCES, policyVersion: 0, revocationVersion: 0, queuedTasks: 0, insecureDev: false, lastSeenMs: 0 };
 const INSTANCE = /^[a-zA-Z0-9-]{0,64}$/;
 const HOST_PORT = /^(?:[a-zA-Z0-9](?:[a-zA-Z0-9.-]{0,253}[a-zA-Z0-9])?|\[[0-9a-fA-F:]{2,39}\]):([1-9]\d{0,4})$/;
 
@@ -92,11 +121,12 @@ export class Nodes implements Table<NodeEvent> {
       case 'register': {
         const before = this.#known(event.id);
         const { address, total, insecureDev, instance, facts } = event;
+        requireWithin(before.id, total, before.most, event.most);
         if (!INSTANCE.test(instance)) return refuse(`instance ${quote(instance)} is not '' or up to 64 letters and digits`);
         this.#nodes.set(before.id, { ...before, ...credible(facts, total), state: 'alive', address: parseAddress(address), total, insecureDev, lastSeenMs: nowMs });
         out.push({ type: 'push', part: 'nodes' });
-        if (before.instance !== instance) out.push({ type: 'put', key: this.prefix + before.id, row: { id: before.id, number: before.number, joinedMs: before.joinedMs, instance } satisfies NodeRow });
-        if (before.state !== 'alive' || before.instance !== instance) out.push({ type: 'record', tenant: '', event: 'node.joined', principal: '', kind: 'node', resource: before.id, detail: insecureDev ? 'insecure-dev' : '' });
+        if (before.instance !== instance) out.push({ type: 'put', key: this.prefix + before.id, row: { id: before.id, number: before.number, joinedMs: before.joinedMs, instance, ...(before.most === undefined ? {} : { most: before.most }) } satisfies NodeRow });
+        if (before.state !== 'alive' || before.instance !== instance || !sameResources(before.total, total)) out.push({ type: 'record', tenant: '', event: 'node.joined', principal: '', kind: 'node', resource: before.id, detail: `${insecureDev ? 'insecure-dev ' : ''}says it has ${describeResources(total)}` });
         return;
       }
       case 'report': {
@@ -129,19 +159,29 @@ export class Nodes implements Table<NodeEvent> {
     return node;
   }
 
-  #reserve(event: { readonly id: string; readonly by: string }, nowMs: number, out: Effect[]): void {
+  #reserve(event: { readonly id: string; readonly by: string; readonly most?: ResourceVector | undefined }, nowMs: number, out: Effect[]): void {
     const id = parseNodeId(event.id);
-    if (this.#nodes.has(id)) return;
+    const own = event.most === undefined ? {} : { most: event.most };
+    const before = this.#nodes.get(id);
+    if (before !== undefined) {
+      // The newest token counts, also one that says nothing.
+      const { number, joinedMs, instance } = before;
+      if (JSON.stringify(before.most) !== JSON.stringify(event.most)) out.push({ type: 'put', key: this.prefix + id, row: { id, number, joinedMs, instance, ...own } satisfies NodeRow });
+      return;
+    }
     if (this.#nodes.size >= MAX_NODES) throw full('nodes', MAX_NODES, 'reuse the id of a node that is gone');
     let number = 1;
     for (const node of this.#nodes.values()) number = Math.max(number, node.number + 1);
-    out.push({ type: 'put', key: this.prefix + id, row: { id, number, joinedMs: nowMs, instance: '' } satisfies NodeRow });
+    out.push({ type: 'put', key: this.prefix + id, row: { id, number, joinedMs: nowMs, instance: '', ...own } satisfies NodeRow });
     out.push({ type: 'record', tenant: '', event: 'node.reserved', principal: event.by, kind: 'node', resource: id, detail: `number ${number}` });
   }
 
   absorb(key: string, row: unknown): void {
     const id = key.slice(this.prefix.length);
     if (row === undefined) this.#nodes.delete(id);
-    else this.#nodes.set(id, { ...NOTHING_REPORTED, ...this.#nodes.get(id), ...(row as NodeRow) });
+    else {
+      const { most: _before, ...known } = this.#nodes.get(id) ?? NOTHING_REPORTED;
+      this.#nodes.set(id, { ...known, ...(row as NodeRow) });
+    }
   }
 }

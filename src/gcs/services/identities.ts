@@ -7,6 +7,7 @@ import type { Identities } from '../../rpc/generated/bulkhead/v1/head_pb.js';
 import type { Implementation } from '../../rpc/service-types.ts';
 import type { HeadContext, IssuedChain } from '../ports.ts';
 import { requireTenant } from './access.ts';
+import { resources } from './node-sync.ts';
 
 /** Profiles renew themselves when used, and people are away for weeks; processes that always run get an hour. */
 export const PROFILE_TTL_MS = 30 * 24 * 3_600_000;
@@ -122,9 +123,10 @@ export function identitiesService(context: HeadContext): Implementation<typeof I
     async createJoinToken(call, request) {
       await requireTenant(context, call, { tenant: '', action: 'pki.join-token', kind: 'pki', name: request.nodeId.slice(0, 64) });
       const nodeId = request.nodeId === '' ? `node-${Buffer.from(random.bytes(4)).toString('hex')}` : parseNodeId(request.nodeId);
+      const most = request.most === undefined ? undefined : resources(request.most);
       const token = Buffer.from(random.bytes(JOIN_TOKEN_BYTES)).toString('base64url');
       const expiresMs = await head.commit((nowMs, out) => {
-        head.joinTokens.step({ type: 'create', digest: joinTokenDigest(token), nodeId, by: call.principal.spiffeId }, nowMs, out);
+        head.joinTokens.step({ type: 'create', digest: joinTokenDigest(token), nodeId, by: call.principal.spiffeId, most }, nowMs, out);
         return nowMs + JOIN_TOKEN_TTL_MS;
       });
       return { token, expiresMs: BigInt(expiresMs), attestationAddress: context.addresses.attestation, trustBundle: pki.trustBundlePem() };

@@ -5,15 +5,17 @@
 import { Buffer } from 'node:buffer';
 import type { MessageInitShape } from '@bufbuild/protobuf';
 import { BulkheadError } from '../../base/errors.ts';
-import { OBJECT_ID_BYTES, quote } from '../../base/ids.ts';
-import { MAX_ENDED_SESSIONS_PER_REPORT } from '../../base/limits.ts';
-import { UNITS_PER_CPU, type ResourceVector } from '../../base/resources.ts';
+import { OBJECT_ID_BYTES, parseJobId, quote } from '../../base/ids.ts';
+import { MAX_ACTOR_NAME_CHARS, MAX_ENDED_SESSIONS_PER_REPORT, SECOND_THOUGHTS_MS } from '../../base/limits.ts';
+import { describeResources, UNITS_PER_CPU, type ResourceVector } from '../../base/resources.ts';
 import type { AuditCheckpoint, EndedSession, HeadUpdateSchema, NodeReport, NodeSync, Resources } from '../../rpc/generated/bulkhead/v1/head_pb.js';
 import type { CallContext, Implementation } from '../../rpc/service-types.ts';
 import type { MessageStream } from '../../rpc/streams.ts';
+import type { JobRow } from '../core/jobs.ts';
 import type { NodeReportFacts } from '../core/nodes.ts';
 import { PARTS, type Part } from '../core/table.ts';
 import type { HeadContext } from '../ports.ts';
+import { deny } from './access.ts';
 import { shownNode } from './cluster.ts';
 import { shownTenant } from './tenants.ts';
 
@@ -29,7 +31,8 @@ const MAX_CHECKPOINTS_PER_REPORT = 100;
 const MAX_CUSTOM_RESOURCES = 64;
 const MAX_CPU_UNITS = 1_000_000 * UNITS_PER_CPU;
 
-function resources(r: Resources | undefined): ResourceVector {
+/** Throws INVALID_ARGUMENT for what no number here can hold. */
+export function resources(r: Resources | undefined): ResourceVector {
   if (r === undefined) return { cpuUnits: 0, memoryBytes: 0, custom: undefined };
   const custom = Object.entries(r.custom);
   if (custom.length > MAX_CUSTOM_RESOURCES) throw new BulkheadError('INVALID_ARGUMENT', `${custom.length} custom resources exceed the limit of ${MAX_CUSTOM_RESOURCES}`);
@@ -158,10 +161,14 @@ export function nodeSyncService(context: HeadContext): Implementation<typeof Nod
   });
 
   const register = async (nodeId: string, report: NodeReport): Promise<void> => {
+    const total = resources(report.total);
     const isNew = await head.commit((nowMs, out) => {
       const before = head.nodes.get(nodeId)?.instance;
-      head.nodes.step({ type: 'register', id: nodeId, address: report.address, total: resources(report.total), insecureDev: report.insecureDev, instance: report.instance, facts: facts(report) }, nowMs, out);
+      head.nodes.step({ type: 'register', id: nodeId, address: report.address, total, most: context.nodeMost, insecureDev: report.insecureDev, instance: report.instance, facts: facts(report) }, nowMs, out);
       return before !== report.instance;
+    }).catch(async (error: unknown) => {
+      if (error instanceof BulkheadError && error.code === 'INVALID_ARGUMENT') await context.appendAudit('', { type: 'lifecycle', timeMs: head.clock.nowMs(), event: 'node.refused', principal: '', resourceKind: 'node', resource: nodeId, index: -1, detail: `says it has ${describeResources(total)}` });
+      throw error;
     });
     // What the earlier process of this node held is gone.
     while (isNew && head.actorNames.ofNode(nodeId).length > 0) await head.commit((nowMs, out) => head.actorNames.step({ type: 'nodeGone', nodeId, limit: NAMES_PER_COMMIT }, nowMs, out));
@@ -199,6 +206,37 @@ export function nodeSyncService(context: HeadContext): Implementation<typeof Nod
     return id.toString('hex');
   };
 
+  /**
+   * A node asks about names for a job that it has a session of, and shows that job's credential: a stolen one learns and takes no names of
+   * tenants that do not use it. What does not hold is one answer, and on record with both sides.
+   */
+  const requireSession = async (call: CallContext, action: 'actor.create' | 'actor.find', { tenant, name, credential }: { readonly tenant: string; readonly name: string; readonly credential: string }): Promise<void> => {
+    const row = await jobOf(tenant, credential);
+    if (row === undefined) return deny(context, call, { tenant, action, kind: 'actor', name: name.slice(0, MAX_ACTOR_NAME_CHARS) }, 'wall');
+    // Its driver's last calls may be under way when it says goodbye.
+    if (row.endedMs === 0 || (row.cut !== 'everything' && head.clock.nowMs() - row.endedMs <= SECOND_THOUGHTS_MS)) return;
+    await deny(context, call, { tenant, action, kind: 'actor', name: name.slice(0, MAX_ACTOR_NAME_CHARS) }, 'owner').catch((error: unknown) => {
+      if (!(error instanceof BulkheadError) || error.code !== 'DENIED') throw error;
+      throw new BulkheadError('UNAUTHENTICATED', 'the job has ended: names of actors are registered and looked up only while a driver of the job is there');
+    });
+  };
+
+  /** The job whose credential this is, where both are of this tenant and not revoked. */
+  const jobOf = async (tenant: string, credential: string): Promise<JobRow | undefined> => {
+    let session;
+    try {
+      session = await pki.verifySession(credential);
+    } catch (error) {
+      if (error instanceof BulkheadError && error.code === 'UNAUTHENTICATED') return undefined;
+      throw error;
+    }
+    const { principal, tenantNumber, jti, issuedAtMs } = session;
+    const known = head.tenants.get(tenant);
+    if (principal.tenant !== tenant || known?.state !== 'active' || known.number !== tenantNumber || head.revocations.covers(principal.spiffeId, '', issuedAtMs)) return undefined;
+    const row = head.jobs.find(parseJobId(jti.split('_')[0]));
+    return row?.tenant === tenant && row.submitter === principal.spiffeId ? row : undefined;
+  };
+
   return {
     async sync(call: CallContext, stream) {
       const nodeId = call.principal.name;
@@ -228,12 +266,14 @@ export function nodeSyncService(context: HeadContext): Implementation<typeof Nod
 
     async registerActorName(call, request) {
       const { tenant, namespace, name, classInfo } = request;
+      await requireSession(call, 'actor.create', request);
       const row = { tenant, namespace, name, actorId: actorId(request.actorId, tenant, call.principal.name), classInfo, nodeId: call.principal.name };
       await head.commit((nowMs, out) => head.actorNames.step({ type: 'register', row }, nowMs, out));
       return { found: true, actorId: request.actorId, classInfo };
     },
 
-    async lookupActorName(_call, request) {
+    async lookupActorName(call, request) {
+      await requireSession(call, 'actor.find', request);
       const row = head.actorNames.get(request.tenant, request.namespace, request.name);
       return row === undefined ? { found: false } : { found: true, actorId: Buffer.from(row.actorId, 'hex'), classInfo: row.classInfo };
     },

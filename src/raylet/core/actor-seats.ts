@@ -89,6 +89,17 @@ export function actorWorkerStarted(core: Core, worker: Worker): void {
   for (const job of core.jobs.values()) for (const actor of job.actors) if (actor.worker === worker && actor.slot === undefined && isStarting(actor)) seatActor(core, actor);
 }
 
+/** The worker they were to live in may not start yet: they give back what they held, and wait for a place again. Nothing of theirs was lost. */
+export function unseatActors(core: Core, worker: Worker): void {
+  for (const job of core.jobs.values()) {
+    for (const actor of job.actors) {
+      if (actor.worker !== worker || actor.slot !== undefined || !isStarting(actor)) continue;
+      unseat(core, actor);
+      core.waitingActors.add(actor);
+    }
+  }
+}
+
 /** Its isolate is made: the worker may begin with the next one's. */
 export function seated(actor: Actor): void {
   if (actor.booting && actor.worker !== undefined) actor.worker.booting--;

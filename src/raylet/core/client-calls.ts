@@ -12,7 +12,7 @@ import { actorDied, actorLost, actorResource, callActor, findActor, keepSeed, me
 import { DENIED_TEXT, hex, idIndex, idWord, type Core } from './core.ts';
 import { cancelTask } from './endings.ts';
 import { parseFunctionOptions } from './function-options.ts';
-import { answerWait, awaitEntry, block, createEntry, DENIED, findEntry, isLocal, LOST, refuseValue, releaseHandle, settleFailed, settleFile, settleInline, takeBack, writeValue } from './objects.ts';
+import { answerWait, awaitEntry, block, checkStagedSize, createEntry, DENIED, findEntry, isLocal, LOST, refuseValue, releaseHandle, settleFailed, settleFile, settleInline, takeBack, writeValue } from './objects.ts';
 import { classFor, enqueue } from './scheduler.ts';
 import { Actor, CHANNEL_KIND, failureOf, FunctionStats, OBJECT_STATUS, PENDING_KIND, PendingCall, Stream, Task, TASK_STATE, Template, type Channel, type Failure, type ObjectEntry, type Session, type TenantState } from './state.ts';
 
@@ -148,6 +148,7 @@ function decideSession(core: Core, channel: Channel, detail: string): number {
 
 interface ParsedCall {
   readonly parent: Task | undefined;
+  readonly depth: number;
   readonly seq: number;
   readonly templateNumber: number;
   readonly template: Template | undefined;
@@ -160,6 +161,16 @@ const TOO_MANY_OBJECTS = `the tenant has more than ${MAX_OBJECTS_PER_TENANT} obj
 
 function parentOf(channel: Channel, exec: number): Task | undefined {
   return exec === 0 ? undefined : channel.slot?.execs.get(exec);
+}
+
+/**
+ * How deep a call is nested, from this raylet's own books. What an isolate says of its calls is a claim: one that names no call that runs there
+ * counts as made by the deepest that it ever had. Another raylet says the depth in the high octet of `parent`; it can only add to what its channel began with.
+ */
+function depthOf(channel: Channel, parent: Task | undefined, named: number): number {
+  if (parent !== undefined) return parent.depth + 1;
+  if (channel.slot !== undefined) return channel.slot.deepest + 1;
+  return channel.kind === CHANNEL_KIND.PEER && named >>> 24 > channel.depth ? named >>> 24 : channel.depth;
 }
 
 function makeReturns(channel: Channel, seq: number, count: number): void {
@@ -205,7 +216,7 @@ function makeTask(core: Core, channel: Channel, r: FrameReader, call: ParsedCall
   const restStart = r.position;
   r.skipRest();
   if (missing !== undefined) return missing;
-  const depth = call.parent === undefined ? channel.depth : call.parent.depth + 1;
+  const { depth } = call;
   if (depth > MAX_TASK_DEPTH) return refused('RESOURCE_EXHAUSTED', `tasks are nested more than ${MAX_TASK_DEPTH} deep`);
   const task = new Task(channel, call.seq, template, r.batch, argsStart, restStart, r.frameEnd, auditSeq, depth, core.nowMs);
   task.attempt = call.attempt;
@@ -234,6 +245,7 @@ function makeTask(core: Core, channel: Channel, r: FrameReader, call: ParsedCall
 /** An id of another tenant, or unknown here: the wall denies the first unless its owner granted it; the second is decided as any object of the tenant. */
 function decideForeign(core: Core, channel: Channel, action: Action, id: Uint8Array, detail: string): { readonly entry: ObjectEntry | undefined; readonly seq: number; readonly failure: Failure | undefined } {
   const prefixHex = hex(id.subarray(0, SESSION_PREFIX_BYTES));
+  // Only what this node owns: of another node's objects neither label nor owner is known here, and a grant depends on them.
   const entry = core.sessions.get(prefixHex)?.objects.get(idIndex(id));
   const target = entry === undefined ? foreignResource(core, 'object', id, undefined) : resource('object', { tenant: entry.session.tenant.name, owner: entry.session.ownerId, label: entry.label, size: entry.size });
   const decided = decideOn(core, channel, action, target, prefixHex, idIndex(id), 1, detail, id);
@@ -268,12 +280,12 @@ function overQuota(channel: Channel, kind: CallKind): string | undefined {
 }
 
 function begin(core: Core, channel: Channel, r: FrameReader, kind: CallKind): ParsedCall | undefined {
-  const exec = r.u32();
-  const parent = parentOf(channel, exec);
+  const named = r.u32();
+  const parent = parentOf(channel, named);
   const seq = r.u32();
   const templateNumber = r.u32();
   const template = channel.templates.get(templateNumber);
-  const call = { parent, seq, templateNumber, template, attempt: channel.kind === CHANNEL_KIND.PEER ? exec : 0 };
+  const call = { parent, depth: depthOf(channel, parent, named), seq, templateNumber, template, attempt: channel.kind === CHANNEL_KIND.PEER ? named & 0xff_ffff : 0 };
   const { tenant } = channel.job;
   const quota = kind === CALL_KIND.TASK ? overQuota(channel, kind) : undefined;
   const over = quota !== undefined ? quota : channel.inFlight >= 2 * MAX_CALLS_IN_FLIGHT ? `more than ${2 * MAX_CALLS_IN_FLIGHT} calls are in flight: wait for results before submitting more`
@@ -474,6 +486,7 @@ export function onPutStaged(core: Core, channel: Channel, r: FrameReader): void 
   const size = r.u64();
   const worker = channel.slot?.worker;
   if (worker === undefined) throw new BulkheadError('INVALID_ARGUMENT', 'PUT_STAGED is for workers');
+  checkStagedSize(size);
   const entry = putEntry(core, channel, parent, seq, size);
   readContained(core, channel, r, entry);
   r.finish();

@@ -51,6 +51,11 @@ export function makeId(prefix: Uint8Array, index: number): Uint8Array {
   return id;
 }
 
+/** Of a session of another node. No prefix alone is such a key, so who asks without a principal finds this node's own only. */
+function borrowedKey(prefixHex: string, reader: string): string {
+  return `${prefixHex}|${reader}`;
+}
+
 /** A batch that grew large leaves as it is; what follows is another. */
 function cutBatch(of: Channel | Upstream): void {
   of.cut.push({ batch: of.out.takeView(), needed: of.needed });
@@ -299,23 +304,27 @@ export class Core {
     view.setUint32(0, tenant.number, true);
     view.setUint32(4, this.config.nodeNumber, true);
     prefix.set(this.config.random.bytes(12), 8);
-    return this.#addSession(prefix, tenant, this.config.nodeNumber, ownerId);
+    return this.#addSession(prefix, hex(prefix), tenant, this.config.nodeNumber, ownerId, '');
   }
 
-  #addSession(prefix: Uint8Array, tenant: TenantState, nodeNumber: number, ownerId: string): Session {
-    const prefixHex = hex(prefix);
-    const session = new Session(prefix, prefixHex, tenant, nodeNumber, ownerId, resource('object', { tenant: tenant.name, owner: ownerId }));
-    this.sessions.set(prefixHex, session);
+  #addSession(prefix: Uint8Array, prefixHex: string, tenant: TenantState, nodeNumber: number, ownerId: string, reader: string): Session {
+    const session = new Session(prefix, prefixHex, reader === '' ? prefixHex : borrowedKey(prefixHex, reader), tenant, nodeNumber, ownerId, reader, resource('object', { tenant: tenant.name, owner: ownerId }));
+    this.sessions.set(session.key, session);
     tenant.sessions.add(session);
     return session;
   }
 
   /** The same, of those that are known already: for what changes nothing about others. */
   knownSessionOf(channel: Channel, id: Uint8Array): Session | undefined {
-    return idWord(id, 0) === channel.job.tenant.number ? this.sessions.get(hex(id.subarray(0, SESSION_PREFIX_BYTES))) : undefined;
+    if (idWord(id, 0) !== channel.job.tenant.number) return undefined;
+    const prefixHex = hex(id.subarray(0, SESSION_PREFIX_BYTES));
+    return this.sessions.get(idWord(id, 4) === this.config.nodeNumber ? prefixHex : borrowedKey(prefixHex, channel.principal.spiffeId));
   }
 
-  /** The session an id belongs to. Undefined when it is of another tenant or unknown here: the caller answers "denied" to both. */
+  /**
+   * The session an id belongs to. One of another node is each principal's own: labels, owners and so the tenant's rules are known to that node
+   * alone, which has to decide for everyone who reads, and not only for whoever was first here. Undefined when it is of another tenant or unknown here: the caller answers "denied" to both.
+   */
   sessionOf(channel: Channel, id: Uint8Array): Session | undefined {
     const own = channel.session.prefix;
     let same = true;
@@ -323,13 +332,15 @@ export class Core {
     if (same && idWord(id, 0) === channel.session.tenant.number && idWord(id, 4) === this.config.nodeNumber) return channel.session;
     const tenant = channel.job.tenant;
     if (idWord(id, 0) !== tenant.number) return undefined;
-    const session = this.sessions.get(hex(id.subarray(0, SESSION_PREFIX_BYTES)));
-    if (session !== undefined) return session;
+    const prefixHex = hex(id.subarray(0, SESSION_PREFIX_BYTES));
     const node = idWord(id, 4);
-    if (node === this.config.nodeNumber || !this.nodes.has(node)) return undefined;
-    if (tenant.entries >= MAX_OBJECTS_PER_TENANT) return undefined;
+    if (node === this.config.nodeNumber) return this.sessions.get(prefixHex);
+    const reader = channel.principal.spiffeId;
+    const session = this.sessions.get(borrowedKey(prefixHex, reader));
+    if (session !== undefined) return session;
+    if (!this.nodes.has(node) || tenant.entries >= MAX_OBJECTS_PER_TENANT) return undefined;
     tenant.entries++;
-    const made = this.#addSession(id.slice(0, SESSION_PREFIX_BYTES), tenant, node, '');
+    const made = this.#addSession(id.slice(0, SESSION_PREFIX_BYTES), prefixHex, tenant, node, '', reader);
     this.freshSessions.push(made);
     return made;
   }

@@ -60,6 +60,7 @@ export function sendExec(core: Core, slot: Slot, task: Task): void {
   task.slot = slot;
   task.ranOn = slot;
   task.state = TASK_STATE.RUNNING;
+  if (task.depth > slot.deepest) slot.deepest = task.depth;
   // Behind as many as its actor runs at once it waits in the isolate.
   task.startedMs = slot.actor !== undefined && slot.execs.size >= slot.actor.template.options.maxConcurrency ? 0 : core.nowMs;
   slot.execs.set(exec, task);

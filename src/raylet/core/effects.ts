@@ -2,7 +2,7 @@
  * What a step wants done, as data. The driver (src/raylet/raylet.ts) executes them in order, then sends what the writers of
  * dirty channels, slots and upstreams hold — each no earlier than the audit record it needs is on disk.
  */
-import type { Actor, Channel, Job, Slot, TenantState, Upstream, Worker } from './state.ts';
+import type { Actor, Channel, Job, ObjectEntry, Slot, TenantState, Upstream, Worker } from './state.ts';
 
 export type Effect =
   | { readonly type: 'start-worker'; readonly worker: Worker; readonly cpus: number }
@@ -15,9 +15,10 @@ export type Effect =
   | { readonly type: 'delete-code'; readonly tenant: TenantState; readonly digestHex: string }
   | { readonly type: 'seal-staged'; readonly worker: Worker; readonly slotNumber: number; readonly staged: number; readonly fileName: string; readonly size: number }
   | { readonly type: 'write-part'; readonly tenant: TenantState; readonly fileName: string; readonly offset: number; readonly bytes: Uint8Array; readonly last: boolean }
-  | { readonly type: 'copy-file'; readonly from: TenantState; readonly fileName: string; readonly to: TenantState; readonly copyName: string; readonly size: number }
+  | { readonly type: 'copy-file'; readonly from: TenantState; readonly fileName: string; readonly to: TenantState; readonly copyName: string; readonly size: number; readonly entry: ObjectEntry }
   | { readonly type: 'delete-file'; readonly tenant: TenantState; readonly fileName: string }
-  | { readonly type: 'stream-file'; readonly channel: Channel; readonly owner: TenantState; readonly request: number; readonly position: number; readonly fileName: string; readonly size: number; readonly needed: number }
+  | { readonly type: 'stream-file'; readonly channel: Channel; readonly owner: TenantState; readonly request: number; readonly position: number; readonly fileName: string; readonly size: number; readonly needed: number; readonly entry: ObjectEntry }
+  | { readonly type: 'check-file'; readonly upstream: Upstream; readonly request: number; readonly tenant: TenantState; readonly fileName: string; readonly digest: Uint8Array }
   | { readonly type: 'register-name'; readonly actor: Actor; readonly id: Uint8Array; readonly classInfo: string }
   | { readonly type: 'release-name'; readonly actor: Actor; readonly id: Uint8Array }
   | { readonly type: 'lookup-name'; readonly channel: Channel; readonly request: number; readonly name: string; readonly namespace: string; readonly auditSeq: number }

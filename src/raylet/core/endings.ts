@@ -73,7 +73,7 @@ function retryOrFail(core: Core, task: Task, failure: Failure): void {
   if (task.cancelled !== undefined) concludeTask(core, task, task.cancelled);
   else if (task.attempt < task.template.options.maxRetries) {
     task.attempt++;
-    requeue(task);
+    requeue(core, task);
   } else concludeTask(core, task, failure);
 }
 
@@ -110,7 +110,7 @@ export function enforceLimits(core: Core, cpuMicrosOf: (worker: Worker) => numbe
   for (const task of core.timed) {
     const { options } = task.template;
     if (task.state === TASK_STATE.QUEUED || task.state === TASK_STATE.WAITING) {
-      if (options.queueTimeoutMs > 0 && core.nowMs - task.submittedMs > options.queueTimeoutMs) concludeTask(core, task, { code: 'TIMEOUT', message: `the task did not start within ${options.queueTimeoutMs} ms`, stack: '' });
+      if (options.queueTimeoutMs > 0 && core.nowMs - task.queuedMs > options.queueTimeoutMs) concludeTask(core, task, { code: 'TIMEOUT', message: `the task did not start within ${options.queueTimeoutMs} ms`, stack: '' });
       continue;
     }
     const slot = task.slot;
@@ -190,7 +190,7 @@ export function slotDied(core: Core, slot: Slot, failure: Failure, ours: boolean
     // A lease runs its calls in order: the first without a result is the one that did it; those behind it had not begun.
     blame = false;
   }
-  for (const task of requeued.reverse()) requeue(task);
+  for (const task of requeued.reverse()) requeue(core, task);
   closeSlotChannel(core, slot);
 }
 

@@ -5,12 +5,12 @@
 import { BulkheadError, isErrorCode } from '../../base/errors.ts';
 import { CALL_KIND, type FrameReader } from '../../base/frame.ts';
 import { objectIdText } from '../../base/ids.ts';
-import { MAX_ERROR_MESSAGE_CHARS, MAX_FRAME_BYTES, MAX_OBJECT_BYTES, MAX_REFS_PER_CALL, MAX_STACK_CHARS } from '../../base/limits.ts';
+import { MAX_ERROR_MESSAGE_CHARS, MAX_FRAME_BYTES, MAX_REFS_PER_CALL, MAX_STACK_CHARS } from '../../base/limits.ts';
 import { makeId, type Core } from './core.ts';
 import { taskName } from './dispatch.ts';
 import { actorDied } from './actors.ts';
 import { execEnded } from './endings.ts';
-import { findEntry, settleFile, settleInline } from './objects.ts';
+import { checkStagedSize, findEntry, settleFile, settleInline } from './objects.ts';
 import { OBJECT_STATUS, type Failure, type ObjectEntry, type Slot } from './state.ts';
 
 export function onResult(core: Core, slot: Slot, r: FrameReader, results: number): void {
@@ -38,7 +38,7 @@ export function onResult(core: Core, slot: Slot, r: FrameReader, results: number
     } else if (form === 1) {
       const staged = r.u32();
       const size = r.u64();
-      if (size > MAX_OBJECT_BYTES) throw new BulkheadError('INVALID_ARGUMENT', `a result of ${size} bytes`);
+      checkStagedSize(size);
       if (entry === undefined || task === undefined) continue;
       const fileName = `obj-${task.channel.session.prefixHex}-${task.seq + i}`;
       core.out.push({ type: 'seal-staged', worker: slot.worker, slotNumber: slot.number, staged, fileName, size });

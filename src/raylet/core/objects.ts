@@ -4,12 +4,13 @@
  */
 import { BulkheadError } from '../../base/errors.ts';
 import { OP } from '../../base/frame.ts';
-import { CHUNK_BYTES, MAX_ANSWER_BYTES, MAX_COPY_BYTES, MAX_OBJECTS_PER_TENANT } from '../../base/limits.ts';
+import { CHUNK_BYTES, MAX_ANSWER_BYTES, MAX_COPY_BYTES, MAX_OBJECT_BYTES, MAX_OBJECTS_PER_TENANT } from '../../base/limits.ts';
 import { DENIED_TEXT, idIndex, makeId, type Core } from './core.ts';
 import { CHANNEL_KIND, OBJECT_STATUS, ObjectEntry, PENDING_KIND, PendingCall, TASK_STATE, type Channel, type Failure, type Session, type Task, type TenantState, type Waiter } from './state.ts';
 
 export const LOST: Failure = { code: 'OBJECT_LOST', message: 'the object does not exist: it was released, or never created', stack: '' };
 const ABANDONED: Failure = { code: 'CANCELLED', message: 'its reader went away', stack: '' };
+export const ALTERED: Failure = { code: 'OBJECT_LOST', message: 'the object was changed after it was sealed: put it again', stack: '' };
 export const DENIED: Failure = { code: 'DENIED', message: DENIED_TEXT, stack: '' };
 
 /** The entry behind an id, for a principal of the tenant the id names. Ids of other raylets get an entry that is fetched when wanted. */
@@ -69,6 +70,7 @@ function dropBytes(core: Core, entry: ObjectEntry): void {
 export function fileFor(core: Core, entry: ObjectEntry, tenant: TenantState): string | Failure {
   const owner = entry.session.tenant;
   if (owner === tenant) return entry.fileName;
+  if (entry.altered) return ALTERED;
   const known = entry.copies?.get(tenant);
   if (known !== undefined) return known;
   if (entry.size > MAX_COPY_BYTES) return { code: 'RESOURCE_EXHAUSTED', message: `an object of another tenant of ${entry.size} bytes is not copied for a task: at most ${MAX_COPY_BYTES} bytes; get it in a driver, or have its owner put it in parts`, stack: '' };
@@ -76,8 +78,22 @@ export function fileFor(core: Core, entry: ObjectEntry, tenant: TenantState): st
   const copyName = `copy-${entry.session.prefixHex}-${core.nextNumber()}`;
   tenant.objectBytes += entry.size;
   (entry.copies ??= new Map()).set(tenant, copyName);
-  core.out.push({ type: 'copy-file', from: owner, fileName: entry.fileName, to: tenant, copyName, size: entry.size });
+  core.out.push({ type: 'copy-file', from: owner, fileName: entry.fileName, to: tenant, copyName, size: entry.size, entry });
   return copyName;
+}
+
+/**
+ * A value's file is about to leave for another tenant or node, and has this SHA-256. The first time fixes it. False: it is not what left before,
+ * since a worker of its owner kept the file open and wrote on: then nobody else gets it, and its owner's log says so.
+ */
+export function mayCross(core: Core, entry: ObjectEntry, digest: Uint8Array): boolean {
+  const fixed = (entry.digest ??= digest);
+  let same = fixed.length === digest.length;
+  for (let i = 0; i < fixed.length && same; i++) same = fixed[i] === digest[i];
+  if (same || entry.altered) return same;
+  entry.altered = true;
+  core.lifecycle(entry.session.tenant, 'object.altered', entry.session.ownerId, 'object', entry.session.prefixHex, entry.index, '');
+  return false;
 }
 
 /** The file of a value is gone, or never was. */
@@ -85,6 +101,11 @@ export function loseFile(core: Core, entry: ObjectEntry, failure: Failure): void
   dropBytes(core, entry);
   entry.status = OBJECT_STATUS.FAILED;
   entry.failure = failure;
+}
+
+/** No value has no octets: a file of none would be a value of which no part can ever be sent to whoever waits for it. */
+export function checkStagedSize(size: number): void {
+  if (size === 0 || size > MAX_OBJECT_BYTES) throw new BulkheadError('INVALID_ARGUMENT', `a staged object of ${size} bytes: 1 to ${MAX_OBJECT_BYTES} are accepted`);
 }
 
 /** Sets an inline value. `value` must be the entry's own memory. */
@@ -99,7 +120,8 @@ export function settleInline(core: Core, entry: ObjectEntry, value: Uint8Array):
 
 /** Moves an inline value to a file: for a receiver whose frame it would not fit in. */
 export function putToFile(core: Core, entry: ObjectEntry): void {
-  entry.fileName = `arg-${entry.session.prefixHex}-${entry.index}`;
+  // Not its index: what two principals fetched of one object are two files.
+  entry.fileName = `arg-${entry.session.prefixHex}-${core.nextNumber()}`;
   core.out.push({ type: 'write-part', tenant: entry.session.tenant, fileName: entry.fileName, offset: 0, bytes: entry.value as Uint8Array, last: true });
   entry.status = OBJECT_STATUS.FILE;
   entry.value = undefined;
@@ -188,10 +210,10 @@ export function collect(core: Core, entry: ObjectEntry): void {
 
 /** A session that has ended, or is only known by refs of another node's, goes with its last object. */
 export function forgetSession(core: Core, session: Session): void {
-  if (session.objects.size > 0 || session.actors.size > 0 || core.sessions.get(session.prefixHex) !== session) return;
+  if (session.objects.size > 0 || session.actors.size > 0 || core.sessions.get(session.key) !== session) return;
   const elsewhere = session.nodeNumber !== core.config.nodeNumber;
   if (!session.closed && !elsewhere) return;
-  core.sessions.delete(session.prefixHex);
+  core.sessions.delete(session.key);
   session.tenant.sessions.delete(session);
   if (elsewhere) session.tenant.entries--;
 }
@@ -290,7 +312,7 @@ function answer(core: Core, channel: Channel, request: number, position: number,
         channel.out.begin(OP.VALUE_ATTACHED).u32(request).u32(position).u32(attachment).end();
       }
     } else {
-      core.out.push({ type: 'stream-file', channel, owner: entry.session.tenant, request, position, fileName: entry.fileName, size: entry.size, needed });
+      core.out.push({ type: 'stream-file', channel, owner: entry.session.tenant, request, position, fileName: entry.fileName, size: entry.size, needed, entry });
       return;
     }
   } else writeFailure(channel, request, position, entry.failure ?? LOST);
@@ -310,6 +332,8 @@ export function lend(channel: Channel, inner: readonly ObjectEntry[]): void {
       if (entry.handles === 0) entry.handles = 1;
       continue;
     }
+    // Fetched for another principal: this one fetches it for itself, and its owner decides whether it may.
+    if (entry.session.reader !== '' && entry.session.reader !== channel.principal.spiffeId) continue;
     const lent = channel.borrowed.get(entry) ?? 0;
     if (lent === 0) entry.pins++;
     channel.borrowed.set(entry, lent + 1);

@@ -11,16 +11,16 @@ import type { AuditLog } from '../../base/audit-record.ts';
 import type { Principal } from '../../base/principal.ts';
 import type { ResourceVector } from '../../base/resources.ts';
 import { actorDied, actorLost, drainCalls, endUnreachable, ownerEnded, placeWaitingActors, remoteActorChanged } from './actors.ts';
-import { actorWorkerStarted } from './actor-seats.ts';
+import { actorWorkerStarted, unseatActors } from './actor-seats.ts';
 import * as calls from './client-calls.ts';
 import { Core, idWord, type CoreConfig } from './core.ts';
 import { cancelTask, closeSlotChannel, enforceLimits, execEnded, remoteEnded, remoteLost, slotDied, workerDied } from './endings.ts';
 import { onExit, onFailure, onLog, onResult } from './guest-results.ts';
-import { answerDeferred, dropDeferred, expireWaits, forgetFresh, loseFile, LOST, refuseValue, releaseSession, takeAllBack } from './objects.ts';
+import { ALTERED, answerDeferred, dropDeferred, expireWaits, forgetFresh, loseFile, LOST, mayCross, refuseValue, releaseSession, takeAllBack } from './objects.ts';
 import { dropLease, enqueue, pump, retireIdleWorkers, workerNotStarted, workerStarted } from './scheduler.ts';
 import { onItem, onMore } from './streams.ts';
-import { closeUpstream, forward, killRemote, onUpstreamFrame, takeUpFetches, transferFailed, upstreamTo } from './upstreams.ts';
-import { CHANNEL_KIND, Channel, Job, PENDING_KIND, TASK_STATE, TenantState, type Actor, type ChannelKind, type Failure, type HeldBatch, type Slot, type Task, type TenantQuota, type Upstream, type Worker } from './state.ts';
+import { closeUpstream, fileChecked, forward, killRemote, onUpstreamFrame, takeUpFetches, transferFailed, upstreamTo } from './upstreams.ts';
+import { CHANNEL_KIND, Channel, Job, PENDING_KIND, TASK_STATE, TenantState, type Actor, type ChannelKind, type Failure, type HeldBatch, type ObjectEntry, type Slot, type Task, type TenantQuota, type Upstream, type Worker } from './state.ts';
 
 const MAX_CREDENTIAL_BYTES = 8_192;
 /** Octets of a frame, as a power of two, that count as another frame. */
@@ -303,6 +303,15 @@ export class RayletCore {
     this.settle();
   }
 
+  /** The tenant's workers died too often: what wanted this one waits, for as long as its own limits let it, and others go on. */
+  workerDelayed(worker: Worker, waitMs: number, nowMs: number): void {
+    this.state.nowMs = nowMs;
+    worker.tenant.nextStartMs = Math.max(worker.tenant.nextStartMs, nowMs + waitMs);
+    workerNotStarted(this.state, worker, undefined);
+    unseatActors(this.state, worker);
+    this.settle();
+  }
+
   /** `ours`: the raylet killed it, on purpose. */
   workerExited(worker: Worker, failure: Failure, ours: boolean, nowMs: number): void {
     this.state.nowMs = nowMs;
@@ -345,6 +354,22 @@ export class RayletCore {
   transferFailed(fileName: string, failure: Failure): void {
     transferFailed(this.state, fileName, failure);
     this.settle();
+  }
+
+  /** A value from another node is complete: does it have the digest that came with it? */
+  fileChecked(upstream: Upstream, request: number, fileName: string, same: boolean): void {
+    fileChecked(this.state, upstream, request, fileName, same);
+    this.settle();
+  }
+
+  /** A value's file has this SHA-256 and is about to leave for another tenant or node: false when it must not. */
+  mayCross(entry: ObjectEntry, digest: Uint8Array): boolean {
+    return mayCross(this.state, entry, digest);
+  }
+
+  /** A value that another tenant or node was getting turned out to be altered, or cut, when its last part was read. */
+  valueAltered(channel: Channel, request: number, position: number): void {
+    if (!channel.closed) refuseValue(this.state, channel, request, position, ALTERED, -1);
   }
 
   /** A value could not be copied for another tenant: the next reader has it tried again. */

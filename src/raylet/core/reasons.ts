@@ -66,7 +66,7 @@ function startReason(core: Core, actor: Actor): string {
   if (actor.creation.missing > 0) return waitsFor(core, actor.creation);
   if (actor.name !== '' && !actor.nameRegistered) return 'waits for the head to register its name';
   if (actor.upstream !== undefined) return `is created on node ${nodeName(core, actor.upstream.nodeNumber)}`;
-  if (actor.worker === undefined) return lacks(core, actor.template.options.resources, actor.job.tenant) ?? 'waits for a worker: the tenant or the node has as many as it may';
+  if (actor.worker === undefined) return lacks(core, actor.template.options.resources, actor.job.tenant) ?? noWorker(core, actor.job.tenant);
   return actor.worker.state === 'STARTING' ? 'a worker is starting' : 'its constructor runs';
 }
 
@@ -78,7 +78,12 @@ export function pendingReason(core: Core, task: Task): string {
   if (lack !== undefined) return lack;
   if (c.starting > 0) return 'a worker is starting';
   if (c.leases.size > 0) return `waits for its turn: ${c.leases.size} of its tenant’s workers run tasks like it`;
-  return 'waits for a worker: the tenant or the node has as many as it may';
+  return noWorker(core, c.job.tenant);
+}
+
+function noWorker(core: Core, tenant: TenantState): string {
+  const waitMs = tenant.nextStartMs - core.nowMs;
+  return waitMs > 0 ? `waits for a worker: workers of the tenant died too often; the next may start in ${Math.ceil(waitMs / 1_000)} s` : 'waits for a worker: the tenant or the node has as many as it may';
 }
 
 /** What keeps a request of resources from being met; undefined: nothing does. */

@@ -202,9 +202,10 @@ function reusableWorker(core: Core, c: SchedulingClass): Worker | undefined {
 
 /**
  * Whether a tenant may have another process. A part of the places is never one tenant's: what blocks in them, or sits there as an actor
- * that asks for nothing, would keep everybody else out for good.
+ * that asks for nothing, would keep everybody else out for good. While its crash-loop breaker is open it starts none, and pushes nobody out.
  */
 export function roomForWorker(core: Core, tenant: TenantState): boolean {
+  if (tenant.nextStartMs > core.nowMs) return false;
   const most = core.config.maxWorkers;
   let own = 0;
   for (const worker of core.workers.values()) if (worker.tenant === tenant) own++;
@@ -258,8 +259,8 @@ export function workerStarted(core: Core, worker: Worker): void {
   }
 }
 
-/** The pool could not start it (crash loop, layer missing): the class's waiting tasks are told why. */
-export function workerNotStarted(core: Core, worker: Worker, failure: Failure): void {
+/** The pool could not start it (a layer is missing): the class's waiting tasks are told why. Without a failure it may not yet (crash loop): they wait on. */
+export function workerNotStarted(core: Core, worker: Worker, failure: Failure | undefined): void {
   worker.state = 'DEAD';
   core.workers.delete(worker.key);
   for (const c of core.classes) {
@@ -268,6 +269,7 @@ export function workerNotStarted(core: Core, worker: Worker, failure: Failure): 
       c.leases.delete(lease);
       if (lease.slot === undefined) c.starting--;
       if (lease.holding) release(core, lease);
+      if (failure === undefined) continue;
       for (let task = c.queue.shift(); task !== undefined; task = c.queue.shift()) concludeTask(core, task, failure);
     }
   }
@@ -298,8 +300,10 @@ export function measure(core: Core, slot: Slot, task: Task, results: number): vo
 }
 
 /** Gives a task back to its queue: its worker died through no fault of its own, or its node did. */
-export function requeue(task: Task): void {
+export function requeue(core: Core, task: Task): void {
   task.state = TASK_STATE.QUEUED;
+  task.queuedMs = core.nowMs;
+  if (task.template.options.queueTimeoutMs > 0) core.timed.add(task);
   task.slot = undefined;
   task.upstream = undefined;
   task.blocked = 0;
@@ -329,8 +333,15 @@ function spill(core: Core, c: SchedulingClass): void {
   }
 }
 
+/** What the submitter calls runs there as the submitter, and what its tasks call as the job: they never share a channel. */
+function remoteLeaseKey(nodeNumber: number, asJob: boolean): number {
+  return 2 * nodeNumber + (asJob ? 1 : 0);
+}
+
 function remoteLease(core: Core, c: SchedulingClass, node: RemoteNode, task: Task): RemoteLease | undefined {
-  let lease = c.remoteLeases.get(node.number);
+  const asJob = task.channel.principal.kind === 'job';
+  const key = remoteLeaseKey(node.number, asJob);
+  let lease = c.remoteLeases.get(key);
   if (lease !== undefined && !lease.upstream.closed && lease.inFlight > 0) {
     // Over there every core can be busy with this class: what fits the node's totals, times what a lease is given ahead.
     const room = c.resources.cpuUnits > 0 ? Math.floor(node.total.cpuUnits / c.resources.cpuUnits) : 4;
@@ -339,8 +350,8 @@ function remoteLease(core: Core, c: SchedulingClass, node: RemoteNode, task: Tas
   }
   if (!fits(c.resources, node.available) || !core.reachable(node.number)) return undefined;
   if (lease === undefined || lease.upstream.closed) {
-    lease = new RemoteLease(upstreamTo(core, node.number, c.job, task.channel.principal.kind === 'job', task.depth));
-    c.remoteLeases.set(node.number, lease);
+    lease = new RemoteLease(upstreamTo(core, node.number, c.job, asJob, task.depth));
+    c.remoteLeases.set(key, lease);
   }
   return lease;
 }
@@ -356,7 +367,7 @@ export function remoteTaskEnded(core: Core, task: Task): void {
   const c = task.template.schedulingClass;
   const upstream = task.upstream;
   if (c === undefined || upstream === undefined) return;
-  const lease = c.remoteLeases.get(upstream.nodeNumber);
+  const lease = c.remoteLeases.get(remoteLeaseKey(upstream.nodeNumber, upstream.asJob));
   if (lease === undefined || lease.upstream !== upstream) return;
   lease.inFlight--;
   if (lease.lastResultMs > 0 && lease.inFlight > 0 && task.template.stats.meanMs === 0) task.template.stats.meanMs = Math.max(core.nowMs - task.startedMs, 0.002);

@@ -42,6 +42,8 @@ export class TenantState {
   entries = 0;
   codeBytes = 0;
   classes = 0;
+  /** Its workers died too often: until then none is started, and what needs one waits. */
+  nextStartMs = 0;
   /** Octets of batches of which some call is not finished. */
   heldBytes = 0;
   cpuUnitsInUse = 0;
@@ -147,26 +149,32 @@ export class Template {
   }
 }
 
-/** The namespace of ids that one channel draws from; `owner` undefined for a session that lives on another raylet. */
+/** The namespace of ids that one channel draws from. Of one that lives on another raylet each principal here has its own, so that nobody is given what was fetched for another. */
 export class Session {
   readonly prefix: Uint8Array;
   readonly prefixHex: string;
+  /** In `Core.sessions`. */
+  readonly key: string;
   readonly tenant: TenantState;
   readonly nodeNumber: number;
   /** The principal whose objects these are, as the audit record and policies see the owner. */
   readonly ownerId: string;
+  /** SPIFFE ID of the one principal that what was fetched of another node's session is for; '' for a session of this node. */
+  readonly reader: string;
   readonly objects = new Map<number, ObjectEntry>();
   readonly actors = new Map<number, Actor>();
   /** Policy resource of an object of this session without a label. */
   readonly objectResource: Resource;
   closed = false;
 
-  constructor(prefix: Uint8Array, prefixHex: string, tenant: TenantState, nodeNumber: number, ownerId: string, objectResource: Resource) {
+  constructor(prefix: Uint8Array, prefixHex: string, key: string, tenant: TenantState, nodeNumber: number, ownerId: string, reader: string, objectResource: Resource) {
     this.prefix = prefix;
     this.prefixHex = prefixHex;
+    this.key = key;
     this.tenant = tenant;
     this.nodeNumber = nodeNumber;
     this.ownerId = ownerId;
+    this.reader = reader;
     this.objectResource = objectResource;
   }
 }
@@ -205,6 +213,10 @@ export class ObjectEntry {
   fetching = false;
   /** Files for the workers of tenants that were granted it, by tenant: each counts in its reader's objects, and goes with the value. */
   copies: Map<TenantState, string> | undefined = undefined;
+  /** SHA-256 of the file, fixed when it first left for another tenant or node, or when it came from there. */
+  digest: Uint8Array | undefined = undefined;
+  /** The file was found to be another than what left before: it leaves no more. */
+  altered = false;
   /** Refs inside the value, held for as long as the value is. */
   contained: ObjectEntry[] | undefined = undefined;
 
@@ -336,6 +348,8 @@ export class Task {
   readonly auditSeq: number;
   readonly depth: number;
   readonly submittedMs: number;
+  /** When it last began to wait for its turn. */
+  queuedMs: number;
   deps: ObjectEntry[] | undefined = undefined;
   depPositions: number[] | undefined = undefined;
   contained: ObjectEntry[] | undefined = undefined;
@@ -370,6 +384,7 @@ export class Task {
     this.auditSeq = auditSeq;
     this.depth = depth;
     this.submittedMs = nowMs;
+    this.queuedMs = nowMs;
   }
 
   /** Counts the batch that keeps the arguments, once for all calls in it. */
@@ -441,6 +456,7 @@ export class SchedulingClass {
   readonly resources: ResourceVector;
   readonly queue = new TaskQueue();
   readonly leases = new Set<Lease>();
+  /** By node and by who its tasks run as there: `remoteLeaseKey`. */
   readonly remoteLeases = new Map<number, RemoteLease>();
   starting = 0;
 
@@ -537,6 +553,8 @@ export class Slot {
   lease: Lease | undefined = undefined;
   actor: Actor | undefined = undefined;
   nextExec = 1;
+  /** Depth of the deepest call that it was ever given: what its code started and calls of no call of its own counts as that one's. */
+  deepest = 0;
   nextAttachment = 1;
   opened = false;
   lastResultMs = 0;
@@ -625,6 +643,8 @@ export interface UpstreamRequest {
   readonly fetch: boolean;
   /** The parts that have come so far; counted in the tenant's objects. */
   upload: { readonly tenant: TenantState; readonly total: number; offset: number; readonly fileName: string } | undefined;
+  /** What the other node says that the parts will add up to. */
+  digest: Uint8Array | undefined;
   /** Positions that have their answer, where there is more than one. */
   answered: Set<number> | undefined;
 }

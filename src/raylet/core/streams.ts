@@ -6,9 +6,9 @@
 import { resource } from '../../base/decision.ts';
 import { BulkheadError } from '../../base/errors.ts';
 import { NO_ITEM, OP, type FrameReader } from '../../base/frame.ts';
-import { MAX_ANSWER_BYTES, MAX_INLINE_BYTES, MAX_OBJECT_BYTES, MAX_OBJECTS_PER_TENANT, MAX_PUSHED_BYTES, MAX_REFS_PER_CALL } from '../../base/limits.ts';
+import { MAX_ANSWER_BYTES, MAX_INLINE_BYTES, MAX_OBJECTS_PER_TENANT, MAX_PUSHED_BYTES, MAX_REFS_PER_CALL } from '../../base/limits.ts';
 import { makeId, type Core } from './core.ts';
-import { block, createEntry, DENIED, findEntry, releaseHandle, settleFile, settleInline, settleRemote, unblock } from './objects.ts';
+import { block, checkStagedSize, createEntry, DENIED, findEntry, releaseHandle, settleFile, settleInline, settleRemote, unblock } from './objects.ts';
 import { CHANNEL_KIND, OBJECT_STATUS, TASK_STATE, type Channel, type Failure, type ObjectEntry, type Slot, type Stream, type Task, type Upstream } from './state.ts';
 
 /** What an item costs of MAX_ANSWER_BYTES besides its value. */
@@ -155,7 +155,7 @@ export function onItem(core: Core, slot: Slot, r: FrameReader): void {
     const staged = r.u32();
     size = r.u64();
     r.finish();
-    if (size > MAX_OBJECT_BYTES) throw new BulkheadError('INVALID_ARGUMENT', `an item of ${size} bytes`);
+    checkStagedSize(size);
     const entry = newItem(core, task, stream, contained);
     if (entry !== undefined) {
       const fileName = `obj-${entry.session.prefixHex}-${entry.index}`;

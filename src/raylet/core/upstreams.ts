@@ -7,9 +7,9 @@ import { isErrorCode } from '../../base/errors.ts';
 import { SESSION_PREFIX_BYTES } from '../../base/ids.ts';
 import { MAX_ERROR_MESSAGE_CHARS, MAX_OBJECT_BYTES, MAX_STACK_CHARS } from '../../base/limits.ts';
 import { idWord, makeId, type Core } from './core.ts';
-import { collect, loseFile, settleFailed, settleFile, settleInline, settleRemote } from './objects.ts';
+import { ALTERED, collect, settleFailed, settleFile, settleInline, settleRemote } from './objects.ts';
 import { onRemoteItem, openRemoteStream } from './streams.ts';
-import { OBJECT_STATUS, TASK_STATE, Upstream, type Actor, type Failure, type Job, type ObjectEntry, type Task, type Template, type UpstreamRequest } from './state.ts';
+import { OBJECT_STATUS, TASK_STATE, Upstream, type Actor, type Channel, type Failure, type Job, type ObjectEntry, type Task, type Template, type UpstreamRequest } from './state.ts';
 
 /** The channel to a node for a job, opened when first wanted. */
 export function upstreamTo(core: Core, nodeNumber: number, job: Job, asJob: boolean, depth: number): Upstream {
@@ -62,7 +62,8 @@ export function forward(core: Core, upstream: Upstream, task: Task, op: typeof O
     const returns = op === OP.CREATE_ACTOR ? 1 : Math.max(task.template.options.returns, 1);
     task.remoteSeq = upstream.nextSeq;
     upstream.nextSeq += returns;
-    upstream.out.begin(op).u32(task.attempt).u32(task.remoteSeq).u32(number);
+    // Depth and attempt in one word, as proto/frames.md has it.
+    upstream.out.begin(op).u32(((task.depth << 24) | Math.min(task.attempt, 0xff_ffff)) >>> 0).u32(task.remoteSeq).u32(number);
     if (actorId !== undefined) upstream.out.raw(actorId);
     upstream.out.range(task.batch, task.argsStart, task.argsEnd).end();
     core.markUpstream(upstream, task.auditSeq);
@@ -123,7 +124,7 @@ export function takeBackTasks(core: Core, upstream: Upstream, wanted: (task: Tas
 
 function ask(core: Core, upstream: Upstream, op: typeof OP.RESOLVE | typeof OP.GET, entries: ObjectEntry[], ids: Uint8Array[], task: Task | undefined, fetch: boolean): void {
   const request = upstream.nextRequest++;
-  upstream.requests.set(request, { number: request, entries, ids, remaining: ids.length, task, fetch, upload: undefined, answered: undefined });
+  upstream.requests.set(request, { number: request, entries, ids, remaining: ids.length, task, fetch, upload: undefined, digest: undefined, answered: undefined });
   upstream.out.begin(op).u32(0).u32(request).refs(ids).end();
   core.markUpstream(upstream, -1);
 }
@@ -146,13 +147,17 @@ export function takeUpFetches(core: Core): void {
   }
 }
 
-/** Whose rights a fetch uses: those of the first that waits for it. */
+/** Whose rights a fetch uses: those of the one principal that the entry is for, under the job of the first that waits and is still there. */
 function firstJob(entry: ObjectEntry): { job: Job; asJob: boolean } | undefined {
+  let gone: Channel | undefined;
   for (const waiter of entry.waiters ?? []) {
     const channel = waiter.call?.channel ?? waiter.task?.channel;
-    if (channel !== undefined) return { job: channel.job, asJob: channel.principal.kind === 'job' };
+    if (channel === undefined) continue;
+    if (entry.session.reader !== '' && entry.session.reader !== channel.principal.spiffeId) throw new Error('two principals wait for what was fetched for one');
+    if (!channel.closed) return { job: channel.job, asJob: channel.principal.kind === 'job' };
+    gone ??= channel;
   }
-  return undefined;
+  return gone === undefined ? undefined : { job: gone.job, asJob: gone.principal.kind === 'job' };
 }
 
 /** A frame that another raylet sent on one of our channels to it. `finished` is told of calls that it ends. */
@@ -198,6 +203,16 @@ export function onUpstreamFrame(core: Core, upstream: Upstream, reader: FrameRea
       onPart(core, upstream, request, position, total, offset, part, finished);
       break;
     }
+    case OP.VALUE_DIGEST: {
+      const request = upstream.requests.get(reader.u32());
+      const position = reader.u32();
+      const digest = reader.raw(32);
+      if (request === undefined) break;
+      if (!request.fetch || position >= request.entries.length) throw new Error('the digest of a value that was not asked for');
+      // The second word on it is as good as none: the value will not be taken.
+      request.digest = request.digest === undefined ? digest.slice() : NO_DIGEST;
+      break;
+    }
     case OP.VALUE_FAILED: {
       const at = answered(core, upstream, reader);
       const failure = readFailure(reader);
@@ -230,7 +245,8 @@ export function onUpstreamFrame(core: Core, upstream: Upstream, reader: FrameRea
 
 /**
  * A part of a value that was asked for. The other raylet may be stolen: parts come in order, add up to what the first announced, and are
- * counted against the tenant's quota before the first octet is written. A transfer that breaks this ends, and what it wrote goes.
+ * counted against the tenant's quota before the first octet is written. A transfer that breaks this ends, and what it wrote goes. With the last
+ * part the driver compares the digest (`fileChecked`): before that nobody reads it.
  */
 function onPart(core: Core, upstream: Upstream, request: UpstreamRequest, position: number, total: number, offset: number, part: Uint8Array, finished: (task: Task) => void): void {
   const entry = request.entries[position] as ObjectEntry;
@@ -253,18 +269,36 @@ function onPart(core: Core, upstream: Upstream, request: UpstreamRequest, positi
   const { upload } = request;
   if (upload.total !== total || upload.offset !== offset || part.length > total - offset) return end(MALFORMED);
   if (part.length === 0) return;
+  const last = upload.offset + part.length === total;
+  const { digest } = request;
+  if (last && digest?.length !== 32) return end(MALFORMED);
   upload.offset += part.length;
-  const last = upload.offset === total;
   core.out.push({ type: 'write-part', tenant, fileName: upload.fileName, offset, bytes: part.slice(), last });
-  if (!last) return;
-  request.upload = undefined;
-  tenant.objectBytes -= total;
-  entry.fetching = false;
-  settleFile(core, entry, upload.fileName, total);
-  collect(core, entry);
-  conclude(upstream, at, finished);
+  if (last) core.out.push({ type: 'check-file', upstream, request: request.number, tenant, fileName: upload.fileName, digest: digest as Uint8Array });
 }
 
+/** All parts of a fetched value are written, and add up to what their owner announced or not. */
+export function fileChecked(core: Core, upstream: Upstream, number: number, fileName: string, same: boolean): void {
+  const request = upstream.requests.get(number);
+  const entry = request?.entries[0];
+  const upload = request?.upload;
+  // It was given up, or answered otherwise, meanwhile.
+  if (request === undefined || entry === undefined || upload?.fileName !== fileName) return;
+  upstream.requests.delete(number);
+  entry.fetching = false;
+  if (same) {
+    request.upload = undefined;
+    upload.tenant.objectBytes -= upload.total;
+    entry.digest = request.digest;
+    settleFile(core, entry, fileName, upload.total);
+  } else {
+    dropUpload(core, request);
+    settleFailed(core, entry, ALTERED);
+  }
+  collect(core, entry);
+}
+
+const NO_DIGEST = new Uint8Array(0);
 const MALFORMED: Failure = { code: 'OBJECT_LOST', message: 'the transfer from another node was malformed', stack: '' };
 
 /** Gives up a transfer of which only some parts have come. */
@@ -276,7 +310,7 @@ function dropUpload(core: Core, request: UpstreamRequest): void {
   core.out.push({ type: 'delete-file', tenant: upload.tenant, fileName: upload.fileName });
 }
 
-/** A part could not be written: the value is lost here, whether more of it was to come or not. */
+/** A part could not be written: the value is lost here, whether more of it was to come or not. Nobody has it yet: that comes after the check. */
 export function transferFailed(core: Core, fileName: string, failure: Failure): void {
   for (const upstream of core.upstreams.values()) {
     for (const request of upstream.requests.values()) {
@@ -291,7 +325,6 @@ export function transferFailed(core: Core, fileName: string, failure: Failure): 
       return;
     }
   }
-  for (const entry of core.sessions.get(fileName.split('-')[1] ?? '')?.objects.values() ?? []) if (entry.fileName === fileName) return loseFile(core, entry, failure);
 }
 
 interface Answered {

@@ -441,6 +441,13 @@ export declare type CreateJoinTokenRequest = Message<"bulkhead.v1.CreateJoinToke
    * @generated from field: string node_id = 1;
    */
   nodeId: string;
+
+  /**
+   * What the node may say at most that it has; amounts of 0 and an empty map: the head's own limits. Raising it takes a new token.
+   *
+   * @generated from field: bulkhead.v1.Resources most = 2;
+   */
+  most?: Resources | undefined;
 };
 
 /**
@@ -1604,6 +1611,11 @@ export declare type RegisterActorNameRequest = Message<"bulkhead.v1.RegisterActo
    * @generated from field: string class_info = 5;
    */
   classInfo: string;
+
+  /**
+   * @generated from field: string credential = 6;
+   */
+  credential: string;
 };
 
 /**
@@ -1630,6 +1642,11 @@ export declare type LookupActorNameRequest = Message<"bulkhead.v1.LookupActorNam
    * @generated from field: string name = 3;
    */
   name: string;
+
+  /**
+   * @generated from field: string credential = 4;
+   */
+  credential: string;
 };
 
 /**
@@ -1996,7 +2013,8 @@ export declare const NodeSync: GenService<{
     output: typeof HeadUpdateSchema;
   },
   /**
-   * Detached facts that must be unique in the cluster: an actor's name. ALREADY_EXISTS when taken.
+   * Detached facts that must be unique in the cluster: an actor's name. ALREADY_EXISTS when taken. A node asks for a job, with that job's session
+   * credential: it must be in force, of the tenant, and of a job that runs. Only the node that registered a name can release it.
    *
    * @generated from rpc bulkhead.v1.NodeSync.RegisterActorName
    */
