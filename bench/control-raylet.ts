@@ -101,7 +101,7 @@ class UnjailedPool {
     const limits = { memoryBytes, cpus, pids: 128 };
     const worker = new WorkerProcess({
       id, pid, directory, monitor: child, channel: child.stdio[3] as Socket, stdout: child.stdout as unknown as Socket, stderr: child.stderr as unknown as Socket, onEnded: () => undefined, onGone: (gone) => void this.#workers.delete(gone),
-      cgroup: { add: () => undefined, setLimits: () => undefined, readLimits: () => limits, memoryBytes: () => 0, cpuMicros: () => 0, oomKills: () => 0, pids: () => [pid], killAll: () => child.kill('SIGKILL'), remove: () => true },
+      cgroup: { add: () => undefined, join: () => undefined, readTenantCpus: () => undefined, setLimits: () => undefined, readLimits: () => limits, memoryBytes: () => 0, cpuMicros: () => 0, oomKills: () => 0, pids: () => [pid], killAll: () => child.kill('SIGKILL'), remove: () => true },
     });
     this.#workers.add(worker);
     await worker.ready;

@@ -12,7 +12,7 @@ import { OP } from '../base/frame.ts';
 import { parseTenantName, type JobId, type TenantName } from '../base/ids.ts';
 import { CHUNK_BYTES, MAX_CALLS_IN_FLIGHT, MAX_HELD_BYTES_PER_CHANNEL, MAX_NAME_CALLS_PER_TENANT, MAX_UNREAD_BYTES, UNREAD_PAUSE_BYTES } from '../base/limits.ts';
 import type { Principal } from '../base/principal.ts';
-import { parseMemory, parseUnits, type ResourceVector } from '../base/resources.ts';
+import { parseMemory, parseUnits, UNITS_PER_CPU, type ResourceVector } from '../base/resources.ts';
 import type { Clock, RandomSource } from '../base/time.ts';
 import { ObjectFiles, type ObjectReader } from '../objects/object-files.ts';
 import type { WorkerPool } from '../sandbox/worker-pool.ts';
@@ -139,6 +139,7 @@ export class Raylet implements AsyncDisposable {
     if (known === undefined && !active) return this.#forgetTenant(tenant);
     this.core.setTenant(tenant, number, () => this.#openLog(tenant, number), parseQuota(quota), active);
     if (known === undefined) this.objects.prepare(tenant);
+    else this.#options.pool.setTenantCpus(tenant, known.quota.cpuUnits / UNITS_PER_CPU);
     this.flush();
     if (!active) {
       if (known !== undefined) this.#intake.forget(known);
@@ -520,7 +521,7 @@ export class Raylet implements AsyncDisposable {
     // Actors share their process, so its limit is what the tenant may use at most; each isolate has its own inside.
     const memoryBytes = worker.purpose === 'actors' ? Math.max(worker.memoryBytes, ACTOR_WORKER_BYTES) : worker.memoryBytes;
     try {
-      process = await this.#options.pool.acquire({ tenant: worker.tenant.name, memoryBytes, cpus });
+      process = await this.#options.pool.acquire({ tenant: worker.tenant.name, memoryBytes, cpus, tenantCpus: worker.tenant.quota.cpuUnits / UNITS_PER_CPU });
     } catch (error) {
       this.core.workerNotStarted(worker, failureOf(toSafeError(error)), this.#options.clock.nowMs());
       return this.flush();

@@ -64,6 +64,8 @@ export interface AcquireRequest {
   /** Memory for the tenant's isolates; the process's own is added. */
   readonly memoryBytes: number;
   readonly cpus: number;
+  /** What all workers of the tenant may use together; not given: no bound. */
+  readonly tenantCpus?: number;
 }
 
 export class WorkerPool {
@@ -155,12 +157,20 @@ export class WorkerPool {
     }
     this.#refill();
     try {
-      given.assign(request.tenant, this.#limits(request.memoryBytes, request.cpus));
+      const tenantCpus = request.tenantCpus ?? Number.POSITIVE_INFINITY;
+      this.setTenantCpus(request.tenant, tenantCpus);
+      given.assign(request.tenant, this.#limits(request.memoryBytes, request.cpus), this.#tree.version === 'none' ? undefined : tenantCpus);
+      if (this.#options.program === undefined) requireLayers(given.layers, this.#options.insecureDev ?? []);
     } catch (thrown) {
       given.kill('KILLED', 'its limits could not be set');
       throw thrown;
     }
     return given;
+  }
+
+  /** What all workers of a tenant may use together, those that run included; Infinity: no bound. */
+  setTenantCpus(tenant: string, cpus: number): void {
+    this.#tree.setTenantCpus(tenant, cpus);
   }
 
   #limits(memoryBytes: number, cpus: number): CgroupLimits {
@@ -352,7 +362,7 @@ export async function probeLayers(options: { readonly clock: Clock; readonly pre
     chmodSync(runDir, 0o711);
     const pool = await WorkerPool.start({ runDir, warm: 0, clusterName: 'probe', nodeName: `probe-${randomBytes(4).toString('hex')}`, clock: options.clock, insecureDev: LAYERS, ...(options.prelude === undefined ? {} : { prelude: options.prelude }) });
     try {
-      const worker = await pool.acquire({ tenant: 'probe', memoryBytes: 64 * 2 ** 20, cpus: 1 });
+      const worker = await pool.acquire({ tenant: 'probe', memoryBytes: 64 * 2 ** 20, cpus: 1, tenantCpus: 1 });
       return [...worker.layers];
     } finally {
       await pool.close();

@@ -15,7 +15,7 @@ import { SESSION_PREFIX_BYTES, type WorkerId } from '../base/ids.ts';
 import { MAX_BATCH_BYTES, MAX_ERROR_MESSAGE_CHARS, MAX_ISOLATES_PER_WORKER, MAX_OBJECT_BYTES, MAX_STACK_CHARS } from '../base/limits.ts';
 import { EnvelopeReader, EnvelopeWriter } from './envelope.ts';
 import type { Cgroup, CgroupLimits } from './jail/cgroup.ts';
-import type { Layer } from './jail/layers.ts';
+import { readCgroupLayer, type Layer } from './jail/layers.ts';
 
 /** Bytes that may wait for a worker before `send` reports back-pressure, and before the worker counts as stuck. */
 const HIGH_WATER_BYTES = 4 * 2 ** 20;
@@ -178,11 +178,13 @@ export class WorkerProcess {
     return this.#exit;
   }
 
-  /** For the pool: binds the process to a tenant, once and for ever. */
-  assign(tenant: string, limits: CgroupLimits): void {
+  /** For the pool: binds the process to a tenant, once and for ever. `tenantCpus`: what the kernel must hold all workers of the tenant to; it is read back. */
+  assign(tenant: string, limits: CgroupLimits, tenantCpus?: number): void {
     if (this.#tenant !== undefined) throw new BulkheadError('INTERNAL', 'a worker never serves a second tenant');
     this.#tenant = tenant;
-    this.setLimits(limits);
+    this.#limits = limits;
+    this.#cgroup.join(tenant, limits);
+    if (tenantCpus !== undefined) this.layers = this.layers.map((layer) => (layer.layer === 'cgroup' ? readCgroupLayer(this.pid, this.#cgroup, limits, tenantCpus) : layer));
   }
 
   /** New limits, from outside: when more slots share the process. */

@@ -2,7 +2,7 @@
 import { execFileSync, spawn, type ChildProcess } from 'node:child_process';
 import { existsSync, readFileSync } from 'node:fs';
 import { afterEach, describe, expect, test } from 'vitest';
-import { openCgroupTree, openV1Tree, openV2Tree, parseCgroupMounts, type CgroupFiles, type CgroupLimits, type CgroupTree } from '../../src/sandbox/jail/cgroup.ts';
+import { openCgroupTree, openV1Tree, openV2Tree, parseCgroupMounts, type Cgroup, type CgroupFiles, type CgroupLimits, type CgroupTree } from '../../src/sandbox/jail/cgroup.ts';
 
 const LIMITS: CgroupLimits = { memoryBytes: 64 * 2 ** 20, cpus: 0.5, pids: 32 };
 
@@ -55,7 +55,18 @@ class ModelKernel implements CgroupFiles {
       const places = this.where.get(pid) ?? new Map<string, string>();
       places.set(tree, directory.slice(tree.length) || '/');
       this.where.set(pid, places);
-    } else this.files.set(path, text);
+    } else {
+      if (path.endsWith('/cpu.cfs_quota_us')) this.#checkV1Quota(directory, Number(text));
+      this.files.set(path, text);
+    }
+  }
+
+  /** As Linux's tg_cfs_schedulable_down: no group may have more than the one above it. */
+  #checkV1Quota(directory: string, quota: number): void {
+    const quotaOf = (of: string): number => Number(this.files.get(`${of}/cpu.cfs_quota_us`) ?? '-1');
+    const above = directory.slice(0, directory.lastIndexOf('/'));
+    if (quota > 0 && quotaOf(above) > 0 && quota > quotaOf(above)) refuse('EINVAL');
+    for (const below of this.directories) if (below.startsWith(`${directory}/`) && !below.slice(directory.length + 1).includes('/') && quota > 0 && quotaOf(below) > quota) refuse('EINVAL');
   }
 
   mkdir(path: string): void {
@@ -172,13 +183,61 @@ describe.each([['a model of v1', modelV1, false], ['a model of v2', modelV2, fal
     subject.dispose();
   });
 
+  test('groups of one tenant are held together to its cpus, and leave with their last', async () => {
+    const subject = make();
+    subject.tree.setTenantCpus('acme', 0.5);
+    const [a, b, other] = ['worker-a', 'worker-b', 'worker-c'].map((name) => subject.tree.create(name, LIMITS)) as [Cgroup, Cgroup, Cgroup];
+    const pids = [a, b, other].map((group) => {
+      const pid = subject.pid();
+      group.add(pid);
+      return pid;
+    });
+    expect(a.readTenantCpus()).toBeUndefined();
+    for (const group of [a, b]) group.join('acme', { ...LIMITS, cpus: 2 });
+    other.join('globex', { ...LIMITS, cpus: 2 });
+    expect([a, b, other].map((group) => group.pids())).toEqual(pids.map((pid) => [pid]));
+    expect([a, b, other].map((group) => group.readTenantCpus())).toEqual([0.5, 0.5, Number.POSITIVE_INFINITY]);
+    expect([a, b, other].map((group) => group.readLimits().cpus)).toEqual([0.5, 0.5, 2]);
+    expect(a.readLimits()).toEqual({ ...LIMITS, cpus: 0.5 });
+    // More, then less than they have, then no bound.
+    for (const [cpus, each] of [[3, 2], [0.25, 0.25], [Number.POSITIVE_INFINITY, 2]] as const) {
+      subject.tree.setTenantCpus('acme', cpus);
+      expect([a.readTenantCpus(), a.readLimits().cpus, b.readLimits().cpus, other.readLimits().cpus]).toEqual([cpus, each, each, 2]);
+    }
+    if (isReal) {
+      expect(readFileSync(`/proc/${pids[0]}/cgroup`, 'latin1')).toMatch(/cpu[^:]*:.*\/tenant-acme\/worker-a$|^0::.*\/tenant-acme\/worker-a$/m);
+      for (const group of [a, b, other]) group.killAll();
+      expect(await removeSoon(() => a.remove())).toBe(true);
+      expect(subject.left('tenant-acme'), 'its neighbour is still there').toBeGreaterThan(0);
+      for (const group of [b, other]) expect(await removeSoon(() => group.remove())).toBe(true);
+      expect(subject.left('tenant-acme') + subject.left('tenant-globex') + subject.left('worker-a')).toBe(0);
+      subject.tree.close();
+      subject.dispose();
+    }
+  });
+
+  test('a tenant’s group comes again for its next worker, with the limit it has by then', () => {
+    const subject = make();
+    for (const cpus of [1, 0.75]) {
+      subject.tree.setTenantCpus('acme', cpus);
+      const group = subject.tree.create('worker-a', LIMITS);
+      group.join('acme', { ...LIMITS, cpus: 4 });
+      expect([group.readTenantCpus(), group.readLimits().cpus]).toEqual([cpus, cpus]);
+      expect(group.remove()).toBe(true);
+      expect(subject.left('tenant-acme')).toBe(0);
+    }
+    subject.tree.close();
+    subject.dispose();
+  });
+
   test('what a killed owner left is ended and removed', async () => {
     const subject = make();
-    subject.tree.create('worker-a', LIMITS);
+    const mine = subject.tree.create('worker-a', LIMITS);
+    mine.join('acme', LIMITS);
     const group = subject.tree.create('worker-b', LIMITS);
     if (isReal) group.add(subject.pid());
     expect(await removeSoon(() => subject.tree.sweep() === 0)).toBe(true);
-    expect(subject.left('worker-a') + subject.left('worker-b')).toBe(0);
+    expect(subject.left('worker-a') + subject.left('worker-b') + subject.left('tenant-acme')).toBe(0);
     subject.tree.close();
     subject.dispose();
   });
@@ -186,6 +245,9 @@ describe.each([['a model of v1', modelV1, false], ['a model of v2', modelV2, fal
   test('a name that is a path is refused', () => {
     const subject = make();
     for (const name of ['../x', 'a/b', '', '.', '..']) expect(() => subject.tree.create(name, LIMITS)).toThrow(/group name/);
+    const group = subject.tree.create('worker-a', LIMITS);
+    for (const tenant of ['../x', 'a/b', '/..']) expect(() => group.join(tenant, LIMITS)).toThrow(/group name/);
+    expect(group.remove()).toBe(true);
     subject.tree.close();
     subject.dispose();
   });
@@ -228,6 +290,23 @@ describe('fail closed', () => {
     kernel.refused.add('pids.max');
     expect(() => tree.create('worker-a', LIMITS)).toThrow(/layer cgroup is missing/);
     expect([...kernel.directories].filter((path) => path.includes('worker-a'))).toEqual([]);
+  });
+
+  test('a kernel that refuses the tenant’s limit, and a process that does not come along, are missing layers', () => {
+    for (const refusal of ['cpu.max', 'cgroup.procs'] as const) {
+      const kernel = new ModelKernel('v2', ['/fs']);
+      const tree = openV2Tree(parseCgroupMounts('1 0 0:1 / /fs rw - cgroup2 cgroup2 rw', '0::/'), { path: ['c', 'n'], files: kernel, readProc: kernel.readProc });
+      const group = tree.create('worker-a', LIMITS);
+      group.add(7);
+      kernel.refused.add(refusal);
+      expect(() => group.join('acme', LIMITS)).toThrow(/layer cgroup is missing/);
+      // The worker is killed for it: what was half made goes with it.
+      kernel.refused.delete('cgroup.procs');
+      kernel.write('/fs/cgroup.procs', '7');
+      expect(group.remove()).toBe(true);
+      tree.close();
+      expect([...kernel.directories]).toEqual(['/fs']);
+    }
   });
 
   test('a process that is not seen in its group is a missing layer', () => {

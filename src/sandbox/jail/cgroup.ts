@@ -1,5 +1,6 @@
 /**
- * Limits that hold from outside: one control group per worker, `bulkhead/<cluster>/<node>/<worker>`, on cgroup v1 or v2. The files of
+ * Limits that hold from outside: one control group per worker, `bulkhead/<cluster>/<node>/<worker>`, on cgroup v1 or v2; when the worker gets a
+ * tenant, its group goes below the tenant's, `…/tenant-<name>/<worker>`, which holds all of them to the tenant's CPUs whatever they claim. The files of
  * the kernel are reached through `CgroupFiles`, so that both layouts run against a model in tests and against the real tree here.
  * Must never: run a worker whose process is not seen in its group; leave a group behind; touch a group that it did not make.
  */
@@ -19,8 +20,12 @@ export interface Cgroup {
   /** Moves a process in and checks, from /proc, that it is there. */
   add(pid: number): void;
   setLimits(limits: CgroupLimits): void;
+  /** Puts the group below its tenant's, with what is in it, and sets its limits: once. Throws LAYER_MISSING where the kernel refuses, or a process is not seen there. */
+  join(tenant: string, limits: CgroupLimits): void;
   /** The limits as the kernel holds them, read back. */
   readLimits(): CgroupLimits;
+  /** CPUs that all workers of the tenant may use together, read back; Infinity: no bound. Undefined: it has no tenant. */
+  readTenantCpus(): number | undefined;
   memoryBytes(): number;
   cpuMicros(): number;
   /** How many processes of the group the kernel killed for memory. */
@@ -36,6 +41,8 @@ export interface CgroupTree {
   readonly version: 'v1' | 'v2' | 'none';
   /** Creates a group with its limits in force. Throws LAYER_MISSING where the kernel refuses. */
   create(name: string, limits: CgroupLimits): Cgroup;
+  /** What all workers of a tenant may use together, CPUs; Infinity: no bound but an equal weight beside other tenants. */
+  setTenantCpus(tenant: string, cpus: number): void;
   /** Ends and removes groups that an earlier owner of this path left when it was killed. Answers how many are still there: ask again. */
   sweep(): number;
   /** Removes the directories above the groups that are empty now. */
@@ -65,6 +72,7 @@ export const KERNEL_FILES: CgroupFiles = {
 const V1_CONTROLLERS = ['memory', 'cpu', 'cpuacct', 'pids'] as const;
 type V1Controller = (typeof V1_CONTROLLERS)[number];
 const CPU_PERIOD_MICROS = 100_000;
+const MOVE_TRIES = 16;
 const NAME = /^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$/;
 const REMEDY = 'start the raylet as root, or under a delegated group (systemd-run --scope -p Delegate=yes)';
 
@@ -167,44 +175,210 @@ function removeMade(files: CgroupFiles, made: readonly string[]): void {
   for (const path of [...made].reverse()) removed(files, path);
 }
 
+function quotaMicros(cpus: number): number {
+  return Math.max(1_000, Math.round(cpus * CPU_PERIOD_MICROS));
+}
+
+// --- groups of tenants ----------------------------------------------------------------------------------------------
+
+/** How a version of the kernel's files says how much CPU a group may use. */
+interface CpuFiles {
+  /** Directories of a tenant's group, the one with the CPU limit first; makes them. */
+  make(group: string): readonly string[];
+  write(directory: string, cpus: number): void;
+  read(directory: string): number;
+}
+
+interface Member {
+  /** Its own limit again, now that the tenant's is another. */
+  applyCpus(): void;
+}
+
+interface TenantGroup {
+  cpus: number;
+  directories: readonly string[];
+  readonly members: Set<Member>;
+}
+
+/** The groups above the workers' groups: one a tenant, there while it has workers. */
+class TenantGroups {
+  readonly #files: CgroupFiles;
+  readonly #cpuFiles: CpuFiles;
+  readonly #tenants = new Map<string, TenantGroup>();
+
+  constructor(files: CgroupFiles, cpuFiles: CpuFiles) {
+    this.#files = files;
+    this.#cpuFiles = cpuFiles;
+  }
+
+  static nameOf(tenant: string): string {
+    const name = `tenant-${tenant}`;
+    checkName(name);
+    return name;
+  }
+
+  #of(tenant: string): TenantGroup {
+    let group = this.#tenants.get(tenant);
+    if (group === undefined) this.#tenants.set(tenant, (group = { cpus: Number.POSITIVE_INFINITY, directories: [], members: new Set() }));
+    return group;
+  }
+
+  setCpus(tenant: string, cpus: number): void {
+    const group = this.#of(tenant);
+    const { cpus: before, directories: [directory] } = group;
+    group.cpus = cpus;
+    if (directory === undefined || cpus === before) return;
+    // v1 lets no group have more than the one above it.
+    if (cpus < before) for (const member of group.members) member.applyCpus();
+    this.#cpuFiles.write(directory, cpus);
+    if (cpus > before) for (const member of group.members) member.applyCpus();
+  }
+
+  /** Before a worker's group is made there: the tenant's stands, with its limit. */
+  enter(tenant: string, member: Member): void {
+    const group = this.#of(tenant);
+    const first = group.members.size === 0;
+    group.members.add(member);
+    if (first) {
+      group.directories = this.#cpuFiles.make(TenantGroups.nameOf(tenant));
+      this.#cpuFiles.write(group.directories[0] as string, group.cpus);
+    }
+  }
+
+  leave(tenant: string, member: Member): void {
+    const group = this.#of(tenant);
+    if (!group.members.delete(member) || group.members.size > 0) return;
+    for (const directory of new Set(group.directories)) removed(this.#files, directory);
+    group.directories = [];
+  }
+
+  cpusOf(tenant: string | undefined): number {
+    return tenant === undefined ? Number.POSITIVE_INFINITY : this.#of(tenant).cpus;
+  }
+
+  readCpus(tenant: string): number {
+    const [directory] = this.#of(tenant).directories;
+    if (directory === undefined) throw missing('the tenant has no group');
+    return this.#cpuFiles.read(directory);
+  }
+}
+
+/** Moves all processes of a group: they cannot make others, but one may be in the middle of its start. */
+function moveAll(pids: () => number[], move: (pid: number) => void): void {
+  for (let i = 0; i < MOVE_TRIES; i++) {
+    const left = pids();
+    if (left.length === 0) return;
+    for (const pid of left) {
+      try {
+        move(pid);
+      } catch (thrown) {
+        // It ended in the meantime.
+        if (codeOf(thrown) !== 'ESRCH') throw thrown;
+      }
+    }
+  }
+  throw missing("processes of a worker stay outside their tenant's group");
+}
+
 // --- v1: one tree per controller ------------------------------------------------------------------------------------
 
-class CgroupV1 implements Cgroup {
-  readonly #files: CgroupFiles;
-  readonly #directories: ReadonlyMap<V1Controller, string>;
-  readonly #readProc: (pid: number) => string;
-  readonly #suffix: string;
+interface V1Tree {
+  readonly files: CgroupFiles;
+  readonly readProc: (pid: number) => string;
+  readonly bases: ReadonlyMap<V1Controller, string>;
+  /** `/bulkhead/<cluster>/<node>`. */
+  readonly path: string;
+  /** The trees in which tenants have groups: those of CPU time, and what is mounted with them. Memory stays where it is charged. */
+  readonly ofTenants: readonly V1Controller[];
+  readonly tenants: TenantGroups;
+}
 
-  constructor(files: CgroupFiles, directories: ReadonlyMap<V1Controller, string>, suffix: string, readProc: (pid: number) => string) {
-    this.#files = files;
-    this.#directories = directories;
-    this.#suffix = suffix;
-    this.#readProc = readProc;
+class CgroupV1 implements Cgroup, Member {
+  readonly #tree: V1Tree;
+  readonly #files: CgroupFiles;
+  readonly #name: string;
+  readonly #directories = new Map<V1Controller, string>();
+  /** Where it was before it had a tenant, until they are removed. */
+  readonly #left = new Set<string>();
+  #limits: CgroupLimits;
+  #tenant: string | undefined;
+
+  constructor(tree: V1Tree, name: string, limits: CgroupLimits) {
+    this.#tree = tree;
+    this.#files = tree.files;
+    this.#name = name;
+    this.#limits = limits;
+  }
+
+  create(): void {
+    // Controllers mounted together share a directory.
+    for (const controller of V1_CONTROLLERS) this.#directories.set(controller, ensure(this.#files, this.#tree.bases.get(controller) ?? '', [this.#name], []));
+    this.setLimits(this.#limits);
   }
 
   #at(controller: V1Controller, file: string): string {
     return `${this.#directories.get(controller) ?? ''}/${file}`;
   }
 
+  #suffix(controller: V1Controller): string {
+    const above = this.#tenant !== undefined && this.#tree.ofTenants.includes(controller) ? `/${TenantGroups.nameOf(this.#tenant)}` : '';
+    return `${this.#tree.path}${above}/${this.#name}`;
+  }
+
+  #check(pid: number, controllers: readonly V1Controller[] = V1_CONTROLLERS): void {
+    const groups = parseGroups(this.#tree.readProc(pid));
+    for (const controller of controllers) if (!(groups.get(controller) ?? '').endsWith(this.#suffix(controller))) throw missing(`the worker's process is not in its ${controller} group`);
+  }
+
   add(pid: number): void {
     for (const controller of V1_CONTROLLERS) this.#files.write(this.#at(controller, 'cgroup.procs'), String(pid));
-    const groups = parseGroups(this.#readProc(pid));
-    for (const controller of V1_CONTROLLERS) if (!(groups.get(controller) ?? '').endsWith(this.#suffix)) throw missing(`the worker's process is not in its ${controller} group`);
+    this.#check(pid);
+  }
+
+  join(tenant: string, limits: CgroupLimits): void {
+    const { bases, ofTenants, tenants } = this.#tree;
+    const before = new Map(this.#directories);
+    for (const controller of ofTenants) this.#left.add(before.get(controller) ?? '');
+    this.#tenant = tenant;
+    try {
+      tenants.enter(tenant, this);
+      for (const controller of ofTenants) this.#directories.set(controller, ensure(this.#files, bases.get(controller) ?? '', [TenantGroups.nameOf(tenant), this.#name], []));
+      this.setLimits(limits);
+      for (const directory of this.#left) {
+        const into = ofTenants.filter((controller) => before.get(controller) === directory);
+        moveAll(() => processList(this.#files.read(`${directory}/cgroup.procs`)), (pid) => {
+          for (const controller of into) this.#files.write(this.#at(controller, 'cgroup.procs'), String(pid));
+          this.#check(pid, into);
+        });
+        if (removed(this.#files, directory)) this.#left.delete(directory);
+      }
+    } catch (thrown) {
+      throw thrown instanceof BulkheadError ? thrown : missing("the kernel refuses a worker in its tenant's group", thrown);
+    }
   }
 
   setLimits(limits: CgroupLimits): void {
+    this.#limits = limits;
     this.#files.write(this.#at('memory', 'memory.limit_in_bytes'), String(limits.memoryBytes));
-    this.#files.write(this.#at('cpu', 'cpu.cfs_period_us'), String(CPU_PERIOD_MICROS));
-    this.#files.write(this.#at('cpu', 'cpu.cfs_quota_us'), String(Math.max(1_000, Math.round(limits.cpus * CPU_PERIOD_MICROS))));
+    this.applyCpus();
     this.#files.write(this.#at('pids', 'pids.max'), String(limits.pids));
+  }
+
+  applyCpus(): void {
+    const cpu = this.#directories.get('cpu');
+    if (cpu !== undefined) writeV1Cpus(this.#files, cpu, Math.min(this.#limits.cpus, this.#tree.tenants.cpusOf(this.#tenant)));
   }
 
   readLimits(): CgroupLimits {
     return {
       memoryBytes: toInteger(this.#files.read(this.#at('memory', 'memory.limit_in_bytes'))),
-      cpus: toInteger(this.#files.read(this.#at('cpu', 'cpu.cfs_quota_us'))) / toInteger(this.#files.read(this.#at('cpu', 'cpu.cfs_period_us'))),
+      cpus: readV1Cpus(this.#files, this.#directories.get('cpu') ?? ''),
       pids: toInteger(this.#files.read(this.#at('pids', 'pids.max'))),
     };
+  }
+
+  readTenantCpus(): number | undefined {
+    return this.#tenant === undefined ? undefined : this.#tree.tenants.readCpus(this.#tenant);
   }
 
   memoryBytes(): number {
@@ -229,9 +403,20 @@ class CgroupV1 implements Cgroup {
 
   remove(): boolean {
     let all = true;
-    for (const directory of new Set(this.#directories.values())) all = removed(this.#files, directory) && all;
+    for (const directory of new Set([...this.#directories.values(), ...this.#left])) all = removed(this.#files, directory) && all;
+    if (all && this.#tenant !== undefined) this.#tree.tenants.leave(this.#tenant, this);
     return all;
   }
+}
+
+function writeV1Cpus(files: CgroupFiles, directory: string, cpus: number): void {
+  files.write(`${directory}/cpu.cfs_period_us`, String(CPU_PERIOD_MICROS));
+  files.write(`${directory}/cpu.cfs_quota_us`, cpus === Number.POSITIVE_INFINITY ? '-1' : String(quotaMicros(cpus)));
+}
+
+function readV1Cpus(files: CgroupFiles, directory: string): number {
+  const quota = toInteger(files.read(`${directory}/cpu.cfs_quota_us`));
+  return quota < 0 ? Number.POSITIVE_INFINITY : quota / toInteger(files.read(`${directory}/cpu.cfs_period_us`));
 }
 
 function parseGroups(text: string): Map<string, string> {
@@ -274,16 +459,23 @@ export function openV1Tree(mounts: CgroupMounts, options: OpenTreeOptions): Cgro
       throw missing(`no group can be made in the ${controller} tree`, failure);
     }
   }
+  // What is mounted together moves together.
+  const timed = new Set([bases.get('cpu'), bases.get('cpuacct')]);
+  const ofTenants = V1_CONTROLLERS.filter((controller) => timed.has(bases.get(controller)));
+  const tenants = new TenantGroups(files, {
+    make: (group) => (['cpu', ...ofTenants] as const).map((controller) => ensure(files, bases.get(controller) ?? '', [group], [])),
+    write: (directory, cpus) => writeV1Cpus(files, directory, cpus),
+    read: (directory) => readV1Cpus(files, directory),
+  });
+  const above: V1Tree = { files, readProc: options.readProc ?? readProcCgroup, bases, path: `/bulkhead/${options.path.join('/')}`, ofTenants, tenants };
   return {
     version: 'v1',
+    setTenantCpus: (tenant, cpus) => tenants.setCpus(tenant, cpus),
     create: (name, limits) => {
       checkName(name);
-      const directories = new Map<V1Controller, string>();
-      const group = new CgroupV1(files, directories, `/bulkhead/${[...options.path, name].join('/')}`, options.readProc ?? readProcCgroup);
+      const group = new CgroupV1(above, name, limits);
       try {
-        // Controllers mounted together share a directory.
-        for (const controller of V1_CONTROLLERS) directories.set(controller, ensure(files, bases.get(controller) ?? '', [name], []));
-        group.setLimits(limits);
+        group.create();
       } catch (thrown) {
         group.remove();
         throw missing('the kernel refuses the limits', thrown);
@@ -301,12 +493,19 @@ export function openV1Tree(mounts: CgroupMounts, options: OpenTreeOptions): Cgro
 
 function sweepGroups(files: CgroupFiles, parent: string): number {
   let left = 0;
-  for (const name of files.list(parent)) {
+  let names: string[] = [];
+  try {
+    names = files.list(parent);
+  } catch {
+    // Gone in the meantime, here and below.
+  }
+  for (const name of names) {
     const path = `${parent}/${name}`;
+    left += sweepGroups(files, path);
     try {
       signalAll(processList(files.read(`${path}/cgroup.procs`)));
     } catch {
-      // Gone in the meantime.
+      continue;
     }
     if (!removed(files, path)) left++;
   }
@@ -319,17 +518,30 @@ function checkName(name: string): void {
 
 // --- v2: one tree, controllers enabled level by level ---------------------------------------------------------------
 
-class CgroupV2 implements Cgroup {
-  readonly #files: CgroupFiles;
-  readonly #directory: string;
-  readonly #readProc: (pid: number) => string;
-  readonly #suffix: string;
+interface V2Tree {
+  readonly files: CgroupFiles;
+  readonly readProc: (pid: number) => string;
+  readonly base: string;
+  readonly path: string;
+  readonly tenants: TenantGroups;
+}
 
-  constructor(files: CgroupFiles, directory: string, suffix: string, readProc: (pid: number) => string) {
-    this.#files = files;
-    this.#directory = directory;
-    this.#suffix = suffix;
-    this.#readProc = readProc;
+class CgroupV2 implements Cgroup, Member {
+  readonly #tree: V2Tree;
+  readonly #files: CgroupFiles;
+  readonly #name: string;
+  #directory: string;
+  /** Where it was before it had a tenant, until that is removed. */
+  #left: string | undefined;
+  #limits: CgroupLimits;
+  #tenant: string | undefined;
+
+  constructor(tree: V2Tree, name: string, limits: CgroupLimits) {
+    this.#tree = tree;
+    this.#files = tree.files;
+    this.#name = name;
+    this.#limits = limits;
+    this.#directory = ensure(tree.files, tree.base, [name], []);
   }
 
   #at(file: string): string {
@@ -338,27 +550,52 @@ class CgroupV2 implements Cgroup {
 
   add(pid: number): void {
     this.#files.write(this.#at('cgroup.procs'), String(pid));
-    if (!(parseGroups(this.#readProc(pid)).get('') ?? '').endsWith(this.#suffix)) throw missing("the worker's process is not in its group");
+    const above = this.#tenant === undefined ? '' : `/${TenantGroups.nameOf(this.#tenant)}`;
+    if (!(parseGroups(this.#tree.readProc(pid)).get('') ?? '').endsWith(`${this.#tree.path}${above}/${this.#name}`)) throw missing("the worker's process is not in its group");
+  }
+
+  /** Memory that the processes have by now stays charged above: to the node's group, when the old one is gone. */
+  join(tenant: string, limits: CgroupLimits): void {
+    const before = this.#directory;
+    this.#tenant = tenant;
+    try {
+      this.#tree.tenants.enter(tenant, this);
+      this.#left = before;
+      this.#directory = ensure(this.#files, this.#tree.base, [TenantGroups.nameOf(tenant), this.#name], []);
+      this.setLimits(limits);
+      moveAll(() => processList(this.#files.read(`${before}/cgroup.procs`)), (pid) => this.add(pid));
+      if (removed(this.#files, before)) this.#left = undefined;
+    } catch (thrown) {
+      throw thrown instanceof BulkheadError ? thrown : missing("the kernel refuses a worker in its tenant's group", thrown);
+    }
   }
 
   setLimits(limits: CgroupLimits): void {
+    this.#limits = limits;
     this.#files.write(this.#at('memory.max'), String(limits.memoryBytes));
     try {
       this.#files.write(this.#at('memory.swap.max'), '0');
     } catch {
       // The file is absent where the machine has no swap.
     }
-    this.#files.write(this.#at('cpu.max'), `${Math.max(1_000, Math.round(limits.cpus * CPU_PERIOD_MICROS))} ${CPU_PERIOD_MICROS}`);
+    this.applyCpus();
     this.#files.write(this.#at('pids.max'), String(limits.pids));
   }
 
+  applyCpus(): void {
+    writeV2Cpus(this.#files, this.#directory, Math.min(this.#limits.cpus, this.#tree.tenants.cpusOf(this.#tenant)));
+  }
+
   readLimits(): CgroupLimits {
-    const [quota, period] = this.#files.read(this.#at('cpu.max')).trim().split(' ');
     return {
       memoryBytes: toInteger(this.#files.read(this.#at('memory.max'))),
-      cpus: toInteger(quota ?? '') / toInteger(period ?? ''),
+      cpus: readV2Cpus(this.#files, this.#directory),
       pids: toInteger(this.#files.read(this.#at('pids.max'))),
     };
+  }
+
+  readTenantCpus(): number | undefined {
+    return this.#tenant === undefined ? undefined : this.#tree.tenants.readCpus(this.#tenant);
   }
 
   memoryBytes(): number {
@@ -387,8 +624,19 @@ class CgroupV2 implements Cgroup {
   }
 
   remove(): boolean {
-    return removed(this.#files, this.#directory);
+    if (!removed(this.#files, this.#directory) || (this.#left !== undefined && !removed(this.#files, this.#left))) return false;
+    if (this.#tenant !== undefined) this.#tree.tenants.leave(this.#tenant, this);
+    return true;
   }
+}
+
+function writeV2Cpus(files: CgroupFiles, directory: string, cpus: number): void {
+  files.write(`${directory}/cpu.max`, `${cpus === Number.POSITIVE_INFINITY ? 'max' : quotaMicros(cpus)} ${CPU_PERIOD_MICROS}`);
+}
+
+function readV2Cpus(files: CgroupFiles, directory: string): number {
+  const [quota, period] = files.read(`${directory}/cpu.max`).trim().split(' ');
+  return quota === 'max' ? Number.POSITIVE_INFINITY : toInteger(quota ?? '') / toInteger(period ?? '');
 }
 
 const V2_NEEDED = ['cpu', 'memory', 'pids'] as const;
@@ -433,12 +681,22 @@ export function openV2Tree(mounts: CgroupMounts, options: OpenTreeOptions): Cgro
   }
   if (base === undefined) throw missing('no group with cpu, memory and pids limits can be made', failure);
   const parent = base;
+  const tenants = new TenantGroups(files, {
+    make: (group) => {
+      const directory = ensure(files, parent, [group], []);
+      enableControllers(files, directory);
+      return [directory];
+    },
+    write: (directory, cpus) => writeV2Cpus(files, directory, cpus),
+    read: (directory) => readV2Cpus(files, directory),
+  });
+  const above: V2Tree = { files, readProc: options.readProc ?? readProcCgroup, base: parent, path: `/bulkhead/${options.path.join('/')}`, tenants };
   return {
     version: 'v2',
+    setTenantCpus: (tenant, cpus) => tenants.setCpus(tenant, cpus),
     create: (name, limits) => {
       checkName(name);
-      const directory = ensure(files, parent, [name], []);
-      const group = new CgroupV2(files, directory, `/bulkhead/${[...options.path, name].join('/')}`, options.readProc ?? readProcCgroup);
+      const group = new CgroupV2(above, name, limits);
       try {
         group.setLimits(limits);
       } catch (thrown) {
@@ -466,8 +724,16 @@ class NoCgroup implements Cgroup {
     // There is nothing that would hold them; the layer list says so.
   }
 
+  join(): void {
+    // As above.
+  }
+
   readLimits(): CgroupLimits {
     return { memoryBytes: 0, cpus: 0, pids: 0 };
+  }
+
+  readTenantCpus(): undefined {
+    return undefined;
   }
 
   #stat(): string[] {
@@ -517,6 +783,6 @@ export function openCgroupTree(options: OpenTreeOptions & { readonly insecureDev
       failures.push(thrown);
     }
   }
-  if (options.insecureDev?.includes('cgroup') === true) return { version: 'none', create: () => new NoCgroup(), sweep: () => 0, close: () => undefined };
+  if (options.insecureDev?.includes('cgroup') === true) return { version: 'none', create: () => new NoCgroup(), setTenantCpus: () => undefined, sweep: () => 0, close: () => undefined };
   throw missing('neither cgroup v2 nor v1 lets this process make groups with memory, cpu and pids limits', new AggregateError(failures));
 }

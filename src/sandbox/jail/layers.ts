@@ -118,20 +118,25 @@ export function readLayers(pid: number, expected: LayerExpectation): Layer[] {
   const foreign = descriptors.filter((entry) => !/^\d+ (?:\/dev\/null|\/dev\/urandom|pipe:\[\d+\]|anon_inode:\[(?:eventfd|eventpoll)\])$|^[123] socket:\[\d+\]$/.test(entry));
   put('own-descriptors', descriptors.length > 0 && foreign.length === 0, descriptors.length === 0 ? 'cannot be read' : foreign.length > 0 ? `foreign: ${foreign.join(', ')}` : `${descriptors.length} descriptors`);
 
-  let cgroupOn = false;
-  let cgroupDetail = 'no group';
-  if (expected.cgroup !== undefined && expected.limits !== undefined) {
-    try {
-      const held = expected.cgroup.readLimits();
-      const inside = expected.cgroup.pids().includes(pid);
-      cgroupOn = inside && held.memoryBytes > 0 && held.memoryBytes <= expected.limits.memoryBytes && held.cpus > 0 && held.cpus <= expected.limits.cpus + 0.011 && held.pids > 0 && held.pids <= expected.limits.pids;
-      cgroupDetail = `${inside ? '' : 'process not in it, '}memory ${held.memoryBytes}, cpus ${held.cpus}, pids ${held.pids}`;
-    } catch {
-      cgroupDetail = 'cannot be read';
-    }
-  }
-  put('cgroup', cgroupOn, cgroupDetail);
+  layers.push(expected.cgroup === undefined || expected.limits === undefined ? { layer: 'cgroup', on: false, detail: 'no group' } : readCgroupLayer(pid, expected.cgroup, expected.limits, undefined));
   return layers;
+}
+
+const CPU_ROUNDING = 0.011;
+
+/** The limits of a worker's group, and with `tenantCpus` those of the tenant's group that it must be in by now. */
+export function readCgroupLayer(pid: number, cgroup: Cgroup, limits: CgroupLimits, tenantCpus: number | undefined): Layer {
+  try {
+    const held = cgroup.readLimits();
+    const inside = cgroup.pids().includes(pid);
+    const ofTenant = cgroup.readTenantCpus();
+    const tenantHeld = tenantCpus === undefined || (ofTenant !== undefined && ofTenant <= Math.max(tenantCpus, CPU_ROUNDING) + CPU_ROUNDING);
+    const on = inside && tenantHeld && held.memoryBytes > 0 && held.memoryBytes <= limits.memoryBytes && held.cpus > 0 && held.cpus <= limits.cpus + CPU_ROUNDING && held.pids > 0 && held.pids <= limits.pids;
+    const tenant = ofTenant === undefined ? (tenantCpus === undefined ? '' : ', not in its tenant’s group') : `, all of its tenant ${ofTenant === Number.POSITIVE_INFINITY ? 'without a limit of cpus' : `cpus ${ofTenant}`}`;
+    return { layer: 'cgroup', on, detail: `${inside ? '' : 'process not in it, '}memory ${held.memoryBytes}, cpus ${held.cpus}, pids ${held.pids}${tenant}` };
+  } catch {
+    return { layer: 'cgroup', on: false, detail: 'cannot be read' };
+  }
 }
 
 /** Throws LAYER_MISSING that names the first layer that is off and was not given up by name. */
