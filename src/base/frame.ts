@@ -242,6 +242,19 @@ export class FrameWriter {
   }
 }
 
+/** Of a VALUE_CHUNK frame, before its octets: length, op, request, position, size of the value, offset of the part. */
+export const CHUNK_HEADER_BYTES = 4 + 1 + 4 + 4 + 8 + 8;
+
+/**
+ * Where the rest of a large batch goes while it is still arriving, so that its octets are copied once: those from `skip` on into all of `into`, then `done`
+ * instead of the batch. Throws what reading the batch would.
+ */
+export interface FrameSink {
+  readonly skip: number;
+  readonly into: Uint8Array;
+  done(): void;
+}
+
 /** Walks the frames of one batch: `while (reader.next()) switch (reader.op) …; reader.finish()`. Views, no copies: copy what outlives the batch. */
 export class FrameReader {
   #bytes: Uint8Array = new Uint8Array(0);

@@ -106,7 +106,7 @@ async function open(options: DriverChannelOptions, sessions: SessionStreams, cal
     let id = '';
     let ended: ((how: 'closed' | 'lost') => void) | undefined;
     const channel: Channel = raylet.openChannel(CHANNEL_KIND.DRIVER, job, verified.principal, 0, {
-      write: (batch) => stream.write(batch), pause: () => stream.pause(), resume: () => stream.resume(),
+      write: (batch, tail, written) => stream.write(batch, tail, written), pause: () => stream.pause(), resume: () => stream.resume(),
       close: (error) => {
         streams.delete(id);
         stream.end(error);

@@ -6,9 +6,10 @@ export const PEER_OP = { OPEN_CHANNEL: 0xa0, CLOSE_CHANNEL: 0xa1, CHANNEL_REFUSE
 
 const HEADER_BYTES = 8;
 
-export function wrap(channel: number, batch: Uint8Array): Uint8Array {
+/** `tailBytes`: of what the caller sends right behind, as the rest of the batch. */
+export function wrap(channel: number, batch: Uint8Array, tailBytes = 0): Uint8Array {
   const message = Buffer.allocUnsafe(HEADER_BYTES + batch.length);
-  message.writeUInt32LE(4 + batch.length, 0);
+  message.writeUInt32LE(4 + batch.length + tailBytes, 0);
   message.writeUInt32LE(channel, 4);
   message.set(batch, HEADER_BYTES);
   return message;

@@ -306,7 +306,7 @@ class PeerStream {
       if (tenant === undefined || tenant.name !== verified.principal.tenant || !tenant.active) throw new BulkheadError('UNAUTHENTICATED', 'the credential is of a tenant that is not known here');
       const job = raylet.ensureJob(verified.jobId, tenant, verified.principal, verified.jobPrincipal, credential, verified.expiresMs, verified.issuedMs);
       const channel = raylet.openChannel(CHANNEL_KIND.PEER, job, asJob ? verified.jobPrincipal : verified.principal, depth, {
-        write: (batch) => this.#stream.write(wrap(number, batch)),
+        write: (batch, tail, written) => this.#stream.write(wrap(number, batch, tail?.length), tail, written),
         // One stream carries many channels, so a single one cannot be paused; calls beyond the limit are refused.
         pause: () => undefined, resume: () => undefined,
         close: (error) => this.#refuse(number, error),

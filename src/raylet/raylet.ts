@@ -8,7 +8,7 @@ import { join } from 'node:path';
 import type { AuditLog, AuditLogs } from '../base/audit-record.ts';
 import type { PolicyDecisionPoint } from '../base/decision.ts';
 import { BulkheadError, toSafeError } from '../base/errors.ts';
-import { OP } from '../base/frame.ts';
+import { CHUNK_HEADER_BYTES, OP } from '../base/frame.ts';
 import { parseTenantName, type JobId, type TenantName } from '../base/ids.ts';
 import { CHUNK_BYTES, MAX_CALLS_IN_FLIGHT, MAX_HELD_BYTES_PER_CHANNEL, MAX_NAME_CALLS_PER_TENANT, MAX_UNREAD_BYTES, UNREAD_PAUSE_BYTES } from '../base/limits.ts';
 import type { Principal } from '../base/principal.ts';
@@ -28,11 +28,13 @@ import { Outbox } from './outbox.ts';
 /** Client bytes that may wait for a slow reader or the disk before its calls are no longer read. */
 const HIGH_WATER_BYTES = 32 * 2 ** 20;
 const TICK_MS = 25;
+/** What one client may be behind, twice over. */
+const KEPT_CHUNKS = 8;
 
 /** One client connection, as the raylet writes to it. */
 export interface ChannelPort {
-  /** False: `onDrain` of the raylet (`drained`) will be called. */
-  write(batch: Uint8Array): boolean;
+  /** `tail` continues the batch; `written` is called when it may be used again, if ever. False: `onDrain` of the raylet (`drained`) will be called. */
+  write(batch: Uint8Array, tail?: Uint8Array, written?: () => void): boolean;
   pause(): void;
   resume(): void;
   close(error: BulkheadError | undefined): void;
@@ -112,6 +114,8 @@ export class Raylet implements AsyncDisposable {
   /** Channels whose new credential is being verified. */
   readonly #renewing = new Set<Channel>();
   readonly #naming = new Map<string, Promise<void>>();
+  /** Memory of parts that were sent, for the next ones: making it anew costs more than filling it. Each is written over before its next use. */
+  readonly #chunks: Buffer[] = [];
   readonly #timer: NodeJS.Timeout;
   peers: PeerLinks | undefined = undefined;
   #closed = false;
@@ -203,11 +207,11 @@ export class Raylet implements AsyncDisposable {
   }
 
   /** Never throws: it is called in the middle of other clients' steps. A client that cannot be written to is ended. */
-  #writePort(channel: Channel, batch: Uint8Array): void {
+  #writePort(channel: Channel, batch: Uint8Array, tail?: Uint8Array, written?: () => void): void {
     const shell = this.#channels.get(channel);
     if (shell?.port === undefined) return;
     try {
-      if (!shell.port.write(batch)) shell.blocked = true;
+      if (!shell.port.write(batch, tail, written)) shell.blocked = true;
     } catch (error) {
       return this.#failLater(channel, error);
     }
@@ -614,16 +618,16 @@ export class Raylet implements AsyncDisposable {
       while (offset < size) {
         if (shell.blocked || channel.closed) return channel.closed;
         const n = Math.min(CHUNK_BYTES, size - offset);
-        // The header is written by hand in front of the octets, so that they are copied once: from the file into the message.
-        const frame = Buffer.allocUnsafe(CHUNK_HEADER_BYTES + n);
-        frame.writeUInt32LE(CHUNK_HEADER_BYTES - 4 + n, 0);
-        frame[4] = OP.VALUE_CHUNK;
-        frame.writeUInt32LE(request, 5);
-        frame.writeUInt32LE(position, 9);
-        frame.writeBigUInt64LE(BigInt(size), 13);
-        frame.writeBigUInt64LE(BigInt(offset), 21);
-        const got = reader.read(frame, CHUNK_HEADER_BYTES, n, offset);
-        hash?.update(frame.subarray(CHUNK_HEADER_BYTES, CHUNK_HEADER_BYTES + got));
+        const header = Buffer.allocUnsafe(CHUNK_HEADER_BYTES);
+        header.writeUInt32LE(CHUNK_HEADER_BYTES - 4 + n, 0);
+        header[4] = OP.VALUE_CHUNK;
+        header.writeUInt32LE(request, 5);
+        header.writeUInt32LE(position, 9);
+        header.writeBigUInt64LE(BigInt(size), 13);
+        header.writeBigUInt64LE(BigInt(offset), 21);
+        const chunk = this.#chunks.pop() ?? Buffer.allocUnsafeSlow(CHUNK_BYTES);
+        const got = reader.read(chunk, 0, n, offset);
+        hash?.update(chunk.subarray(0, got));
         if (hash !== undefined && (got !== n || offset + n === size)) {
           const digest = hash.digest();
           if (got !== n || !this.core.mayCross(effect.entry, digest)) {
@@ -639,7 +643,9 @@ export class Raylet implements AsyncDisposable {
           break;
         }
         offset += n;
-        this.#writePort(channel, frame);
+        this.#writePort(channel, header, chunk.subarray(0, n), () => {
+          if (this.#chunks.length < KEPT_CHUNKS) this.#chunks.push(chunk);
+        });
       }
       reader.close();
       shell.readers.delete(reader);
@@ -806,12 +812,12 @@ function digestFrame(request: number, position: number, digest: Uint8Array): Uin
   return frame;
 }
 
-const CHUNK_HEADER_BYTES = 5 + 4 + 4 + 8 + 8;
 const ACTOR_WORKER_BYTES = 2 * 2 ** 30;
 
 function slotPort(process: WorkerProcess, slot: Slot): ChannelPort {
   return {
-    write: (batch) => process.send(slot.number, batch),
+    // Large values reach a guest as attachments, so a tail comes never; if it did, it must not be lost.
+    write: (batch, tail) => process.send(slot.number, tail === undefined ? batch : Buffer.concat([batch, tail])),
     // A worker that is behind is not paused: its own reads are what it waits for.
     pause: () => undefined,
     resume: () => undefined,

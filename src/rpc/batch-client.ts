@@ -7,70 +7,16 @@ import * as http2 from 'node:http2';
 import type { TLSSocket } from 'node:tls';
 import * as grpc from '@grpc/grpc-js';
 import { BulkheadError, toSafeError } from '../base/errors.ts';
-import { FLOW_CONTROL_WINDOW_BYTES, MAX_BATCH_BYTES, MAX_METADATA_BYTES, MAX_STREAM_BUFFER_BYTES, STREAM_HIGH_WATER_BYTES } from '../base/limits.ts';
-import { decodeBatch, EncodedBatch } from './batch-codec.ts';
+import type { FrameSink } from '../base/frame.ts';
+import { FLOW_CONTROL_WINDOW_BYTES, MAX_METADATA_BYTES, MAX_STREAM_BUFFER_BYTES } from '../base/limits.ts';
+import { BatchPipe } from './batch-pipe.ts';
 import type { CallOptions } from './service-types.ts';
 import { CODE_TRAILER, errorOf } from './status.ts';
 import type { BatchStream } from './streams.ts';
 
-/** gRPC's prefix of a message: a compression flag and a big-endian length. */
-const PREFIX_BYTES = 5;
 const KEEPALIVE_MS = 30_000;
 const KEEPALIVE_TIMEOUT_MS = 10_000;
 const CLOSE_TIMEOUT_MS = 2_000;
-
-/** Cuts a byte stream into messages. A message inside one chunk is a view of it; one over several chunks is copied once. */
-export class MessageReader {
-  readonly #limit: number;
-  readonly #prefix = Buffer.alloc(PREFIX_BYTES);
-  #prefixAt = 0;
-  #message: Buffer | undefined;
-  #messageAt = 0;
-
-  constructor(limit: number) {
-    this.#limit = limit;
-  }
-
-  /** Throws RESOURCE_EXHAUSTED or INVALID_ARGUMENT; the stream must then end. */
-  push(chunk: Buffer, each: (message: Buffer) => void): void {
-    let at = 0;
-    while (at < chunk.length) {
-      if (this.#message !== undefined) {
-        const n = Math.min(chunk.length - at, this.#message.length - this.#messageAt);
-        chunk.copy(this.#message, this.#messageAt, at, at + n);
-        this.#messageAt += n;
-        at += n;
-        if (this.#messageAt < this.#message.length) return;
-        const whole = this.#message;
-        this.#message = undefined;
-        each(whole);
-        continue;
-      }
-      const n = Math.min(PREFIX_BYTES - this.#prefixAt, chunk.length - at);
-      chunk.copy(this.#prefix, this.#prefixAt, at, at + n);
-      this.#prefixAt += n;
-      at += n;
-      if (this.#prefixAt < PREFIX_BYTES) return;
-      this.#prefixAt = 0;
-      const length = this.#prefix.readUInt32BE(1);
-      if (this.#prefix[0] !== 0) throw new BulkheadError('INVALID_ARGUMENT', 'the peer sent a compressed batch, which was not agreed');
-      if (length > this.#limit) throw new BulkheadError('RESOURCE_EXHAUSTED', `a batch of ${length} bytes exceeds the limit of ${this.#limit}`);
-      if (chunk.length - at >= length) {
-        const whole = chunk.subarray(at, at + length);
-        at += length;
-        each(whole);
-      } else {
-        this.#message = Buffer.allocUnsafeSlow(length);
-        this.#messageAt = 0;
-      }
-    }
-  }
-
-  /** True between messages: an end elsewhere is a truncated message. */
-  get idle(): boolean {
-    return this.#message === undefined && this.#prefixAt === 0;
-  }
-}
 
 export interface BatchStreamOptions extends CallOptions {
   /** `/package.Service/Method`. */
@@ -92,19 +38,15 @@ export function openBatchStream(options: BatchStreamOptions): ClientBatchStream 
 class Http2BatchStream implements ClientBatchStream {
   onDrain: (() => void) | undefined;
   onData: ((frames: Uint8Array) => void) | undefined;
+  onLarge: ((head: Uint8Array, length: number) => FrameSink | undefined) | undefined;
   onEnd: ((error: BulkheadError | undefined) => void) | undefined;
   onStale: (() => void) | undefined;
   onOver: () => void = () => undefined;
   readonly #options: BatchStreamOptions;
-  readonly #reader = new MessageReader(MAX_BATCH_BYTES + 16);
+  readonly #pipe = new BatchPipe();
   #socket: TLSSocket | undefined;
   #session: http2.ClientHttp2Session | undefined;
   #stream: http2.ClientHttp2Stream | undefined;
-  /** Written before the connection stood. */
-  #waiting: Buffer[] = [];
-  #buffered = 0;
-  #blocked = false;
-  #paused = false;
   #ended = false;
   #gone = false;
   #status: BulkheadError | 'ok' | undefined;
@@ -113,6 +55,13 @@ class Http2BatchStream implements ClientBatchStream {
 
   constructor(options: BatchStreamOptions) {
     this.#options = options;
+    const pipe = this.#pipe;
+    pipe.onBatch = (frames) => {
+      if (!this.#gone) this.onData?.(frames);
+    };
+    pipe.onLarge = (head, length) => (this.#gone ? undefined : this.onLarge?.(head, length));
+    pipe.onDrain = () => this.onDrain?.();
+    pipe.onWrong = (error) => this.end(error);
     if (options.timeoutMs !== undefined) this.#deadline = setTimeout(() => this.end(new BulkheadError('TIMEOUT', 'the stream reached its time limit')), options.timeoutMs);
     options.dial().then((socket) => this.#connected(socket), (error: unknown) => this.#finish(toSafeError(error)));
   }
@@ -148,18 +97,13 @@ class Http2BatchStream implements ClientBatchStream {
     });
     stream.on('trailers', (headers) => this.#readStatus(headers));
     stream.on('error', (error) => this.#finish(this.#status === undefined || this.#status === 'ok' ? this.#lost(error) : this.#status));
-    stream.on('data', (chunk: Buffer) => this.#receive(chunk));
     stream.on('end', () => {
       // Trailers come before 'end'; without them the stream was cut.
-      if (this.#status === undefined || !this.#reader.idle) this.#finish(this.#lost(undefined));
+      if (this.#status === undefined || !this.#pipe.idle) this.#finish(this.#lost(undefined));
       else this.#finish(this.#status === 'ok' ? undefined : this.#status);
     });
     stream.on('close', () => this.#finish(this.#status === 'ok' ? undefined : (this.#status ?? this.#lost(undefined))));
-    stream.on('drain', () => this.#maybeDrain());
-    if (this.#paused) stream.pause();
-    const waiting = this.#waiting;
-    this.#waiting = [];
-    for (const message of waiting) this.#send(message);
+    this.#pipe.attach(stream);
     if (this.#ended) stream.end();
   }
 
@@ -191,59 +135,16 @@ class Http2BatchStream implements ClientBatchStream {
     this.#status = errorOf({ code: Number.isInteger(code) ? code : grpc.status.UNKNOWN, details, metadata }) ?? 'ok';
   }
 
-  #receive(chunk: Buffer): void {
-    if (this.#gone) return;
-    try {
-      this.#reader.push(chunk, (message) => {
-        if (!this.#gone) this.onData?.(decodeBatch(message));
-      });
-    } catch (error) {
-      this.end(toSafeError(error));
-    }
-  }
-
-  write(frames: Uint8Array, tail?: Uint8Array): boolean {
-    if (this.#gone || this.#ended) return false;
-    const batch = new EncodedBatch(frames, tail);
-    if (batch.length > MAX_BATCH_BYTES + 16) throw new BulkheadError('RESOURCE_EXHAUSTED', `a batch of ${batch.length} bytes exceeds the limit of ${MAX_BATCH_BYTES}`);
-    if (this.#buffered + PREFIX_BYTES + batch.length > MAX_STREAM_BUFFER_BYTES) throw new BulkheadError('RESOURCE_EXHAUSTED', `more than ${MAX_STREAM_BUFFER_BYTES} bytes wait on one stream; wait for onDrain`);
-    const message = Buffer.allocUnsafe(PREFIX_BYTES + batch.length - (tail?.length ?? 0));
-    message[0] = 0;
-    message.writeUInt32BE(batch.length, 1);
-    if (batch.length > 0) batch.copyHead(message, PREFIX_BYTES);
-    this.#put(message);
-    if (tail !== undefined) this.#put(Buffer.from(tail.buffer, tail.byteOffset, tail.byteLength));
-    this.#blocked = this.#blocked || this.#buffered >= STREAM_HIGH_WATER_BYTES;
-    return !this.#blocked;
-  }
-
-  #put(octets: Buffer): void {
-    this.#buffered += octets.length;
-    if (this.#stream === undefined) this.#waiting.push(octets);
-    else this.#send(octets);
-  }
-
-  #send(message: Buffer): void {
-    this.#stream?.write(message, () => {
-      this.#buffered -= message.length;
-      this.#maybeDrain();
-    });
-  }
-
-  #maybeDrain(): void {
-    if (!this.#blocked || this.#gone || this.#buffered >= STREAM_HIGH_WATER_BYTES / 2) return;
-    this.#blocked = false;
-    this.onDrain?.();
+  write(frames: Uint8Array, tail?: Uint8Array, written?: () => void): boolean {
+    return !this.#gone && !this.#ended && this.#pipe.write(frames, tail, written);
   }
 
   pause(): void {
-    this.#paused = true;
-    this.#stream?.pause();
+    this.#pipe.pause();
   }
 
   resume(): void {
-    this.#paused = false;
-    this.#stream?.resume();
+    this.#pipe.resume();
   }
 
   end(error?: BulkheadError): void {
@@ -272,7 +173,7 @@ class Http2BatchStream implements ClientBatchStream {
   #finish(error: BulkheadError | undefined): void {
     if (this.#gone) return;
     this.#gone = true;
-    this.#waiting = [];
+    this.#pipe.close();
     clearInterval(this.#keepalive);
     clearTimeout(this.#deadline);
     // The connection is this stream's own. A clean end closes it after what is still to be sent. Otherwise it is cut: Node resets a stream

@@ -2,8 +2,9 @@
  * The one file that reaches behind grpc-js's types: its server has no option for HTTP/2 receive windows, header limits and frame
  * floods. What is missing stops the start, so that an upgrade of the library cannot silently drop a limit.
  */
-import type { ServerOptions as Http2Options, ServerHttp2Session } from 'node:http2';
+import type { ServerOptions as Http2Options, ServerHttp2Session, ServerHttp2Stream } from 'node:http2';
 import { EventEmitter } from 'node:events';
+import { Duplex } from 'node:stream';
 import * as grpc from '@grpc/grpc-js';
 import { BulkheadError } from '../base/errors.ts';
 
@@ -48,4 +49,15 @@ export function cutStream(call: grpc.ServerInterceptingCallInterface): () => boo
     cut = stream.closed === true;
   });
   return () => cut;
+}
+
+/**
+ * The HTTP/2 stream under a call whose messages go past grpc-js from here on: what it would have read comes to whoever listens next, nothing is lost, since
+ * grpc-js reads nothing before it is asked to. Ending the call stays its business.
+ */
+export function takeStream(call: grpc.ServerInterceptingCallInterface): ServerHttp2Stream {
+  const stream: unknown = Reflect.get(call, 'stream');
+  if (!(stream instanceof Duplex) || !('respond' in stream) || stream.listenerCount('data') !== 1 || !stream.isPaused()) return changed('paused stream of a server call');
+  stream.removeAllListeners('data');
+  return stream as ServerHttp2Stream;
 }

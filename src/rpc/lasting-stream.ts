@@ -13,6 +13,7 @@
  */
 import { randomBytes, timingSafeEqual } from 'node:crypto';
 import { BulkheadError, toSafeError } from '../base/errors.ts';
+import type { FrameSink } from '../base/frame.ts';
 import type { BatchStream } from './streams.ts';
 
 /** Metadata entry with which a stream takes over from another: `<id>:<secret>`, 40 and 64 hex digits. */
@@ -40,6 +41,7 @@ export interface LastingStreamOptions {
 export class LastingStream implements BatchStream {
   onDrain: (() => void) | undefined;
   onData: ((frames: Uint8Array) => void) | undefined;
+  onLarge: ((head: Uint8Array, length: number) => FrameSink | undefined) | undefined;
   onEnd: ((error: BulkheadError | undefined) => void) | undefined;
   onStale: (() => void) | undefined;
   readonly #options: LastingStreamOptions;
@@ -71,6 +73,7 @@ export class LastingStream implements BatchStream {
 
   #listen(stream: BatchStream): void {
     stream.onData = (batch) => this.#receive(stream, batch);
+    stream.onLarge = (head, length) => (this.#delivers(stream) ? this.onLarge?.(head, length) : undefined);
     stream.onDrain = () => {
       if (stream === this.#current) this.onDrain?.();
     };
@@ -82,6 +85,12 @@ export class LastingStream implements BatchStream {
         this.#move();
       }
     };
+  }
+
+  /** What comes from it now goes straight to the owner: nothing of another stream, and no first batch, is to come before. */
+  #delivers(stream: BatchStream): boolean {
+    if (this.#over || !this.#begun) return false;
+    return stream === this.#old || (stream === this.#current && this.#old === undefined && this.#held.length === 0);
   }
 
   #receive(stream: BatchStream, batch: Uint8Array): void {
@@ -191,8 +200,8 @@ export class LastingStream implements BatchStream {
     this.onEnd?.(error);
   }
 
-  write(frames: Uint8Array, tail?: Uint8Array): boolean {
-    return !this.#over && !this.#ended && this.#current.write(frames, tail);
+  write(frames: Uint8Array, tail?: Uint8Array, written?: () => void): boolean {
+    return !this.#over && !this.#ended && this.#current.write(frames, tail, written);
   }
 
   pause(): void {
@@ -225,6 +234,7 @@ export class LastingStream implements BatchStream {
 export class MovableStream implements BatchStream {
   onDrain: (() => void) | undefined;
   onData: ((frames: Uint8Array) => void) | undefined;
+  onLarge: ((head: Uint8Array, length: number) => FrameSink | undefined) | undefined;
   onEnd: ((error: BulkheadError | undefined) => void) | undefined;
   onStale: (() => void) | undefined;
   #stream: BatchStream;
@@ -240,6 +250,7 @@ export class MovableStream implements BatchStream {
 
   #listen(stream: BatchStream): void {
     stream.onData = (batch) => this.onData?.(batch);
+    stream.onLarge = (head, length) => (this.#over ? undefined : this.onLarge?.(head, length));
     stream.onDrain = () => {
       if (stream === this.#stream) this.onDrain?.();
     };
@@ -288,8 +299,8 @@ export class MovableStream implements BatchStream {
     this.onDrain?.();
   }
 
-  write(frames: Uint8Array, tail?: Uint8Array): boolean {
-    return !this.#over && this.#stream.write(frames, tail);
+  write(frames: Uint8Array, tail?: Uint8Array, written?: () => void): boolean {
+    return !this.#over && this.#stream.write(frames, tail, written);
   }
 
   pause(): void {

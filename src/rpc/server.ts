@@ -3,10 +3,12 @@
  * frames and multiplexes; every call is answered here, through its interceptor interface. Must never: be built without
  * identity, verifier, decisions, audit and method rows, or answer with the text of a foreign error.
  */
+import type { ServerHttp2Stream } from 'node:http2';
 import * as grpc from '@grpc/grpc-js';
 import type { DescMethod, DescService, Message } from '@bufbuild/protobuf';
 import type { Decision } from '../base/decision.ts';
 import { BulkheadError, toSafeError } from '../base/errors.ts';
+import type { FrameSink } from '../base/frame.ts';
 import type { TenantName } from '../base/ids.ts';
 import {
   FLOW_CONTROL_WINDOW_BYTES, MAX_BATCH_BYTES, MAX_CONNECTIONS_PER_PEER, MAX_CONNECTIONS_PER_SERVER, MAX_METADATA_BYTES, MAX_STREAM_BUFFER_BYTES,
@@ -14,8 +16,8 @@ import {
 } from '../base/limits.ts';
 import type { Clock } from '../base/time.ts';
 import { Admission, planMethod, rowOf, type MethodPlan } from './admission.ts';
-import { decodeBatch, EncodedBatch } from './batch-codec.ts';
-import { createInjector, cutStream } from './grpc-internals.ts';
+import { BatchPipe } from './batch-pipe.ts';
+import { createInjector, cutStream, takeStream } from './grpc-internals.ts';
 import type { OwnIdentity, PeerVerifier, ServerSecurity } from './ports.ts';
 import { isBatchMethod, methodName, type BaseCall, type CallContext, type Implementation } from './service-types.ts';
 import { asSeenByPeer, statusOf } from './status.ts';
@@ -247,7 +249,8 @@ class ServerCall {
   #metadata = new grpc.Metadata();
   #readTimer: NodeJS.Timeout | undefined;
   #request: Buffer | undefined;
-  #stream: ServerStream | undefined;
+  #stream: MessageEnd | undefined;
+  #batches: BatchEnd | undefined;
   #finished = false;
   readonly #cut: () => boolean;
   #reading = false;
@@ -335,6 +338,7 @@ class ServerCall {
     clearTimeout(this.#readTimer);
     this.#abort.abort(reason);
     this.#stream?.peerEnded(reason);
+    this.#batches?.peerEnded(reason);
     this.onFinished();
   }
 
@@ -376,16 +380,18 @@ class ServerCall {
     try {
       const context = await admit(this.#context(), connection, undefined);
       if (this.#finished) return;
-      const stream = new ServerStream(this);
-      this.#stream = stream;
       // Headers at once: the caller learns that it is admitted, and grpc-js stops buffering for a transparent retry.
       this.#call.sendMetadata(new grpc.Metadata());
       if (isBatchMethod(descriptor)) {
-        const result = handler(context, stream as never);
-        stream.begin();
+        const batches = new BatchEnd(this, takeStream(this.#call), this.#cut);
+        this.#batches = batches;
+        const result = handler(context, batches as never);
+        batches.begin();
         // The type says void, which an async function satisfies; its failure is the stream's.
         if (result instanceof Promise) await result;
       } else {
+        const stream = new MessageEnd(this);
+        this.#stream = stream;
         const typed = new TypedStream(stream, descriptor.input, descriptor.output);
         const result = handler(context, typed as never);
         stream.begin();
@@ -412,7 +418,7 @@ class ServerCall {
     });
   }
 
-  sendRaw(message: Buffer | EncodedBatch, sent: () => void): void {
+  sendRaw(message: Buffer, sent: () => void): void {
     this.#call.sendMessage(message, sent);
   }
 
@@ -431,12 +437,10 @@ class ServerCall {
   }
 }
 
-/** The server's end of a stream, raw messages in and batches out. */
-class ServerStream implements BatchStream, RawStream {
+/** The server's end of a stream of typed messages, over grpc-js. */
+class MessageEnd implements RawStream {
   onDrain: (() => void) | undefined;
-  onData: ((frames: Uint8Array) => void) | undefined;
   onEnd: ((error: BulkheadError | undefined) => void) | undefined;
-  onStale: (() => void) | undefined;
   onRaw: ((message: Buffer) => void) | undefined;
   readonly #call: ServerCall;
   #begun = false;
@@ -452,11 +456,7 @@ class ServerStream implements BatchStream, RawStream {
     this.#call = call;
   }
 
-  write(frames: Uint8Array, tail?: Uint8Array): boolean {
-    return this.writeRaw(new EncodedBatch(frames, tail));
-  }
-
-  writeRaw(message: Buffer | EncodedBatch): boolean {
+  writeRaw(message: Buffer): boolean {
     if (this.#gone) return false;
     if (message.length > DEFAULT_LIMITS.messageBytes) throw new BulkheadError('RESOURCE_EXHAUSTED', `a batch of ${message.length} bytes exceeds the limit of ${MAX_BATCH_BYTES}`);
     if (this.#buffered + message.length > MAX_STREAM_BUFFER_BYTES) throw new BulkheadError('RESOURCE_EXHAUSTED', `more than ${MAX_STREAM_BUFFER_BYTES} bytes wait on one stream; the peer does not read`);
@@ -475,8 +475,7 @@ class ServerStream implements BatchStream, RawStream {
   receive(message: Buffer): void {
     this.#readPending = false;
     try {
-      if (this.onRaw !== undefined) this.onRaw(message);
-      else this.onData?.(decodeBatch(message));
+      this.onRaw?.(message);
     } catch (error) {
       return this.#call.finish(error);
     }
@@ -509,6 +508,80 @@ class ServerStream implements BatchStream, RawStream {
     const told = this.#peerEnded;
     this.#peerEnded = true;
     if (error !== undefined) this.#gone = true;
+    // After the peer's end, the owner's own `end` is no news to it; a loss is.
+    if (!told || !this.#ownEnd) this.onEnd?.(error);
+  }
+
+  end(error?: BulkheadError): void {
+    this.#ownEnd = true;
+    this.#call.finish(error);
+  }
+}
+
+/** The server's end of a stream of batches: grpc-js has admitted and will end the call, the octets between go past it. */
+class BatchEnd implements BatchStream {
+  onDrain: (() => void) | undefined;
+  onData: ((frames: Uint8Array) => void) | undefined;
+  onLarge: ((head: Uint8Array, length: number) => FrameSink | undefined) | undefined;
+  onEnd: ((error: BulkheadError | undefined) => void) | undefined;
+  onStale: (() => void) | undefined;
+  readonly #call: ServerCall;
+  readonly #pipe = new BatchPipe();
+  #begun = false;
+  #paused = false;
+  #peerEnded = false;
+  #ownEnd = false;
+  #gone = false;
+
+  /** `cut`: what looks like the peer's end is a loss. */
+  constructor(call: ServerCall, stream: ServerHttp2Stream, cut: () => boolean) {
+    this.#call = call;
+    this.#pipe.onBatch = (frames) => {
+      if (!this.#gone) this.onData?.(frames);
+    };
+    this.#pipe.onLarge = (head, length) => (this.#gone ? undefined : this.onLarge?.(head, length));
+    this.#pipe.onDrain = () => {
+      if (!this.#gone) this.onDrain?.();
+    };
+    this.#pipe.onWrong = (error) => this.#call.finish(error);
+    this.#pipe.pause();
+    stream.on('end', () => {
+      // The loss is told right after; it must not look like a goodbye.
+      if (this.#gone || cut()) return;
+      if (this.#pipe.idle) this.peerEnded(undefined);
+      else this.#call.finish(new BulkheadError('INVALID_ARGUMENT', 'the stream ended inside a batch'));
+    });
+    this.#pipe.attach(stream);
+  }
+
+  /** Reading begins when the handler has set its callbacks, and has not paused. */
+  begin(): void {
+    this.#begun = true;
+    if (!this.#paused) this.#pipe.resume();
+  }
+
+  write(frames: Uint8Array, tail?: Uint8Array, written?: () => void): boolean {
+    return !this.#gone && this.#pipe.write(frames, tail, written);
+  }
+
+  pause(): void {
+    this.#paused = true;
+    this.#pipe.pause();
+  }
+
+  resume(): void {
+    this.#paused = false;
+    if (this.#begun) this.#pipe.resume();
+  }
+
+  peerEnded(error: BulkheadError | undefined): void {
+    if (this.#gone || (error === undefined && this.#peerEnded)) return;
+    const told = this.#peerEnded;
+    this.#peerEnded = true;
+    if (error !== undefined) {
+      this.#gone = true;
+      this.#pipe.close();
+    }
     // After the peer's end, the owner's own `end` is no news to it; a loss is.
     if (!told || !this.#ownEnd) this.onEnd?.(error);
   }

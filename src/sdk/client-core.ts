@@ -4,7 +4,7 @@
  * sending, timers and staging are the owner's. Must never: decode a frame of another direction, or hold a promise per submitted call.
  */
 import { BulkheadError } from '../base/errors.ts';
-import { FrameWriter, NO_TIMEOUT, OP, type CallKind, type FrameReader } from '../base/frame.ts';
+import { CHUNK_HEADER_BYTES, FrameWriter, NO_TIMEOUT, OP, type CallKind, type FrameReader, type FrameSink } from '../base/frame.ts';
 import { OBJECT_ID_BYTES, SESSION_PREFIX_BYTES, objectIdText } from '../base/ids.ts';
 import {
   CHUNK_BYTES, MAX_DEPENDENCIES, MAX_ERROR_MESSAGE_CHARS, MAX_FRAME_BYTES, MAX_INLINE_BYTES, MAX_OBJECT_BYTES, MAX_REFS_PER_CALL, MAX_STACK_CHARS, MAX_TEMPLATES_PER_CHANNEL,
@@ -42,6 +42,8 @@ export interface ClientCoreOptions {
   readonly stage?: ((bytes: Uint8Array<ArrayBuffer>) => number) | undefined;
   /** Inside a worker: takes what the host attached. */
   readonly attachment?: ((number: number) => Uint8Array) | undefined;
+  /** Memory for a large value, in a buffer of its own; it is given to nobody before each octet was written. Default: zeroed memory. */
+  readonly allocate?: ((bytes: number) => Uint8Array<ArrayBuffer>) | undefined;
   /** Resolves when more may be sent; undefined: now. Only parts of large values wait for it. */
   readonly drained?: (() => Promise<void> | undefined) | undefined;
   /** Sends what the writer holds and `octets` right behind it, uncopied. They are never written to afterwards. */
@@ -696,18 +698,45 @@ export class ClientCore {
       if (total > MAX_OBJECT_BYTES || position >= pending.refs.length) throw new BulkheadError('INVALID_ARGUMENT', 'malformed frame: a value in parts is too large or out of range');
       const single = singleBuffer(part, total);
       const skip = single?.headBytes ?? 0;
-      assembled = { bytes: new Uint8Array(total - skip), total, skip, at: 0, finish: single?.finish };
+      assembled = { bytes: this.#options.allocate?.(total - skip) ?? new Uint8Array(total - skip), total, skip, at: 0, finish: single?.finish };
       pending.parts.set(position, assembled);
     }
     if (offset !== assembled.at || assembled.total !== total || part.length > total - offset) throw new BulkheadError('INVALID_ARGUMENT', 'malformed frame: the parts of a value are out of order');
     const { skip } = assembled;
     if (offset >= skip) assembled.bytes.set(part, offset - skip);
     else if (part.length > skip - offset) assembled.bytes.set(part.subarray(skip - offset), 0);
-    assembled.at += part.length;
-    if (assembled.at !== total) return;
-    pending.parts.delete(position);
+    this.#partArrived(pending, request, position, assembled, part.length);
+  }
+
+  #partArrived(pending: Pending, request: number, position: number, assembled: Assembly, length: number): void {
+    assembled.at += length;
+    if (assembled.at !== assembled.total) return;
+    pending.parts?.delete(position);
     if (assembled.finish === undefined) this.#value(request, position, assembled.bytes);
     else this.#arrived(pending, request, position, assembled.finish(assembled.bytes.buffer));
+  }
+
+  /** Where the rest of a batch goes that is one further part of a large value; undefined for any other batch: `receive` judges it when it is whole. */
+  place(head: Uint8Array, length: number): FrameSink | undefined {
+    if (head.length < CHUNK_HEADER_BYTES || head[4] !== OP.VALUE_CHUNK) return undefined;
+    const view = new DataView(head.buffer, head.byteOffset, head.length);
+    if (view.getUint32(0, true) !== length - 4) return undefined;
+    const request = view.getUint32(5, true);
+    const position = view.getUint32(9, true);
+    const offset = Number(view.getBigUint64(21, true));
+    const pending = this.#pending.get(request);
+    const assembled = pending?.parts?.get(position);
+    const octets = length - CHUNK_HEADER_BYTES;
+    if (pending === undefined || assembled === undefined || BigInt(assembled.total) !== view.getBigUint64(13, true)) return undefined;
+    if (offset !== assembled.at || offset < assembled.skip || octets > assembled.total - offset) return undefined;
+    return {
+      skip: CHUNK_HEADER_BYTES,
+      into: assembled.bytes.subarray(offset - assembled.skip, offset - assembled.skip + octets),
+      done: () => {
+        // Given up meanwhile: what came lies where nobody looks.
+        if (this.#pending.get(request) === pending) this.#partArrived(pending, request, position, assembled, octets);
+      },
+    };
   }
 
   /** Rejects what one task or actor call waits for. */

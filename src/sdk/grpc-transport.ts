@@ -140,6 +140,7 @@ class GrpcConnection implements Connection {
       this.#welcomed = true;
       this.#handlers.batch(batch);
     };
+    stream.onLarge = (head, length) => this.#handlers.large?.(head, length);
     stream.onDrain = () => this.#release();
     stream.onEnd = (error) => {
       // A node that died a moment ago is still in the head's list. Nothing was sent to it: the SDK waits for the first frame.

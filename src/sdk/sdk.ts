@@ -177,6 +177,11 @@ function callerDirectory(stack: string | undefined): string {
 }
 
 /** Loaded on demand: a program that brings its own transport needs no gRPC. */
+/** Not zeroed: that costs as much as receiving what is to be written over it. */
+function allocate(bytes: number): Uint8Array<ArrayBuffer> {
+  return new Uint8Array(Buffer.allocUnsafeSlow(bytes).buffer as ArrayBuffer);
+}
+
 async function defaultTransport(target: ConnectTarget): Promise<Transport> {
   const { grpcTransport } = await import('./grpc-transport.ts');
   return grpcTransport(target);
@@ -240,7 +245,7 @@ export async function connect(options: ConnectOptions = {}): Promise<Cluster> {
     const info = JSON.parse(frame.text(MAX_WELCOME_BYTES)) as Welcome['info'];
     frame.finish();
     core = new ClientCore({
-      sessionPrefix: prefix, writer, touched, parent: () => 0, drained: () => sending, sendTail: sendBehind, keptValueBytes: KEPT_VALUE_BYTES, collects: FinalizationRegistry,
+      sessionPrefix: prefix, writer, touched, parent: () => 0, drained: () => sending, sendTail: sendBehind, keptValueBytes: KEPT_VALUE_BYTES, allocate, collects: FinalizationRegistry,
       timers: { set: (ms, fire) => setTimeout(fire, ms), clear: (timer) => clearTimeout(timer as NodeJS.Timeout) },
       onRejected: (error) => process.emitWarning(error.safeMessage, 'BulkheadRejected', error.code),
     });
@@ -267,6 +272,7 @@ export async function connect(options: ConnectOptions = {}): Promise<Cluster> {
         void connection?.close();
       }
     },
+    large: (head, length) => core?.place(head, length),
     closed: lost,
   });
   const opened = connection;

@@ -3,9 +3,13 @@
  * Identity, authentication and reconnection are the transport's; the SDK above it sees one channel that opens once and closes once.
  */
 
+import type { FrameSink } from '../base/frame.ts';
+
 export interface TransportHandlers {
   /** One batch from the raylet; the first frame of the first is WELCOME. Must not be called after `closed`. */
   batch(batch: Uint8Array): void;
+  /** A large batch of `length` octets has begun to arrive, with `head`: where its rest goes, so that it is copied once; undefined: `batch` gets it when it is whole. */
+  large?(head: Uint8Array, length: number): FrameSink | undefined;
   /** The channel is gone, for good. Without an error: because `close()` was called. */
   closed(error?: Error): void;
 }

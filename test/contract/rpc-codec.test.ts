@@ -4,8 +4,8 @@ import * as grpc from '@grpc/grpc-js';
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import { BulkheadError } from '../../src/base/errors.ts';
-import { MessageReader } from '../../src/rpc/batch-client.ts';
-import { decodeBatch, EncodedBatch } from '../../src/rpc/batch-codec.ts';
+import { MessageReader } from '../../src/rpc/batch-pipe.ts';
+import { batchHeadBytes, decodeBatch, framesStart, writeBatchHead } from '../../src/rpc/batch-codec.ts';
 import { BatchSchema, Calls } from '../../src/rpc/generated/bulkhead/v1/raylet_pb.js';
 import { client, createChannel, createServer } from '../../src/rpc/rpc.ts';
 import { TokenBucket } from '../../src/rpc/token-bucket.ts';
@@ -14,9 +14,10 @@ import { CALLS_ROW, node, openFixture, user } from './rpc-fixture.ts';
 const bytes = (from: Uint8Array): number[] => [...from];
 
 function encode(frames: Uint8Array): Buffer {
-  const batch = new EncodedBatch(frames);
-  const into = Buffer.alloc(batch.length + 3, 0xee);
-  expect(batch.copy(into, 3)).toBe(batch.length);
+  const head = batchHeadBytes(frames.length);
+  const into = Buffer.alloc(3 + head + frames.length, 0xee);
+  writeBatchHead(into, 3, frames.length);
+  into.set(frames, 3 + head);
   expect(into.subarray(0, 3)).toEqual(Buffer.alloc(3, 0xee));
   return into.subarray(3);
 }
@@ -65,7 +66,7 @@ describe('the message reader', () => {
       const got: number[][] = [];
       for (let at = 0, i = 0; at < whole.length; i++) {
         const n = cuts[i % cuts.length] ?? 1;
-        reader.push(whole.subarray(at, at + n), (m) => got.push(bytes(m)));
+        reader.push(whole.subarray(at, at + n), (m) => void got.push(bytes(m)));
         at += n;
       }
       expect(got).toEqual(messages.map(bytes));

@@ -15,6 +15,7 @@ const LOST = new BulkheadError('UNAVAILABLE', 'the connection was lost');
 class End implements BatchStream {
   onDrain: (() => void) | undefined;
   onData: ((frames: Uint8Array) => void) | undefined;
+  onLarge: BatchStream['onLarge'];
   onEnd: ((error: BulkheadError | undefined) => void) | undefined;
   onStale: (() => void) | undefined;
   readonly inbox: Sent[] = [];

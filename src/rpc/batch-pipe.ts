@@ -1,0 +1,227 @@
+/**
+ * Batches over one HTTP/2 stream, the same on both sides: gRPC's framing by hand, since grpc-js makes promises and pauses the stream for each
+ * message. On the wire it is ordinary gRPC. Must never: buffer without a limit, or give out a batch while it is paused.
+ */
+import type { Http2Stream } from 'node:http2';
+import { BulkheadError, toSafeError } from '../base/errors.ts';
+import type { FrameSink } from '../base/frame.ts';
+import { MAX_BATCH_BYTES, MAX_STREAM_BUFFER_BYTES, STREAM_HIGH_WATER_BYTES } from '../base/limits.ts';
+import { batchHeadBytes, decodeBatch, framesStart, writeBatchHead } from './batch-codec.ts';
+
+/** gRPC's prefix of a message: a compression flag and a big-endian length. */
+export const PREFIX_BYTES = 5;
+/** A message of at least this size that comes in several chunks may be placed by its reader; enough of it must be there to tell what it is. */
+const PLACED_BYTES = 64 * 2 ** 10;
+const PLACED_HEAD_BYTES = 64;
+/** A batch and its protobuf tag and length. */
+const MAX_MESSAGE_BYTES = MAX_BATCH_BYTES + 16;
+
+/**
+ * Cuts a byte stream into messages. A message inside one chunk is a view of it; one over several chunks is copied once: to where `place` says, else
+ * into a buffer of its own.
+ */
+export class MessageReader {
+  readonly #limit: number;
+  readonly #place: ((head: Buffer, length: number) => FrameSink | undefined) | undefined;
+  readonly #prefix = Buffer.alloc(PREFIX_BYTES);
+  #prefixAt = 0;
+  #message: Uint8Array | undefined;
+  #messageAt = 0;
+  #sink: FrameSink | undefined;
+
+  constructor(limit: number, place?: (head: Buffer, length: number) => FrameSink | undefined) {
+    this.#limit = limit;
+    this.#place = place;
+  }
+
+  /**
+   * Takes a chunk and returns how much of it: less than all when `each` answered false, to be pushed again later. Throws RESOURCE_EXHAUSTED or
+   * INVALID_ARGUMENT; the stream must then end.
+   */
+  push(chunk: Buffer, each: (message: Buffer) => boolean | void, placed: () => boolean = () => true): number {
+    let at = 0;
+    while (at < chunk.length) {
+      if (this.#message !== undefined) {
+        const n = Math.min(chunk.length - at, this.#message.length - this.#messageAt);
+        this.#message.set(n === chunk.length ? chunk : chunk.subarray(at, at + n), this.#messageAt);
+        this.#messageAt += n;
+        at += n;
+        if (this.#messageAt < this.#message.length) return at;
+        const whole = this.#message;
+        const sink = this.#sink;
+        this.#message = this.#sink = undefined;
+        if (sink !== undefined) {
+          sink.done();
+          if (!placed()) return at;
+        } else if (each(whole as Buffer) === false) return at;
+        continue;
+      }
+      const n = Math.min(PREFIX_BYTES - this.#prefixAt, chunk.length - at);
+      chunk.copy(this.#prefix, this.#prefixAt, at, at + n);
+      this.#prefixAt += n;
+      at += n;
+      if (this.#prefixAt < PREFIX_BYTES) return at;
+      this.#prefixAt = 0;
+      const length = this.#prefix.readUInt32BE(1);
+      if (this.#prefix[0] !== 0) throw new BulkheadError('INVALID_ARGUMENT', 'the peer sent a compressed batch, which was not agreed');
+      if (length > this.#limit) throw new BulkheadError('RESOURCE_EXHAUSTED', `a batch of ${length} bytes exceeds the limit of ${this.#limit}`);
+      const there = chunk.length - at;
+      if (there >= length) {
+        const whole = chunk.subarray(at, at + length);
+        at += length;
+        if (each(whole) === false) return at;
+      } else if (length >= PLACED_BYTES && there >= PLACED_HEAD_BYTES && (this.#sink = this.#place?.(chunk.subarray(at), length)) !== undefined) {
+        const { into, skip } = this.#sink;
+        if (into.length !== length - skip || skip > there) throw new BulkheadError('INTERNAL', 'a message was given a place that it does not fit');
+        into.set(chunk.subarray(at + skip), 0);
+        this.#message = into;
+        this.#messageAt = there - skip;
+        return chunk.length;
+      } else {
+        this.#message = Buffer.allocUnsafeSlow(length);
+        this.#messageAt = 0;
+      }
+    }
+    return at;
+  }
+
+  /** True between messages: an end elsewhere is a truncated message. */
+  get idle(): boolean {
+    return this.#message === undefined && this.#prefixAt === 0;
+  }
+}
+
+interface Waiting {
+  readonly octets: Buffer;
+  readonly written: (() => void) | undefined;
+}
+
+export class BatchPipe {
+  onBatch: (frames: Uint8Array) => void = () => undefined;
+  /** See `BatchStream.onLarge`. */
+  onLarge: ((head: Uint8Array, length: number) => FrameSink | undefined) | undefined;
+  onDrain: () => void = () => undefined;
+  /** What came cannot be taken: the stream must end with this error. */
+  onWrong: (error: BulkheadError) => void = () => undefined;
+  readonly #reader = new MessageReader(MAX_MESSAGE_BYTES, (head, length) => this.#place(head, length));
+  readonly #each = (message: Buffer): boolean => {
+    this.onBatch(decodeBatch(message));
+    return !this.#paused;
+  };
+  readonly #placed = (): boolean => !this.#paused;
+  #stream: Http2Stream | undefined;
+  /** Written before there was a stream. */
+  #waiting: Waiting[] = [];
+  #buffered = 0;
+  #blocked = false;
+  #paused = false;
+  #reading = false;
+  #rest: Buffer | undefined;
+  #gone = false;
+
+  /** From here on the pipe writes to the stream and reads it, unless it is paused. */
+  attach(stream: Http2Stream): void {
+    this.#stream = stream;
+    stream.on('data', (chunk: Buffer) => this.#receive(chunk));
+    if (this.#paused) stream.pause();
+    else stream.resume();
+    const waiting = this.#waiting;
+    this.#waiting = [];
+    for (const { octets, written } of waiting) this.#send(octets, written);
+  }
+
+  /** Nothing more is given out or written. */
+  close(): void {
+    this.#gone = true;
+    this.#waiting = [];
+    this.#rest = undefined;
+  }
+
+  /** True when what was read so far ends with a whole message. */
+  get idle(): boolean {
+    return this.#reader.idle && this.#rest === undefined;
+  }
+
+  #place(head: Buffer, length: number): FrameSink | undefined {
+    if (this.onLarge === undefined) return undefined;
+    const start = framesStart(head, length);
+    const sink = start === undefined ? undefined : this.onLarge(head.subarray(start), length - start);
+    return start === undefined || sink === undefined ? undefined : { into: sink.into, skip: sink.skip + start, done: () => sink.done() };
+  }
+
+  #receive(chunk: Buffer): void {
+    if (this.#gone) return;
+    // Paused within the chunk before this one: Node gives no more by then, but it may have had this one in hand.
+    if (this.#paused || this.#reading) {
+      this.#rest = this.#rest === undefined ? chunk : Buffer.concat([this.#rest, chunk]);
+      return;
+    }
+    this.#reading = true;
+    try {
+      const taken = this.#reader.push(chunk, this.#each, this.#placed);
+      if (taken < chunk.length && !this.#gone) this.#rest = chunk.subarray(taken);
+    } catch (error) {
+      this.onWrong(toSafeError(error));
+    } finally {
+      this.#reading = false;
+    }
+    // It was resumed by what the last batch caused.
+    if (!this.#paused && this.#rest !== undefined) this.#readRest();
+  }
+
+  #readRest(): void {
+    const rest = this.#rest;
+    this.#rest = undefined;
+    if (rest !== undefined) this.#receive(rest);
+  }
+
+  pause(): void {
+    this.#paused = true;
+    this.#stream?.pause();
+  }
+
+  resume(): void {
+    if (!this.#paused) return;
+    this.#paused = false;
+    if (this.#reading) return void this.#stream?.resume();
+    this.#readRest();
+    if (!this.#paused) this.#stream?.resume();
+  }
+
+  /**
+   * Sends a batch: `frames`, then `tail` from where it lies. `written` is called when both may be used again; never, when the stream dies before. False: wait
+   * for `onDrain`. Throws RESOURCE_EXHAUSTED.
+   */
+  write(frames: Uint8Array, tail?: Uint8Array, written?: () => void): boolean {
+    if (this.#gone) return false;
+    const batchBytes = frames.length + (tail?.length ?? 0);
+    if (batchBytes > MAX_BATCH_BYTES) throw new BulkheadError('RESOURCE_EXHAUSTED', `a batch of ${batchBytes} bytes exceeds the limit of ${MAX_BATCH_BYTES}`);
+    const headBytes = PREFIX_BYTES + batchHeadBytes(batchBytes);
+    if (this.#buffered + headBytes + batchBytes > MAX_STREAM_BUFFER_BYTES) throw new BulkheadError('RESOURCE_EXHAUSTED', `more than ${MAX_STREAM_BUFFER_BYTES} bytes wait on one stream; the peer does not read: wait for onDrain`);
+    const message = Buffer.allocUnsafe(headBytes + frames.length);
+    message[0] = 0;
+    message.writeUInt32BE(headBytes - PREFIX_BYTES + batchBytes, 1);
+    writeBatchHead(message, PREFIX_BYTES, batchBytes);
+    message.set(frames, headBytes);
+    this.#put(message, tail === undefined ? written : undefined);
+    if (tail !== undefined) this.#put(Buffer.from(tail.buffer, tail.byteOffset, tail.byteLength), written);
+    this.#blocked = this.#blocked || this.#buffered >= STREAM_HIGH_WATER_BYTES;
+    return !this.#blocked;
+  }
+
+  #put(octets: Buffer, written: (() => void) | undefined): void {
+    this.#buffered += octets.length;
+    if (this.#stream === undefined) this.#waiting.push({ octets, written });
+    else this.#send(octets, written);
+  }
+
+  #send(octets: Buffer, written: (() => void) | undefined): void {
+    this.#stream?.write(octets, (error) => {
+      this.#buffered -= octets.length;
+      if (error === null || error === undefined) written?.();
+      if (!this.#blocked || this.#gone || this.#buffered >= STREAM_HIGH_WATER_BYTES / 2) return;
+      this.#blocked = false;
+      this.onDrain();
+    });
+  }
+}
