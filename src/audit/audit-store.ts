@@ -38,6 +38,11 @@ export interface AuditStoreOptions {
   readonly bytesPerTenant?: number;
   /** Of the file system under `dir`. */
   readonly diskSpace?: () => DiskSpace;
+  /**
+   * Asked before a batch of a few records is written: true when nobody waits for this thread but who waits for that record, and whatever is to run beside the
+   * disk has been started. The thread then writes it itself, for as long as the disk answers within a millisecond.
+   */
+  readonly alone?: () => boolean;
 }
 
 /** Origin of a tenant's log: the name that its checkpoints sign. */
@@ -84,7 +89,7 @@ export class AuditStore implements AuditLogs, AsyncDisposable {
     const log = TenantLog.open({
       dir: join(dir, tenant === '' ? CLUSTER_DIRECTORY : parseTenantName(tenant)), tenant, origin: originOf(origin, tenant), signer, cosigner,
       trustedKeys: [signer.publicKeyLine, ...(cosigner === undefined ? [] : [cosigner.publicKeyLine]), ...(formerKeys ?? [])], clock, disk: disk ?? NODE_DISK,
-      room: tenant === '' ? undefined : this.#room,
+      room: tenant === '' ? undefined : this.#room, alone: this.options.alone,
     });
     this.#logs.set(tenant, log);
     return log;

@@ -133,8 +133,10 @@ export async function startRaylet(config: RayletConfig, log: RayletLog): Promise
 
   const auditKeys = join(config.dataDir, 'audit-keys');
   const origin = `${trustDomain}/node/${nodeId}`;
+  let raylet: Raylet | undefined = undefined;
   const audit = parts.use(await AuditStore.open({
     dir: join(config.dataDir, 'audit'), origin, signer: loadOrCreateSigner(auditKeys, origin), cosigner: loadOrCreateCosigner(auditKeys, `${origin}/witness`), clock: systemClock, bytesPerTenant: config.auditBytesPerTenant,
+    alone: () => raylet?.alone() === true,
     onProblem: (tenant, error) => log.warn({ err: error, tenant }, 'a checkpoint could not be written'),
   }));
   const weakened = config.insecureDev.length > 0;
@@ -152,7 +154,6 @@ export async function startRaylet(config: RayletConfig, log: RayletLog): Promise
     return { principal: session.principal, jobPrincipal, jobId, sessionId, tenantNumber: session.tenantNumber, issuedMs: session.issuedAtMs, expiresMs: session.expiresAtMs };
   };
 
-  let raylet: Raylet | undefined = undefined;
   let address = '';
   const link = new HeadLink({
     channel: headChannel, raylet: () => raylet as Raylet, identity, decisions, revocations, nodeNumber, instance: randomBytes(8).toString('hex'), address: () => config.advertise ?? address,

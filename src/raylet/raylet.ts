@@ -509,6 +509,13 @@ export class Raylet implements AsyncDisposable {
     }
   }
 
+  /** Whether the call that is in flight here is the only one of the node; it is then on its way to its worker. */
+  alone(): boolean {
+    if (this.core.state.callsInFlight !== 1) return false;
+    for (const process of this.processes.values()) process.flush();
+    return true;
+  }
+
   #processOf(slot: Slot): WorkerProcess {
     const process = this.processes.get(slot.worker);
     if (process === undefined) throw new BulkheadError('WORKER_DIED', 'the worker is gone');

@@ -211,6 +211,11 @@ export class WorkerProcess {
     return !this.#blocked;
   }
 
+  /** Sends now what would leave at the end of this turn. */
+  flush(): void {
+    this.#writer.flush();
+  }
+
   #drained(): void {
     if (!this.#blocked || this.#writer.pendingBytes > HIGH_WATER_BYTES / 2) return;
     this.#blocked = false;

@@ -222,6 +222,7 @@ function makeTask(core: Core, channel: Channel, r: FrameReader, call: ParsedCall
   task.attempt = call.attempt;
   channel.inFlight++;
   if (template.kind === CALL_KIND.TASK && channel.kind !== CHANNEL_KIND.PEER) channel.job.tenant.tasks++;
+  core.callsInFlight++;
   if (core.held === undefined) core.held = { bytes: r.batch.byteLength, calls: 0 };
   task.hold(core.held);
   if (template.options.stream !== undefined) task.stream = new Stream(template.options.stream, call.parent);

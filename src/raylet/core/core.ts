@@ -144,6 +144,8 @@ export class Core {
   servedCounter = 0;
   /** The client batch that is being read, once a call in it keeps it. */
   held: HeldBatch | undefined = undefined;
+  /** Calls of all tenants that have begun and not ended. */
+  callsInFlight = 0;
   #nextNumber = 1;
   readonly #request: { principal: DecisionRequest['principal']; action: Action; resource: Resource; nowMs: number } = {} as never;
 

@@ -124,6 +124,7 @@ export function concludeTask(core: Core, task: Task, failure: Failure | undefine
   const channel = task.channel;
   channel.inFlight--;
   if (task.template.kind === CALL_KIND.TASK && channel.kind !== CHANNEL_KIND.PEER) channel.job.tenant.tasks--;
+  core.callsInFlight--;
   if (failure !== undefined) {
     const entries = Math.max(task.template.kind === CALL_KIND.ACTOR_CLASS ? 1 : task.template.options.returns, 1);
     for (let i = 0; i < entries; i++) {
