@@ -17,8 +17,8 @@ export const OP = {
 } as const;
 
 export const HOST_OP = {
-  OPEN_SLOT: 0x80, LOAD_CODE: 0x81, ATTACH: 0x82, CLOSE_SLOT: 0x83,
-  READY: 0x90, SLOT_FAILED: 0x91, CODE_FAILED: 0x92, SLOT_STATS: 0x93,
+  OPEN_SLOT: 0x80, LOAD_CODE: 0x81, ATTACH: 0x82, CLOSE_SLOT: 0x83, PING: 0x84,
+  READY: 0x90, SLOT_FAILED: 0x91, CODE_FAILED: 0x92, SLOT_STATS: 0x93, PONG: 0x94,
 } as const;
 
 /** What a raylet tells another one of an actor that it made for it: constructed; ended for good; what it ran in is gone. */

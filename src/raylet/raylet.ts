@@ -28,6 +28,8 @@ import { Outbox } from './outbox.ts';
 /** Client bytes that may wait for a slow reader or the disk before its calls are no longer read. */
 const HIGH_WATER_BYTES = 32 * 2 ** 20;
 const TICK_MS = 25;
+/** Ticks between two looks at whether busy workers work or answer. */
+const PROBE_TICKS = 40;
 /** What one client may be behind, twice over. */
 const KEPT_CHUNKS = 8;
 
@@ -117,6 +119,7 @@ export class Raylet implements AsyncDisposable {
   /** Memory of parts that were sent, for the next ones: making it anew costs more than filling it. Each is written over before its next use. */
   readonly #chunks: Buffer[] = [];
   readonly #timer: NodeJS.Timeout;
+  #ticks = 0;
   peers: PeerLinks | undefined = undefined;
   #closed = false;
 
@@ -767,6 +770,7 @@ export class Raylet implements AsyncDisposable {
   #tick(): void {
     this.core.tick(this.#options.clock.nowMs(), (worker) => this.processes.get(worker)?.cpuMicros() ?? 0);
     this.flush();
+    if (++this.#ticks % PROBE_TICKS === 0) for (const [worker, process] of this.processes) if (isBusy(worker)) process.probe();
     // What finished without a word to its client may be what it was held back for.
     for (const [channel, shell] of this.#channels) if (shell.paused) this.#throttle(channel, shell);
   }
@@ -817,6 +821,9 @@ function digestFrame(request: number, position: number, digest: Uint8Array): Uin
   frame.writeUInt32LE(position, 9);
   frame.set(digest, 13);
   return frame;
+function isBusy(worker: Worker): boolean {
+  for (const slot of worker.slots.values()) if (slot.execs.size > 0) return true;
+  return false;
 }
 
 const ACTOR_WORKER_BYTES = 2 * 2 ** 30;

@@ -5,7 +5,7 @@
  * Must never: be given to a second tenant; look into a batch of a slot; leave a process, group or directory behind.
  */
 import type { ChildProcess } from 'node:child_process';
-import { chmodSync, chownSync, existsSync, linkSync, lstatSync, renameSync, rmSync } from 'node:fs';
+import { chmodSync, chownSync, existsSync, linkSync, lstatSync, readFileSync, renameSync, rmSync } from 'node:fs';
 import { constants } from 'node:os';
 import { basename, join } from 'node:path';
 import type { Socket } from 'node:net';
@@ -28,6 +28,9 @@ const ADOPTED_SLACK_BYTES = 64 * 2 ** 20;
 /** What a worker host may say of a failed slot; any other code would be a claim about somebody else. */
 const SLOT_FAILURES: ReadonlySet<ErrorCode> = new Set(['OUT_OF_MEMORY', 'RESOURCE_EXHAUSTED', 'INTERNAL']);
 const EXIT_GRACE_MS = 250;
+/** Processor time between two probes that shows a worker at work, and how many probes one may leave unanswered that shows none. */
+const WORKING_MICROS = 2_000;
+const UNANSWERED_PROBES = 2;
 const MONITOR_GRACE_MS = 2_000;
 const REMOVE_RETRY_MS = 5;
 const REMOVE_RETRIES = 400;
@@ -99,6 +102,9 @@ export class WorkerProcess {
   #gone = false;
   #blocked = false;
   #lastCpuMicros = 0;
+  #probedMicros = 0;
+  /** Probes since the last answer; -1: it has answered. */
+  #unanswered = 0;
   #ready: { resolve: () => void; reject: (cause: BulkheadError) => void } | undefined;
   readonly ready: Promise<void>;
   /** Resolves when process, group and directory are gone. */
@@ -378,9 +384,41 @@ export class WorkerProcess {
         this.onSlotStats(slot, cpuMicros, heapBytes);
         return;
       }
+      case HOST_OP.PONG:
+        reader.finish();
+        this.#unanswered = -1;
+        return;
       default:
         throw new BulkheadError('INVALID_ARGUMENT', `unknown op 0x${reader.op.toString(16)}`);
     }
+  }
+
+  /**
+   * To be called about once a second while the worker has work in hand. One that neither uses the processor nor answers is stuck for good, and ended: V8 parks a
+   * thread that cannot go on, and that may be the host's own.
+   */
+  probe(): void {
+    const micros = this.cpuMicros();
+    const works = micros - this.#probedMicros >= WORKING_MICROS;
+    this.#probedMicros = micros;
+    if (works || this.#unanswered < 0) this.#unanswered = 0;
+    else if (this.#unanswered >= UNANSWERED_PROBES) return this.#stuck();
+    if (works) return;
+    this.#unanswered++;
+    this.#host.begin(HOST_OP.PING).end();
+    this.#sendHost();
+  }
+
+  #stuck(): void {
+    let state: string | undefined;
+    try {
+      const stat = readFileSync(`/proc/${this.pid}/stat`, 'latin1');
+      state = stat[stat.lastIndexOf(')') + 2];
+    } catch {
+      // It is gone: its exit tells.
+    }
+    if (state === 'T' || state === 't') this.#end('CRASHED', 'it was stopped from outside');
+    else this.#end('OUT_OF_MEMORY', 'an isolate stopped in the middle of a call, as V8 does when it has no memory left');
   }
 
   #misbehaved(what: string): void {

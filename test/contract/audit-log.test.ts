@@ -136,6 +136,40 @@ describe('append', () => {
 });
 
 describe('a failing disk', () => {
+  it('writes a batch of a few records in its own turn when nobody else waits, and larger ones not', async () => {
+    const own: number[] = [];
+    const store = await openStore({ disk: { ...NODE_DISK, writeNow: (fd, bytes, offset, length, position) => {
+      own.push(length);
+      // A disk may take less than it is given.
+      return NODE_DISK.writeNow?.(fd, bytes, offset, Math.ceil(length / 2), position) ?? 0;
+    } }, alone: () => true });
+    await fill(store, 'acme', 1);
+    expect(own).toEqual([]);
+    await fill(store, 'acme', 2, 1);
+    expect(own.length).toBeGreaterThan(1);
+    const before = own.length;
+    await fill(store, 'acme', 500, 3);
+    expect(own.length).toBe(before);
+    await store.close();
+    const again = await openStore({ dir: store.options.dir });
+    expect(again.forTenant('acme').durable).toBe(503);
+  });
+
+  it('closes the log for good when a write in its own turn fails', async () => {
+    let failing = false;
+    const store = await openStore({ disk: { ...NODE_DISK, writeNow: (...call) => {
+      if (failing) throw Object.assign(new Error('no space'), { code: 'ENOSPC' });
+      return NODE_DISK.writeNow?.(...call) ?? 0;
+    } }, alone: () => true });
+    await fill(store, 'acme', 1);
+    await fill(store, 'acme', 1, 1);
+    failing = true;
+    const log = store.forTenant('acme');
+    await expect(log.whenDurable(log.append(decision(2)))).rejects.toThrow(/disk is full/);
+    expect(log.durable).toBe(2);
+    expect(() => log.append(decision(3))).toThrow(/disk is full/);
+  });
+
   it.each(['write', 'fdatasync'] as const)('closes the log for good when %s fails, says so once, and reopening finds what was acknowledged', async (what) => {
     const disk = new HeldDisk();
     const dir = join(newDirectory(), 'audit');

@@ -74,6 +74,50 @@ describe('the message reader', () => {
     }), { numRuns: 300 });
   });
 
+  it('puts the rest of a large message where it is told to, and stops where its reader pauses, however the octets are cut', () => {
+    const large = Buffer.alloc(100_000, 1);
+    fc.assert(fc.property(fc.array(fc.constantFrom(3, 70, 70_000), { minLength: 1, maxLength: 6 }), fc.array(fc.integer({ min: 1, max: 40_000 }), { minLength: 1, maxLength: 20 }), fc.boolean(), (lengths, cuts, pausing) => {
+      const messages = lengths.map((length, i) => Buffer.from(Array.from(large.subarray(0, length), (_, at) => (at * 7 + i) & 0xff)));
+      const whole = Buffer.concat(messages.map((m) => {
+        const prefix = Buffer.alloc(5);
+        prefix.writeUInt32BE(m.length, 1);
+        return Buffer.concat([prefix, m]);
+      }));
+      const got: Buffer[] = [];
+      let placed: Buffer | undefined;
+      const reader = new MessageReader(200_000, (head, length) => {
+        const into = Buffer.alloc(length - 16);
+        const start = Buffer.from(head.subarray(0, 16));
+        return { skip: 16, into, done: () => void (placed = Buffer.concat([start, into])) };
+      });
+      let rest: Buffer = whole;
+      for (let i = 0; rest.length > 0; i++) {
+        const chunk = rest.subarray(0, cuts[i % cuts.length]);
+        const taken = reader.push(chunk, (m) => {
+          got.push(Buffer.from(m));
+          return !pausing;
+        }, () => {
+          got.push(placed as Buffer);
+          return !pausing;
+        });
+        expect(pausing || taken === chunk.length).toBe(true);
+        rest = rest.subarray(taken);
+      }
+      expect(got.map((m) => m.toString('hex'))).toEqual(messages.map((m) => m.toString('hex')));
+      expect(reader.idle).toBe(true);
+    }), { numRuns: 60 });
+  });
+
+  it('knows where frames begin in a message of which it has the first octets only', () => {
+    for (const size of [1, 127, 128, 70_000, 2_097_152]) {
+      const encoded = encode(new Uint8Array(size));
+      expect(framesStart(encoded.subarray(0, 8), encoded.length)).toBe(batchHeadBytes(size));
+      expect(framesStart(encoded.subarray(0, 8), encoded.length + 1)).toBeUndefined();
+    }
+    expect(framesStart(Uint8Array.of(0x0a, 0xff), 70_000)).toBeUndefined();
+    expect(framesStart(Uint8Array.of(0x12, 0x01, 0x01), 3)).toBeUndefined();
+  });
+
   it('refuses what is compressed or too long, before it allocates', () => {
     expect(() => new MessageReader(10).push(Buffer.from([1, 0, 0, 0, 1, 7]), () => undefined)).toThrow(/compressed/);
     expect(() => new MessageReader(10).push(Buffer.from([0, 0xff, 0xff, 0xff, 0xff]), () => undefined)).toThrow(/limit/);

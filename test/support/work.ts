@@ -233,3 +233,32 @@ export class Talker {
     console.log(text);
   }
 }
+
+/** Quick at first, and then whatever it is told to be. */
+export class Sudden {
+  #n = 0;
+
+  ping(): number {
+    return ++this.#n;
+  }
+
+  bytes(n: number): Uint8Array {
+    return new Uint8Array(n).fill(7);
+  }
+
+  turn(kind: string): string {
+    const again = (): void => void Promise.resolve().then(again);
+    const deeper = (n: number): number => deeper(n + 1) + 1;
+    if (kind === 'recursion') deeper(0);
+    if (kind === 'rejection') void Promise.reject(new Error('nobody handles this'));
+    if (kind === 'prints') for (let i = 0; i < 2_000; i++) console.log('x'.repeat(500));
+    if (kind === 'loop') spin();
+    if (kind === 'fill') Array.prototype.fill.call({ length: 2 ** 52 } as unknown as unknown[], 0);
+    if (kind === 'microtasks') again();
+    if (kind === 'later') void Promise.resolve().then(spin);
+    if (kind === 'arrays') hog();
+    const map = new Map<number, number>();
+    if (kind === 'map') for (let i = 0; ; i++) map.set(i, i);
+    return 'done';
+  }
+}

@@ -63,19 +63,32 @@ function actorWorker(core: Core, actor: Actor): Worker | undefined {
   const bytes = Math.max(core.config.defaultIsolateBytes, isolateBytes(core, actor.template.options.resources));
   const cpus = Math.max(1, Math.floor(core.config.total.cpuUnits / UNITS_PER_CPU));
   let least: Worker | undefined;
+  let leastHolds = false;
   let workers = 0;
   for (const worker of core.workers.values()) {
     if (worker.tenant !== actor.job.tenant || worker.purpose !== 'actors' || worker.state === 'DEAD' || worker.worn) continue;
     workers++;
-    if (worker.memoryBytes >= bytes && worker.seats < MAX_ACTORS_PER_WORKER && (least === undefined || worker.booting < least.booting || (worker.booting === least.booting && worker.seats < least.seats))) least = worker;
+    if (worker.memoryBytes < bytes || worker.seats >= MAX_ACTORS_PER_WORKER) continue;
+    const holds = holdsThread(worker);
+    const better = least === undefined || (holds === leastHolds ? worker.booting < least.booting || (worker.booting === least.booting && worker.seats < least.seats) : leastHolds);
+    if (!better) continue;
+    least = worker;
+    leastHolds = holds;
   }
-  if (least !== undefined && ((least.booting < BOOTING_PER_WORKER && least.seats < SEATS_PER_WORKER) || workers >= cpus)) return least;
+  if (least !== undefined && ((!leastHolds && least.booting < BOOTING_PER_WORKER && least.seats < SEATS_PER_WORKER) || workers >= cpus)) return least;
   if (!roomForWorker(core, actor.job.tenant)) return least;
   const worker = new Worker(core.nextNumber(), actor.job.tenant, bytes, 'actors');
   core.workers.set(worker.key, worker);
   // Its actors may be busy side by side; what they hold is counted by the scheduler.
   core.out.push({ type: 'start-worker', worker, cpus });
   return worker;
+}
+
+/** Its only actor is in the middle of calls, perhaps on the host's own thread: another would have to wait for their end before it begins. */
+function holdsThread(worker: Worker): boolean {
+  if (worker.slots.size !== 1) return false;
+  for (const { actor, execs } of worker.slots.values()) if (actor?.state === 'ALIVE' && execs.size > 0) return true;
+  return false;
 }
 
 function seatActor(core: Core, actor: Actor): void {
@@ -141,7 +154,14 @@ export function unseat(core: Core, actor: Actor): Task[] {
     slot.execs.clear();
     slot.actor = undefined;
     // A slot that died with its process is closed already.
-    if (slot.worker.slots.get(slot.number) === slot) core.out.push({ type: 'close-slot', slot });
+    if (slot.worker.slots.get(slot.number) === slot) {
+      core.out.push({ type: 'close-slot', slot });
+      // Alone in its process it may run on the host's own thread, where nothing but the end of the process stops it.
+      if ((slot.stuck || given.length > 0) && slot.worker.slots.size === 1 && slot.worker.seats === 0) {
+        slot.worker.ending = true;
+        core.out.push({ type: 'kill-worker', worker: slot.worker, reason: 'CANCELLED' });
+      }
+    }
   }
   actor.upstream = undefined;
   if (upstream !== undefined) {

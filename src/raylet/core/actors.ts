@@ -85,6 +85,7 @@ function creationAgain(core: Core, actor: Actor): Task {
   const task = new Task(channel, seq, template, seed.args, 0, seed.restStart, seed.args.byteLength, auditSeq, depth, core.nowMs);
   task.attempt = actor.restarts;
   channel.inFlight++;
+  core.callsInFlight++;
   task.deps = [...seed.deps];
   task.depPositions = [...seed.depPositions];
   task.contained = [...seed.contained];

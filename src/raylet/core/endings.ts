@@ -150,6 +150,7 @@ function killUnder(core: Core, slot: Slot, task: Task): void {
   const { actor } = slot;
   if (actor !== undefined) {
     // A call that cannot be stopped takes its actor's isolate with it: it runs nothing else.
+    slot.stuck = true;
     const failure = task.cancelled as Failure;
     if (task.template.kind === CALL_KIND.ACTOR_CLASS) return actorDied(core, actor, failure);
     takeOff(core, task);

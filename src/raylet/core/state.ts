@@ -510,9 +510,9 @@ export class TaskQueue {
 
 /** A jailed process of one tenant, as the core knows it. */
 export class Worker {
-  /** It has had its share of isolates: what runs in it may finish, then it is replaced. */
+  /** It gets no more isolates: it has had its share and is replaced when what runs in it has finished, or its end is under way. */
   get worn(): boolean {
-    return this.nextSlot > MAX_ISOLATES_PER_WORKER;
+    return this.ending || this.nextSlot > MAX_ISOLATES_PER_WORKER;
   }
 
   readonly key: number;
@@ -524,6 +524,7 @@ export class Worker {
   state: 'STARTING' | 'ALIVE' | 'DEAD' = 'STARTING';
   readonly slots = new Map<number, Slot>();
   nextSlot = 1;
+  ending = false;
   /** Actors that live here or are about to. */
   seats = 0;
   /** Those of them whose isolates are still being made, one after the other in each process. */
@@ -558,6 +559,8 @@ export class Slot {
   nextAttachment = 1;
   opened = false;
   lastResultMs = 0;
+  /** A call in it did not stop when it was told to. */
+  stuck = false;
 
   constructor(worker: Worker, number: number, job: Job) {
     this.worker = worker;

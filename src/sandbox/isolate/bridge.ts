@@ -8,7 +8,8 @@ import { LOCKDOWN_SOURCE } from './lockdown.ts';
  *    emit, and frames must keep their order.
  *  - The prelude catches whatever tenant code throws; what escapes it all the same is announced (kind 4) before it is thrown, so that the host
  *    can tell it from a rejection that tenant code left unhandled.
- *  - An emit returns at once, but after every 256 KiB one waits until the host has taken it: a flood fills no queue of the host's.
+ *  - An emit returns at once, but after every 256 KiB one waits until the host has taken it: a flood fills no queue of the host's. In an entry on the
+ *    host's own thread each is taken at once.
  * Must never: hand anything to the host but numbers and ArrayBuffers, or keep a name that tenant code can reach.
  */
 export function bridgeSource(prelude: string): string {
@@ -17,9 +18,10 @@ export function bridgeSource(prelude: string): string {
   const { apply, getOwnPropertyDescriptor } = Reflect;
   const byteLength = getOwnPropertyDescriptor(ArrayBuffer.prototype, 'byteLength').get;
   let unacknowledged = 0;
+  let inline = false;
   const emit = (kind, n, bytes) => {
     unacknowledged += 64 + (bytes === undefined ? 0 : apply(byteLength, bytes, []));
-    if (unacknowledged < ${256 * 1024}) send(kind, n, bytes);
+    if (!inline && unacknowledged < ${256 * 1024}) send(kind, n, bytes);
     else {
       unacknowledged = 0;
       sendAndWait(kind, n, bytes);
@@ -27,7 +29,8 @@ export function bridgeSource(prelude: string): string {
   };
   const { deliver, attach, fireTimer, load } = install(emit, config);
   ${LOCKDOWN_SOURCE}
-  const whole = (enter) => (a, b) => {
+  const whole = (enter) => (a, b, onHostThread) => {
+    inline = onHostThread === true;
     try {
       enter(a, b);
     } catch (thrown) {
