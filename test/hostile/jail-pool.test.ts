@@ -60,7 +60,8 @@ test('tenants never share a process, and a warm one is replaced', async () => {
 test('whatever a tenant’s workers claim, the kernel holds all of them to its cpus', async () => {
   const pool = await startTestPool();
   cleanups.push(() => pool.close());
-  const burners = await Promise.all([1, 2].map(() => pool.acquire({ tenant: 'hog', memoryBytes: 2 ** 25, cpus: 2, tenantCpus: 0.5 })));
+  const hog = `hog-${process.pid}`;
+  const burners = await Promise.all([1, 2].map(() => pool.acquire({ tenant: hog, memoryBytes: 2 ** 25, cpus: 2, tenantCpus: 0.5 })));
   const calm = await pool.acquire({ tenant: 'calm', memoryBytes: 2 ** 25, cpus: 2 });
   for (const worker of burners) expect(worker.layers.find((layer) => layer.layer === 'cgroup')).toMatchObject({ on: true, detail: expect.stringContaining('all of its tenant cpus 0.5') });
   expect(calm.layers.find((layer) => layer.layer === 'cgroup')).toMatchObject({ on: true, detail: expect.stringContaining('all of its tenant without a limit of cpus') });
@@ -69,16 +70,15 @@ test('whatever a tenant’s workers claim, the kernel holds all of them to its c
   const begun = performance.now();
   // What the raylet's own books know nothing of: no call, no lease, a loop in each of two processes.
   for (const worker of burners) openProbes(worker, 1)[0]?.send('for (;;);');
-  await new Promise((resolve) => setTimeout(resolve, 1_500));
+  const throttled = (): number => Math.max(...execFileSync('find', ['/sys/fs/cgroup', '-path', `*tenant-${hog}/cpu.stat`], { encoding: 'utf8' }).trim().split('\n').map((path) => Number(/nr_throttled (\d+)/.exec(readFileSync(path, 'latin1'))?.[1] ?? 0)));
+  // On a busy machine it takes a while before they would have more than their due.
+  await until(() => used() - before > 400_000 && throttled() > 2, 40_000);
   const micros = used() - before;
   const seconds = (performance.now() - begun) / 1_000;
   // The kernel gives time by the tenth of a second, and a slice of it in advance to each processor.
   expect(micros / 1e6).toBeLessThanOrEqual(0.5 * seconds + 0.15);
-  expect(micros, 'they did burn').toBeGreaterThan(10_000);
-  const throttled = execFileSync('find', ['/sys/fs/cgroup', '-path', '*tenant-hog/cpu.stat'], { encoding: 'utf8' }).trim().split('\n').map((path) => Number(/nr_throttled (\d+)/.exec(readFileSync(path, 'latin1'))?.[1] ?? 0));
-  expect(Math.max(...throttled), 'by the tenant’s own group').toBeGreaterThan(0);
   // More for the tenant holds for the processes that run.
-  pool.setTenantCpus('hog', 1);
+  pool.setTenantCpus(hog, 1);
   const [probe] = openProbes(calm, 1) as [SlotProbe];
   expect(await probe.run('1 + 1')).toBe('ok:2');
 });
