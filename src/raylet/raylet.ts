@@ -821,6 +821,8 @@ function digestFrame(request: number, position: number, digest: Uint8Array): Uin
   frame.writeUInt32LE(position, 9);
   frame.set(digest, 13);
   return frame;
+}
+
 function isBusy(worker: Worker): boolean {
   for (const slot of worker.slots.values()) if (slot.execs.size > 0) return true;
   return false;
