@@ -251,7 +251,7 @@ describe('a detached cluster', () => {
     expect(await json('pki show')).toMatchObject({ trustDomain: record().trustDomain, keyManager: 'encrypted-file' });
     await ok('pki rotate');
     expect((await json<{ nodes: { state: string }[] }>('status')).nodes.map((n) => n.state)).toEqual(['alive', 'alive']);
-    await ok(`pki join-token --out ${join(home, 'join.json')}`);
+    await ok(`pki join-token --most cpus=64,memory=256GiB,gpu=8 --out ${join(home, 'join.json')}`);
     expect(statSync(join(home, 'join.json')).mode & 0o777).toBe(0o600);
     expect(JSON.parse(readFileSync(join(home, 'join.json'), 'utf8'))).toMatchObject({ token: expect.stringMatching(/^[\w-]{16,}$/), attestationAddress: expect.any(String), trustBundle: expect.stringMatching(/BEGIN CERTIFICATE/) });
     expect((await run('pki show', 'ana')).code).toBe(3);

@@ -30,6 +30,8 @@ const WRONG: readonly (readonly [string, RegExp])[] = [
   ['up --raylets many', /a whole number of raylets from 1 to 64/],
   ['up --raylets 0', /from 1 to 64/],
   ['up --listen 127.0.0.1', /HOST:PORT/],
+  ['pki join-token --most cpus', /give NAME=AMOUNT/],
+  ['pki join-token --most gpu=many', /the amount of gpu is not a number/],
   ['up --listen 127.0.0.1:99999', /HOST:PORT/],
   ['up --cpus none', /a number of CPUs/],
   ['up --memory lots', /memory 'lots' is not valid/],

@@ -4,7 +4,7 @@ import { BulkheadError } from '../../base/errors.ts';
 import { parseMemory, parseUnits } from '../../base/resources.ts';
 import { Identities, type PkiStatus } from '../../rpc/generated/bulkhead/v1/head_pb.js';
 import { CALL_TIMEOUT_MS, CallerSession } from '../session.ts';
-import { durationText, timeText, type Terminal } from '../terminal.ts';
+import { durationText, timeText, UsageError, type Terminal } from '../terminal.ts';
 
 function shown(terminal: Terminal, s: PkiStatus): void {
   const authorities = [...s.authorities].sort((a, b) => (a.kind < b.kind ? -1 : a.kind > b.kind ? 1 : Number(b.notAfterMs - a.notAfterMs) || (a.serial < b.serial ? -1 : 1)));
@@ -35,15 +35,20 @@ export async function revoke(terminal: Terminal, whom: string, reason: string, p
 
 /** `cpus`, `memory`, and custom resources by name. */
 function wireMost(most: Readonly<Record<string, string>>): { cpuUnits: bigint; memoryBytes: bigint; custom: Record<string, bigint> } {
+  const units = (name: string, amount: string): bigint => {
+    if (!/^\d+(\.\d{1,4})?$/.test(amount)) throw new UsageError(`--most: the amount of ${name} is not a number`);
+    return BigInt(parseUnits(name, Number(amount)));
+  };
   const custom: Record<string, bigint> = {};
-  for (const [name, amount] of Object.entries(most)) if (name !== 'cpus' && name !== 'memory') custom[name] = BigInt(parseUnits(name, Number(amount)));
-  return { cpuUnits: BigInt(parseUnits('cpus', Number(most['cpus'] ?? 0))), memoryBytes: BigInt(parseMemory(most['memory'] ?? 0)), custom };
+  for (const [name, amount] of Object.entries(most)) if (name !== 'cpus' && name !== 'memory') custom[name] = units(name, amount);
+  return { cpuUnits: units('cpus', most['cpus'] ?? '0'), memoryBytes: BigInt(parseMemory(most['memory'] ?? 0)), custom };
 }
 
 /** The token goes to a file that only its owner can read, or to stdout where it is asked for. */
 export async function joinToken(terminal: Terminal, { nodeId, most, out }: { readonly nodeId: string; readonly most: Readonly<Record<string, string>> | undefined; readonly out: string | undefined }, profile: string | undefined): Promise<void> {
+  const bound = most === undefined ? {} : { most: wireMost(most) };
   await using session = await CallerSession.open(profile);
-  const { token, expiresMs, attestationAddress, trustBundle } = await session.to(Identities).createJoinToken({ nodeId, ...(most === undefined ? {} : { most: wireMost(most) }) }, { timeoutMs: CALL_TIMEOUT_MS });
+  const { token, expiresMs, attestationAddress, trustBundle } = await session.to(Identities).createJoinToken({ nodeId, ...bound }, { timeoutMs: CALL_TIMEOUT_MS });
   const join = { token, attestationAddress, trustBundle };
   if (out !== undefined) {
     try {
