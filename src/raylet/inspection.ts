@@ -61,7 +61,7 @@ function* timelineCalls(raylet: Raylet, tenant: TenantState, jobId: string, from
       yield {
         id: core.idText(session, task.seq), jobId: task.channel.job.id, name: taskName(task), type: TYPE_OF_KIND[task.template.kind], state: stateOf(task), reason: taskReason(core, task),
         submittedMs: BigInt(task.submittedMs), startedMs: BigInt(started ? task.startedMs : 0), worker: task.slot?.worker.id ?? '', slot: task.slot?.number ?? 0, attempt: task.attempt,
-        ...(task.upstream === undefined ? {} : { remoteNode: nodeName(core, task.upstream.nodeNumber), remoteId: remoteId(task.upstream.prefix, task.remoteSeq) }), forwardedHere: task.channel.kind === CHANNEL_KIND.PEER,
+        ...(task.upstream === undefined ? {} : { remoteNode: nodeName(core, task.upstream.nodeNumber), remoteId: remoteId(task.upstream.prefix, task.remoteSeq) }), forwardedHere: task.channel.kind === CHANNEL_KIND.PEER, traceparent: task.template.options.traceparent, parentId: task.caller === undefined ? '' : core.idText(task.caller.channel.session, task.caller.seq),
       };
     }
   }
@@ -73,7 +73,7 @@ function* timelineCalls(raylet: Raylet, tenant: TenantState, jobId: string, from
         yield {
           id: core.idText(call.session, call.seq), jobId: call.job, name: nameOf(call.template), type: TYPE_OF_KIND[call.template.kind], state: call.failed ? 'FAILED' : 'FINISHED', reason: call.reason,
           submittedMs: BigInt(call.submittedMs), startedMs: BigInt(call.startedMs), endedMs: BigInt(call.endedMs), worker: call.worker, slot: call.slot, attempt: call.attempt,
-          ...(call.remoteNode === 0 ? {} : { remoteNode: nodeName(core, call.remoteNode), remoteId: remoteId(call.remotePrefix, call.remoteSeq) }), forwardedHere: call.forwardedHere,
+          ...(call.remoteNode === 0 ? {} : { remoteNode: nodeName(core, call.remoteNode), remoteId: remoteId(call.remotePrefix, call.remoteSeq) }), forwardedHere: call.forwardedHere, traceparent: call.template.options.traceparent, parentId: call.callerSession === undefined ? '' : core.idText(call.callerSession, call.callerSeq),
         };
       }
     }

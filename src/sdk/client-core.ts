@@ -53,6 +53,10 @@ export interface ClientCoreOptions {
   readonly collects?: typeof FinalizationRegistry | undefined;
   /** Encoded values up to this size stay with their refs, so that a value that was put or read once is not asked for again. 0: none. */
   readonly keptValueBytes?: number | undefined;
+  /** Where calls are traced: the W3C trace context that functions defined now carry; '': none. */
+  readonly traceparent?: (() => string) | undefined;
+  /** Where calls are traced: told of each, by the index of its first result. */
+  readonly submitted?: ((seq: number) => void) | undefined;
   /** A call was refused as malformed; without a listener only GET of its ref tells. */
   readonly onRejected?: ((error: BulkheadError) => void) | undefined;
 }
@@ -303,14 +307,16 @@ export class ClientCore {
 
   /** The template's number, defined on first use. */
   template(template: Template): number {
-    const key = `${template.kind} ${template.digest} ${template.exportName} ${template.method} ${template.options}`;
+    const traceparent = this.#options.traceparent?.() ?? '';
+    const options = traceparent === '' ? template.options : JSON.stringify({ ...(JSON.parse(template.options === '' ? '{}' : template.options) as object), traceparent });
+    const key = `${template.kind} ${template.digest} ${template.exportName} ${template.method} ${options}`;
     let number = this.#templates.get(key);
     if (number === undefined) {
       this.#open();
       if (this.#templates.size >= MAX_TEMPLATES_PER_CHANNEL) throw new BulkheadError('RESOURCE_EXHAUSTED', `more than ${MAX_TEMPLATES_PER_CHANNEL} different functions and options in one session: reuse the object that options() returns`);
       number = this.#nextTemplate++;
       const n = number;
-      this.#frame(OP.DEFINE, (w) => w.u32(n).u8(template.kind).raw(digestOctets(template.digest)).str(template.exportName).str(template.method).text(template.options));
+      this.#frame(OP.DEFINE, (w) => w.u32(n).u8(template.kind).raw(digestOctets(template.digest)).str(template.exportName).str(template.method).text(options));
       this.#templates.set(key, number);
     }
     return number;
@@ -362,6 +368,7 @@ export class ClientCore {
       throw thrown;
     }
     this.#options.touched();
+    this.#options.submitted?.(seq);
     return seq;
   }
 

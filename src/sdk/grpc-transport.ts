@@ -9,7 +9,7 @@ import { BulkheadError, toSafeError } from '../base/errors.ts';
 import { FrameReader, FrameWriter, OP } from '../base/frame.ts';
 import { SESSION_PREFIX_BYTES } from '../base/ids.ts';
 import { Sessions, type RayletAddress, type Session } from '../rpc/generated/bulkhead/v1/head_pb.js';
-import { Calls } from '../rpc/generated/bulkhead/v1/raylet_pb.js';
+import { Calls, Inspection, type TimelineCall } from '../rpc/generated/bulkhead/v1/raylet_pb.js';
 import { client, createChannel, LastingStream, RESUME_METADATA, type BatchStream, type Client, type RpcChannel } from '../rpc/rpc.ts';
 import { answerFor, outcomeSoFar, settled, type Outcome, type OwnJob } from './job-outcome.ts';
 import { JOB_VARIABLE, openHead, type HeadConnection, type HeadTarget } from './head-client.ts';
@@ -92,6 +92,9 @@ class GrpcConnection implements Connection {
   readonly #jobId: string;
   #credential: string;
   readonly #candidates: RayletAddress[];
+  readonly #raylets: readonly RayletAddress[];
+  /** To raylets that are only asked about calls, by node id. */
+  readonly #asked = new Map<string, RpcChannel>();
   readonly #handlers: TransportHandlers;
   readonly #sessionId: string;
   /** Whoever opened the job ends it; a driver that joined only leaves. */
@@ -115,6 +118,7 @@ class GrpcConnection implements Connection {
     this.#sessionId = session.sessionId;
     this.#credential = session.credential;
     this.#candidates = inOrderFor(session.jobId, session.raylets);
+    this.#raylets = session.raylets;
     this.#handlers = handlers;
     this.#own = own;
     this.#expiresMs = Number(session.expiresMs);
@@ -205,6 +209,21 @@ class GrpcConnection implements Connection {
     this.#closing = this.#shut({ outcome: 'failed', message: error === undefined ? 'the raylet ended the connection' : `its connection ended: ${error.code}` });
   }
 
+  /** A node that is away is passed over: its part of the trace is missing. */
+  async *timeline(jobId: string, tenant: string, fromMs: number): AsyncGenerator<{ readonly nodeId: string; readonly calls: readonly TimelineCall[] }, void, undefined> {
+    for (const { nodeId, address, spiffeId } of this.#raylets) {
+      if (this.#gone) return;
+      let channel = this.#asked.get(nodeId);
+      if (channel === undefined) this.#asked.set(nodeId, (channel = createChannel({ identity: this.#head.identity, peers: this.#head.peers, address, expectedSpiffeId: spiffeId })));
+      try {
+        for await (const { calls } of client(Inspection, channel).timeline({ tenant, jobId, fromMs: BigInt(fromMs) }, { timeoutMs: CALL_TIMEOUT_MS })) yield { nodeId, calls };
+      } catch (thrown) {
+        const { code } = toSafeError(thrown);
+        if (code !== 'UNAVAILABLE' && code !== 'TIMEOUT') throw thrown;
+      }
+    }
+  }
+
   close(): Promise<void> {
     return (this.#closing ??= this.#closeWell());
   }
@@ -225,6 +244,7 @@ class GrpcConnection implements Connection {
 
   async #shut({ outcome, message }: Outcome): Promise<void> {
     this.#raylet?.close();
+    for (const channel of this.#asked.values()) channel.close();
     try {
       // Without an id the head would take the close of a driver that joined for another session's.
       if (this.#own !== undefined || this.#sessionId !== '') await this.#sessions.close({ jobId: this.#jobId, sessionId: this.#sessionId, outcome, message }, { timeoutMs: CLOSE_TIMEOUT_MS });

@@ -22,6 +22,8 @@ export interface RuntimeContext {
   /** 0 for the first try. */
   readonly attempt: number;
   readonly resources: Readonly<Record<string, number>>;
+  /** W3C trace context, where the driver traces its calls: for what the code tells others. */
+  readonly traceparent?: string;
 }
 
 export interface Runtime {

@@ -15,6 +15,7 @@ import type { ObjectRef } from './object-ref.ts';
 import type { TaskOptions } from './options.ts';
 import { remoteError } from './remote-error.ts';
 import type { ActorHandle, AnyFunction, GetOptions, RemoteFunction, RemoteGenerator, RemoteModule, Streamed, ValuesOf, WaitOptions, WaitResult } from './remote-types.ts';
+import type { Tracer, TraceOptions } from './tracing.ts';
 import type { Connection, ConnectTarget, Transport } from './transport.ts';
 
 export { BulkheadError, type ErrorCode } from '../base/errors.ts';
@@ -22,6 +23,7 @@ export { ObjectRef } from './object-ref.ts';
 export type { ObjectStream } from './object-stream.ts';
 export type { ActorOptions, MethodOptions, TaskOptions } from './options.ts';
 export type { ActorHandle, GetOptions, RefOr, RemoteClass, RemoteFunction, RemoteGenerator, RemoteMethod, RemoteModule, RemoteStreamMethod, WaitOptions, WaitResult } from './remote-types.ts';
+export type { TraceOptions } from './tracing.ts';
 export type { Connection, Transport, TransportHandlers } from './transport.ts';
 
 /** A full writer is sent at once; until then one microtask gathers what a turn writes. */
@@ -40,6 +42,8 @@ export interface ConnectOptions {
   readonly job?: string | undefined;
   /** How to reach the raylet; default: gRPC over mTLS as the profile says. */
   readonly transport?: Transport | undefined;
+  /** Traces every call of this driver, and what those call, as OpenTelemetry spans; default: nothing is traced. Needs the right `task.list`. */
+  readonly trace?: TraceOptions | undefined;
 }
 
 interface Welcome {
@@ -193,6 +197,7 @@ export async function connect(options: ConnectOptions = {}): Promise<Cluster> {
   const transport = options.transport ?? (await defaultTransport({ profile, address, job }));
   const writer = new FrameWriter();
   const reader = new FrameReader();
+  const tracer: Tracer | undefined = options.trace === undefined ? undefined : (await import('./tracing.ts')).openTracer(options.trace);
   let core: ClientCore | undefined;
   let connection: Connection | undefined;
   let sending: Promise<void> | undefined;
@@ -246,6 +251,7 @@ export async function connect(options: ConnectOptions = {}): Promise<Cluster> {
     frame.finish();
     core = new ClientCore({
       sessionPrefix: prefix, writer, touched, parent: () => 0, drained: () => sending, sendTail: sendBehind, keptValueBytes: KEPT_VALUE_BYTES, allocate, collects: FinalizationRegistry,
+      ...(tracer === undefined ? {} : { traceparent: () => tracer.traceparent, submitted: (seq: number) => tracer.submitted(seq) }),
       timers: { set: (ms, fire) => setTimeout(fire, ms), clear: (timer) => clearTimeout(timer as NodeJS.Timeout) },
       onRejected: (error) => process.emitWarning(error.safeMessage, 'BulkheadRejected', error.code),
     });
@@ -279,10 +285,12 @@ export async function connect(options: ConnectOptions = {}): Promise<Cluster> {
   const timer = setTimeout(() => welcomed.reject(new BulkheadError('UNAVAILABLE', `the cluster accepted the connection but did not answer within ${WELCOME_TIMEOUT_MS / 1000} s`)), WELCOME_TIMEOUT_MS);
   try {
     const said = await welcomed.promise;
+    tracer?.start(opened, said.prefix, said.info.job ?? '', said.info.tenant ?? '');
     const close = (): Promise<void> =>
       (closing ??= (async () => {
         flush();
         await sending;
+        await tracer?.finish();
         core?.close(new BulkheadError('UNAVAILABLE', 'the connection to the cluster is closed'));
         await opened.close();
       })());

@@ -4,6 +4,7 @@
  */
 
 import type { FrameSink } from '../base/frame.ts';
+import type { TimelineCall } from '../rpc/generated/bulkhead/v1/raylet_pb.js';
 
 export interface TransportHandlers {
   /** One batch from the raylet; the first frame of the first is WELCOME. Must not be called after `closed`. */
@@ -18,6 +19,8 @@ export interface Connection {
   /** Sends one batch; `tail` continues it. A promise asks the caller to wait before it sends more bulk data; calls need not wait. */
   send(batch: Uint8Array<ArrayBuffer>, tail?: Uint8Array): void | Promise<void>;
   close(): Promise<void>;
+  /** When the job's calls waited and ran, by the nodes that keep it; what had ended before `fromMs` is left out. For tracing. */
+  timeline?(jobId: string, tenant: string, fromMs: number): AsyncIterable<{ readonly nodeId: string; readonly calls: readonly TimelineCall[] }>;
 }
 
 export interface Transport {

@@ -3,6 +3,7 @@ import { describe, expect, it } from 'vitest';
 import { CALL_KIND, OP } from '../../src/base/frame.ts';
 import { objectIdText } from '../../src/base/ids.ts';
 import { CallHistory, DURATION_BUCKETS } from '../../src/raylet/core/call-history.ts';
+import { parseFunctionOptions } from '../../src/raylet/core/function-options.ts';
 import { inspectionService } from '../../src/raylet/inspection.ts';
 import type { Raylet } from '../../src/raylet/raylet.ts';
 import { chromeTrace } from '../../src/cli/commands/timeline.ts';
@@ -132,6 +133,13 @@ describe('who holds an object', () => {
     expect(await seen.timeline()).toEqual({ ended: 0, calls: [] });
     expect((await of(acme).timeline()).calls.length).toBe(2);
   });
+});
+
+it('a trace context is carried as it is, or refused', () => {
+  const good = `00-${'ab'.repeat(16)}-${'cd'.repeat(8)}-01`;
+  expect(parseFunctionOptions(JSON.stringify({ traceparent: good }), false).traceparent).toBe(good);
+  expect(parseFunctionOptions('{}', false).traceparent).toBe('');
+  for (const bad of ['00', `${good}\n`, `01${good.slice(2)}`, good.toUpperCase(), `00-${'0'.repeat(32)}-${'cd'.repeat(8)}-01`, 7, { toString: () => good }]) expect(() => parseFunctionOptions(JSON.stringify({ traceparent: bad }), false)).toThrow('traceparent');
 });
 
 describe('the timeline', () => {

@@ -228,6 +228,11 @@ export async function ownActor(): Promise<number> {
   return await get(counter.add(2));
 }
 
+/** What a call is told of the trace that it is in. */
+export function traceOf(): string {
+  return context().traceparent ?? 'none';
+}
+
 export class Talker {
   say(text: string): void {
     console.log(text);

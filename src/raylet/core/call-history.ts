@@ -14,8 +14,8 @@ const FAILED_PER_SECOND = 20;
 /** Powers of two of a millisecond; the last holds everything longer (35 minutes). */
 export const DURATION_BUCKETS = 22;
 
-const NUMBERS = 9;
-const [SEQ, SUBMITTED, STARTED, ENDED, SLOT, REMOTE_SEQ, REMOTE_NODE, FLAGS, ATTEMPT] = [0, 1, 2, 3, 4, 5, 6, 7, 8];
+const NUMBERS = 10;
+const [SEQ, SUBMITTED, STARTED, ENDED, SLOT, REMOTE_SEQ, REMOTE_NODE, FLAGS, ATTEMPT, CALLER_SEQ] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9];
 const FAILED = 1;
 const FORWARDED_HERE = 2;
 
@@ -39,6 +39,9 @@ export interface PastCall {
   readonly remoteNode: number;
   readonly remotePrefix: Uint8Array | undefined;
   readonly remoteSeq: number;
+  /** Of a traced call that another call made. */
+  readonly callerSession: Session | undefined;
+  readonly callerSeq: number;
 }
 
 class CallRing {
@@ -49,6 +52,7 @@ class CallRing {
   readonly #workers: string[] = [];
   readonly #reasons: string[] = [];
   readonly #remotes: (Uint8Array | undefined)[] = [];
+  readonly #callers: (Session | undefined)[] = [];
   /** Calls that were ever put here; the last of them are still. */
   total = 0;
 
@@ -63,7 +67,7 @@ class CallRing {
       grown.set(this.#numbers);
       this.#numbers = grown;
     }
-    const { ranOn, upstream } = task;
+    const { ranOn, upstream, caller } = task;
     const n = this.#numbers;
     const base = at * NUMBERS;
     n[base + SEQ] = task.seq;
@@ -75,6 +79,8 @@ class CallRing {
     n[base + REMOTE_NODE] = upstream === undefined ? 0 : upstream.nodeNumber;
     n[base + FLAGS] = (failed ? FAILED : 0) | (forwardedHere ? FORWARDED_HERE : 0);
     n[base + ATTEMPT] = task.attempt;
+    n[base + CALLER_SEQ] = caller === undefined ? 0 : caller.seq;
+    this.#callers[at] = caller === undefined ? undefined : caller.channel.session;
     this.#sessions[at] = task.channel.session;
     this.#jobs[at] = task.channel.job.id;
     this.#templates[at] = task.template;
@@ -91,14 +97,14 @@ class CallRing {
     return {
       session: this.#sessions[at] as Session, seq: numberAt(SEQ), job: this.#jobs[at] as JobId, template: this.#templates[at] as Template, submittedMs: numberAt(SUBMITTED), startedMs: numberAt(STARTED), endedMs: numberAt(ENDED),
       failed: (flags & FAILED) !== 0, reason: this.#reasons[at] as string, attempt: numberAt(ATTEMPT), forwardedHere: (flags & FORWARDED_HERE) !== 0, worker: this.#workers[at] as string, slot: numberAt(SLOT),
-      remoteNode: numberAt(REMOTE_NODE), remotePrefix: this.#remotes[at], remoteSeq: numberAt(REMOTE_SEQ),
+      remoteNode: numberAt(REMOTE_NODE), remotePrefix: this.#remotes[at], remoteSeq: numberAt(REMOTE_SEQ), callerSession: this.#callers[at], callerSeq: numberAt(CALLER_SEQ),
     };
   }
 
   clear(): void {
     this.total = 0;
     this.#numbers = new Float64Array(0);
-    for (const column of [this.#sessions, this.#jobs, this.#templates, this.#workers, this.#reasons, this.#remotes]) column.length = 0;
+    for (const column of [this.#sessions, this.#jobs, this.#templates, this.#workers, this.#reasons, this.#remotes, this.#callers]) column.length = 0;
   }
 }
 

@@ -220,6 +220,7 @@ function makeTask(core: Core, channel: Channel, r: FrameReader, call: ParsedCall
   if (depth > MAX_TASK_DEPTH) return refused('RESOURCE_EXHAUSTED', `tasks are nested more than ${MAX_TASK_DEPTH} deep`);
   const task = new Task(channel, call.seq, template, r.batch, argsStart, restStart, r.frameEnd, auditSeq, depth, core.nowMs);
   task.attempt = call.attempt;
+  if (template.options.traceparent !== '') task.caller = call.parent;
   channel.inFlight++;
   if (template.kind === CALL_KIND.TASK && channel.kind !== CHANNEL_KIND.PEER) channel.job.tenant.tasks++;
   core.callsInFlight++;

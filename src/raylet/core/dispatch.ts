@@ -47,7 +47,7 @@ function templateOn(core: Core, slot: Slot, template: Template): number {
   if (custom !== undefined) for (const resource of Object.keys(custom)) resources[resource] = (custom[resource] ?? 0) / 10_000;
   // What the code sees as `context()`: RuntimeContext of src/sdk/runtime.ts. The prelude keeps `concurrency` to itself.
   const concurrency = template.kind === CALL_KIND.ACTOR_CLASS ? template.options.maxConcurrency : undefined;
-  const context = JSON.stringify({ code: `sha256:${digestHex}`, jobId: slot.job.id, tenant: slot.job.tenant.name, name: nameOf(template), resources, concurrency });
+  const context = JSON.stringify({ code: `sha256:${digestHex}`, jobId: slot.job.id, tenant: slot.job.tenant.name, name: nameOf(template), resources, concurrency, ...(template.options.traceparent === '' ? {} : { traceparent: template.options.traceparent }) });
   slot.channel.out.begin(OP.TEMPLATE).u32(number).u8(template.kind).u32(code).str(template.exportName).str(template.methodName).u8(template.options.stream === undefined ? template.options.returns : STREAMS).text(context).end();
   return number;
 }
@@ -140,6 +140,7 @@ export function concludeTask(core: Core, task: Task, failure: Failure | undefine
   // Of what ran on another node, its result tells.
   const end = failure ?? (task.upstream === undefined ? undefined : channel.session.objects.get(task.seq)?.failure);
   channel.job.tenant.history.note(task, end !== undefined, end === undefined ? '' : shortened(`${end.code}: ${end.message}`), channel.kind === CHANNEL_KIND.PEER, core.nowMs);
+  task.caller = undefined;
   if (failure !== undefined) core.lifecycle(channel.job.tenant, 'task.failed', channel.principal.spiffeId, 'task', channel.session.prefixHex, task.seq, `${failure.code} ${task.template.detail}`);
 }
 

@@ -40,6 +40,8 @@ export interface FunctionOptions {
   readonly maxPendingCalls: number;
   /** Of a class: its methods that are generators. For its handles; nothing here depends on it. */
   readonly streams: readonly string[];
+  /** W3C trace context of the driver that traces its calls; '': it does not. Carried and told to the code, never acted on. */
+  readonly traceparent: string;
 }
 
 const NO_NAMES: readonly string[] = Object.freeze([]);
@@ -60,6 +62,7 @@ function shortText(name: string, value: unknown, pattern: RegExp, form: string):
 }
 
 const NAME = /^[A-Za-z0-9](?:[A-Za-z0-9._:/-]{0,126}[A-Za-z0-9])?$/;
+const TRACEPARENT = /^00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}$/;
 const METHOD = /^[\p{ID_Start}$_][\p{ID_Continue}$]{0,127}$/u;
 const NAME_FORM = '1 to 128 characters of A-Z a-z 0-9 . _ : / -';
 
@@ -89,6 +92,7 @@ const PARSERS: Readonly<Record<string, Parser>> = Object.freeze({
   name: (v: unknown) => shortText('name', v, NAME, NAME_FORM),
   namespace: (v: unknown) => shortText('namespace', v, NAME, NAME_FORM),
   label: (v: unknown) => shortText('label', v, NAME, NAME_FORM),
+  traceparent: (v: unknown) => shortText('traceparent', v, TRACEPARENT, 'a W3C traceparent of version 00'),
   isolation: (v: unknown) => (v === 'isolate' || v === 'gvisor' ? v : refuse("isolation must be 'isolate' or 'gvisor'")),
   scheduling: (v: unknown) => (v === 'default' || v === 'spread' ? v : refuse("scheduling must be 'default' or 'spread'")),
   detached: (v: unknown) => (typeof v === 'boolean' ? v : refuse('detached must be true or false')),
@@ -139,5 +143,6 @@ export function parseFunctionOptions(json: string, isActor: boolean): FunctionOp
     maxConcurrency: (given['maxConcurrency'] as number | undefined) ?? 1_000,
     maxPendingCalls: (given['maxPendingCalls'] as number | undefined) ?? 0,
     streams: (given['streams'] as string[] | undefined) ?? NO_NAMES,
+    traceparent: (given['traceparent'] as string | undefined) ?? '',
   };
 }

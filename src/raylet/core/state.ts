@@ -357,6 +357,8 @@ export class Task {
   state: TaskState = TASK_STATE.WAITING;
   attempt = 0;
   slot: Slot | undefined = undefined;
+  /** Of a traced call: the call whose code made it, until this one has ended. */
+  caller: Task | undefined = undefined;
   /** The slot it was on last, also when it has left it. */
   ranOn: Slot | undefined = undefined;
   exec = 0;

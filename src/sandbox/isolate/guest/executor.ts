@@ -135,6 +135,8 @@ export class Executor {
       writer: this.#writer,
       touched: () => this.#touched(),
       parent: () => this.#who().number,
+      // What a traced call calls is traced.
+      traceparent: () => (this.#who().template?.context['traceparent'] as string | undefined) ?? '',
       settle: (exec, run) => this.#settle(exec, run),
       stage: (bytes) => this.#stage(bytes),
       attachment: (number) => this.#takeAttachment(number),

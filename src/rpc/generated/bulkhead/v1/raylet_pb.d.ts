@@ -490,6 +490,18 @@ export declare type TimelineCall = Message<"bulkhead.v1.TimelineCall"> & {
    * @generated from field: bool forwarded_here = 15;
    */
   forwardedHere: boolean;
+
+  /**
+   * W3C trace context of its driver, where that traces its calls; and the call whose code made it, by the id it has here.
+   *
+   * @generated from field: string traceparent = 16;
+   */
+  traceparent: string;
+
+  /**
+   * @generated from field: string parent_id = 17;
+   */
+  parentId: string;
 };
 
 /**
