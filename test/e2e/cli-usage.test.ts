@@ -72,11 +72,11 @@ const WRONG: readonly (readonly [string, RegExp])[] = [
   ['job status', /missing required argument 'id'/],
   ['job stop', /missing required argument 'id'/],
   ['list', /missing required argument 'kind'/],
-  ['list cats', /no kind 'cats'; kinds are: nodes, workers, jobs, tasks, actors, objects/],
+  ['list cats', /no kind 'cats'; kinds are: nodes, tenants, workers, jobs, tasks, actors, objects/],
   ['list tasks --limit 0', /from 1 to 10000/],
   ['get task', /missing required argument 'id'/],
   ['summary cats', /no kind 'cats'/],
-  ['logs task', /missing required argument 'id'/],
+  ['logs task', /give one of: job ID, task ID, actor ID/],
   ['logs worker w1', /logs of what\? give job, task or actor/],
   ['audit tail --last none', /a whole number of records/],
   ['audit export', /required option '-o, --out <dir>' not specified/],
@@ -112,9 +112,9 @@ test('each command has a help that names its exit codes or options', async () =>
   };
   walk(buildProgram(), []);
   expect(leaves.map((l) => l.join(' ')).sort()).toEqual([
-    'audit export', 'audit stats', 'audit tail', 'audit verify', 'bench', 'doctor', 'down', 'get', 'identity issue', 'job list', 'job logs', 'job status', 'job stop', 'list', 'logs',
+    'audit export', 'audit stats', 'audit tail', 'audit verify', 'bench', 'doctor', 'down', 'get', 'identity issue', 'job list', 'job logs', 'job status', 'job stop', 'list', 'logs', 'metrics',
     'pki join-token', 'pki revoke', 'pki rotate', 'pki show', 'policy apply', 'policy check', 'policy explain', 'policy history', 'policy rollback', 'policy test', 'policy who-can',
-    'run', 'status', 'summary', 'tenant create', 'tenant delete', 'tenant list', 'tenant show', 'up', 'whoami',
+    'run', 'status', 'summary', 'tenant create', 'tenant delete', 'tenant list', 'tenant show', 'timeline', 'up', 'whoami',
   ]);
   for (const leaf of leaves) {
     const { code, out } = await run(...leaf, '--help');

@@ -9,7 +9,7 @@ import { fileURLToPath } from 'node:url';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { FrameWriter, NO_ITEM, OP } from '../../src/base/frame.ts';
 import { objectIdFromText } from '../../src/base/ids.ts';
-import { MAX_CODE_BYTES, MAX_FRAME_BYTES, MAX_INLINE_BYTES, MAX_OBJECT_BYTES, MAX_REFS_PER_CALL, MAX_TEMPLATES_PER_CHANNEL } from '../../src/base/limits.ts';
+import { DEFAULT_STREAM_ITEMS, MAX_CODE_BYTES, MAX_FRAME_BYTES, MAX_INLINE_BYTES, MAX_OBJECT_BYTES, MAX_REFS_PER_CALL, MAX_TEMPLATES_PER_CHANNEL } from '../../src/base/limits.ts';
 import { runDirectory } from '../../src/cli/leftovers.ts';
 import { Inspection } from '../../src/rpc/generated/bulkhead/v1/raylet_pb.js';
 import type { ActorHandle, Cluster, ObjectRef, RemoteModule } from '../../src/sdk/sdk.ts';
@@ -127,7 +127,7 @@ describe('malformed batches end their channel', () => {
     ['a gap in code', () => batch(code(100, 0, Buffer.alloc(10)), code(100, 20, Buffer.alloc(10)))],
     ['code longer than announced', () => batch(code(10, 0, Buffer.alloc(11)))],
     ['code under two digests', () => batch(code(100, 0, Buffer.alloc(10)), code(100, 10, Buffer.alloc(10), Buffer.alloc(32)))],
-    ['a grant beyond a stream’s window', () => batch(submit(1, 1), more(1, 0, 10, 65)), () => batch(code(), define(1, '{"returns":"streaming"}'))],
+    ['a grant beyond a stream’s window', () => batch(submit(1, 1), more(1, 0, 10, DEFAULT_STREAM_ITEMS + 1)), () => batch(code(), define(1, '{"returns":"streaming"}'))],
     ['a grant of indexes that do not exist', () => batch(submit(1, 1), more(1, 0, 0xffff_ffff, 64)), () => batch(code(), define(1, '{"returns":"streaming"}'))],
     ['a grant that begins a stream twice', () => batch(submit(1, 1), more(1, 0, 10, 1), more(1, 5, 11, 1)), () => batch(code(), define(1, '{"returns":"streaming"}'))],
     ['a flood of templates', () => batch(...Array.from({ length: MAX_TEMPLATES_PER_CHANNEL + 1 }, (_, i) => define(i + 1))), () => batch(code())],
