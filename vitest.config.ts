@@ -11,7 +11,7 @@ export default defineConfig({
     // Each file may start processes of its own; two at a time keep a two-core machine responsive.
     maxWorkers: 2,
     // Some tests ask for a collection of garbage: what a program no longer holds is let go on the cluster.
-    execArgv: ['--no-node-snapshot', '--expose-gc'],
+    execArgv: ['--no-node-snapshot'],
     reporters: ['default'],
   },
 });
