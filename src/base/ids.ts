@@ -104,6 +104,13 @@ export function objectIdText(id: Uint8Array): ObjectIdText {
   return hex as ObjectIdText;
 }
 
+/** The id of an index of a session whose prefix is 40 hex digits. */
+export function idTextOf(prefixHex: string, index: number): ObjectIdText {
+  let text = `obj-${prefixHex}`;
+  for (let shift = 0; shift < 32; shift += 8) text += (((index >>> shift) & 0xff) + 0x100).toString(16).slice(1);
+  return text as ObjectIdText;
+}
+
 export function objectIdFromText(text: string): Uint8Array {
   const parsed = parseObjectIdText(text);
   const id = new Uint8Array(OBJECT_ID_BYTES);

@@ -59,6 +59,10 @@ export const MAX_CALLS_IN_FLIGHT = 200_000;
 /** Nesting of a value; deeper ones would overflow a stack. */
 export const MAX_VALUE_DEPTH = 512;
 export const MAX_TASK_DEPTH = 64;
+/** Tasks and calls that one task or actor call has made and that have not ended; an option lowers it. */
+export const MAX_FAN_OUT = 100_000;
+/** Between two tries of one task, however often it failed. */
+export const MAX_RETRY_DELAY_MS = 60_000;
 /** Characters of a tenant's error message and stack that travel on. */
 export const MAX_ERROR_MESSAGE_CHARS = 8_192;
 export const MAX_STACK_CHARS = 16_384;

@@ -4,7 +4,7 @@
  */
 import { BulkheadError } from '../base/errors.ts';
 import { quote } from '../base/ids.ts';
-import { DEFAULT_STREAM_BYTES, DEFAULT_STREAM_ITEMS, MAX_RETURNS, MAX_STREAM_BYTES, MAX_STREAM_ITEMS } from '../base/limits.ts';
+import { DEFAULT_STREAM_BYTES, DEFAULT_STREAM_ITEMS, MAX_FAN_OUT, MAX_RETRY_DELAY_MS, MAX_RETURNS, MAX_STREAM_BYTES, MAX_STREAM_ITEMS, MAX_TASK_DEPTH } from '../base/limits.ts';
 import { parseMemory, parseUnits } from '../base/resources.ts';
 import type { StreamWindow } from './object-stream.ts';
 
@@ -45,9 +45,16 @@ interface PlacementOptions {
 }
 
 export interface TaskOptions extends CallOptions, PlacementOptions {
+  /** Tries after the first, when its worker or node is lost or as `retryOn` says; default 3, -1 for no end of them. */
   readonly maxRetries?: number;
-  /** Error codes that are retried beyond lost workers; 'TASK_FAILED' retries what the function throws. */
-  readonly retryOn?: readonly string[];
+  /** Beyond lost workers and nodes: names or classes of what the function throws, subclasses included; codes such as 'TIMEOUT' or 'OUT_OF_MEMORY'; 'TASK_FAILED' for whatever it throws. Default: none. */
+  readonly retryOn?: readonly (string | (abstract new (...args: never[]) => unknown))[];
+  /** Before the second try of a failed call, half of it at least; it doubles with each. Default 100, 0 for at once. */
+  readonly retryDelayMs?: number;
+  /** Calls that one call of this function may have made and that have not ended. */
+  readonly maxFanOut?: number;
+  /** Levels of calls below a call of this function; 0: it makes none. */
+  readonly maxDepth?: number;
 }
 
 export interface ActorOptions extends PlacementOptions {
@@ -89,6 +96,7 @@ const flag: Check = (name, value) => (typeof value === 'boolean' ? value : refus
 function matching(pattern: RegExp, form: string): Check {
   return (name, value) => (typeof value === 'string' && pattern.test(value) ? value : refuse(name, value, form));
 }
+const errorName = matching(/^[\p{ID_Start}$_][\p{ID_Continue}$]{0,127}$/u, 'give an error class, its name, or an error code');
 const text = matching(/^[A-Za-z0-9](?:[A-Za-z0-9._:/-]{0,126}[A-Za-z0-9])?$/, '1 to 128 characters of A-Z a-z 0-9 and inner . _ : / -');
 /** Without `/`: an actor is looked up as `namespace/name`. */
 const actorName = matching(/^[A-Za-z0-9](?:[A-Za-z0-9._:-]{0,126}[A-Za-z0-9])?$/, '1 to 128 characters of A-Z a-z 0-9 and inner . _ : -');
@@ -131,8 +139,8 @@ const CALL: Readonly<Record<string, Check>> = {
 };
 const METHOD: Readonly<Record<string, Check>> = { ...CALL, maxTaskRetries: integer(-1, 1_000) };
 const TASK: Readonly<Record<string, Check>> = {
-  ...PLACEMENT, ...CALL, maxRetries: integer(0, 100),
-  retryOn: (name, value) => (Array.isArray(value) && value.length <= 16 ? value.map((code) => text(name, code)) : refuse(name, value, 'give a list of error codes')),
+  ...PLACEMENT, ...CALL, maxRetries: integer(-1, 100), retryDelayMs: integer(0, MAX_RETRY_DELAY_MS), maxFanOut: integer(0, MAX_FAN_OUT), maxDepth: integer(0, MAX_TASK_DEPTH),
+  retryOn: (name, value) => (Array.isArray(value) && value.length <= 16 ? value.map((of: unknown) => errorName(name, typeof of === 'function' ? of.name : of)) : refuse(name, value, 'give a list of error classes, their names, or error codes')),
 };
 const ACTOR: Readonly<Record<string, Check>> = {
   ...PLACEMENT, ...TIMES, name: actorName, namespace: actorName, detached: flag, getIfExists: flag, maxRestarts: integer(-1, 1_000), maxTaskRetries: integer(-1, 1_000),

@@ -13,17 +13,29 @@ export type { ActorHandle, RefOr, RemoteClass, RemoteFunction, RemoteFunctionOf,
 export type { ObjectStream } from './object-stream.ts';
 export type { ActorOptions, MethodOptions, TaskOptions } from './options.ts';
 
-/** Facts of the running call. */
+/** Facts of the running call. Frozen. */
 export interface RuntimeContext {
+  /** Id of this call: that of its (first) ref at the caller. */
+  readonly taskId: string;
+  /** Id of the actor that the call is of, null in a task. */
+  readonly actorId: string | null;
   readonly jobId: string;
+  readonly nodeId: string;
   readonly tenant: string;
+  /** SPIFFE ID of the job: what the calls made here act as. */
+  readonly principal: string;
+  /** Of the actor; '' in a task. */
+  readonly namespace: string;
   /** Name of the function, or `Class.method`. */
   readonly name: string;
   /** 0 for the first try. */
   readonly attempt: number;
+  /** What it holds: `cpus`, `memory` in bytes, custom ones by name. */
   readonly resources: Readonly<Record<string, number>>;
   /** W3C trace context, where the driver traces its calls: for what the code tells others. */
   readonly traceparent?: string;
+  /** `sha256:…` of its bundle. */
+  readonly code: string;
 }
 
 export interface Runtime {

@@ -79,7 +79,7 @@ function call(name: string, ...args: unknown[]): Promise<unknown> {
     frames.begin(OP.TEMPLATE).u32(template).u8(0).u32(1).str(name).str('').u8(1).text('{}').end();
   }
   const number = ++exec;
-  frames.begin(OP.EXEC).u32(number).u8(0).u32(template).u32(0).u16(0).raw(encodeValue(args).bytes).end();
+  frames.begin(OP.EXEC).u32(number).u8(0).u32(template).u32(0).u32(number).u16(0).raw(encodeValue(args).bytes).end();
   const outcome = new Promise((resolve) => waiting.set(number, resolve));
   worker.send(1, frames.take());
   return outcome;

@@ -556,6 +556,7 @@ export class World {
       const kind = r.u8();
       r.u32();
       const attempt = r.u32();
+      r.u32();
       const d = r.u16();
       for (let i = 0; i < d; i++) {
         r.u16();

@@ -3,7 +3,7 @@ import { webcrypto } from 'node:crypto';
 import { parse } from 'acorn';
 import fc from 'fast-check';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { FrameWriter, OP } from '../../src/base/frame.ts';
+import { FrameWriter, OP, STREAMS } from '../../src/base/frame.ts';
 import { MAX_LOG_BYTES } from '../../src/base/limits.ts';
 import { encodeValue } from '../../src/base/value.ts';
 import { buildPrelude } from '../../src/sandbox/isolate/build-prelude.ts';
@@ -30,6 +30,7 @@ var __bulkhead_exports = {
   digest: async (name, data) => new Uint8Array(await crypto.subtle.digest(name, data)), random: () => [crypto.randomUUID(), crypto.getRandomValues(new Uint8Array(40))],
   clone: () => { const a = { m: new Map([[1, new Date(5)]]) }; a.self = a; const b = structuredClone(a); return [b !== a, b.self === b, b.m.get(1).getTime()]; },
   abort: async () => { const c = new AbortController(); const seen = []; c.signal.addEventListener('abort', (e) => seen.push(e.type)); c.abort(); c.abort(); try { c.signal.throwIfAborted(); } catch (e) { seen.push(e.name); } const t = AbortSignal.timeout(2); await new Promise((r) => t.addEventListener('abort', r)); seen.push(t.reason.name); return seen; },
+  endless: function* () { try { for (let i = 0; ; i++) yield i; } finally { console.log('endless is closed'); } },
   many: function* (n) { for (let i = 0; i < n; i++) yield i; },
   inline: () => { try { task((x) => x); } catch (e) { return e.message; } }, Counter, value: 5,
 };`;
@@ -85,6 +86,31 @@ describe('calls', () => {
     const before = guest.calls.length;
     expect(await guest.value('many', 3)).toEqual(Array.from({ length: 3 }, () => expect.stringMatching(/^obj-(01){20}/)));
     expect(guest.calls.slice(before).filter(([op]) => op === OP.PUT)).toHaveLength(3);
+  });
+
+  it('stream what generators yield, as far as there is room, and close them when they are cancelled', async () => {
+    const writer = new FrameWriter();
+    const counts = guest.exec(writer, guest.template(writer, 'many', { returns: STREAMS }), [5]);
+    const endless = guest.exec(writer, guest.template(writer, 'endless', { returns: STREAMS }), []);
+    const plain = guest.exec(writer, guest.template(writer, 'add', { returns: STREAMS }), [1, 2]);
+    await guest.send(writer);
+    expect(guest.items.get(counts)).toBeUndefined();
+    writer.begin(OP.PULL).u32(counts).u32(0).u32(2).u64(1_000).end();
+    writer.begin(OP.PULL).u32(endless).u32(3).u32(6).u64(1_000).end();
+    await guest.send(writer);
+    expect([await guest.itemsOf(counts, 2), await guest.itemsOf(endless, 3)]).toEqual([[0, 1], [3, 4, 5]]);
+    writer.begin(OP.PULL).u32(counts).u32(0).u32(100).u64(1).end();
+    await guest.send(writer);
+    expect(guest.items.get(counts)).toEqual([0, 1]);
+    writer.begin(OP.PULL).u32(counts).u32(0).u32(100).u64(1_000).end();
+    writer.begin(OP.PULL).u32(endless).u32(3).u32(1_000_000).u64(40).end();
+    writer.begin(OP.CANCEL_EXEC).u32(endless).end();
+    await guest.send(writer);
+    expect(await guest.itemsOf(counts, 5)).toEqual([0, 1, 2, 3, 4]);
+    expect([await guest.answer(counts), await guest.answer(endless), await guest.answer(plain)]).toMatchObject([{ value: undefined }, { code: 'CANCELLED' }, { code: 'INVALID_ARGUMENT', message: expect.stringContaining('must be a generator') }]);
+    // Each takes an octet or more, and 40 were allowed.
+    expect(guest.items.get(endless)?.length).toBeLessThanOrEqual(40);
+    expect(guest.logs.some(({ text }) => text.includes('endless is closed'))).toBe(true);
   });
 
   it('stage what is large, before the frame that names it', async () => {

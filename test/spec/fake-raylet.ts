@@ -93,7 +93,7 @@ class FakeSlot {
     }
     const exec = this.#nextExec++;
     this.#running.set(exec, { ids, done: () => undefined });
-    writer.begin(OP.EXEC).u32(exec).u8(kind).u32(number).u32(0).u16(dependencies.length);
+    writer.begin(OP.EXEC).u32(exec).u8(kind).u32(number).u32(0).u32(1).u16(dependencies.length);
     for (const [position, bytes] of dependencies) {
       writer.u16(position);
       if (bytes.length <= MAX_INLINE_BYTES) writer.u8(0).bytes(bytes);

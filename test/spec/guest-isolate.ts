@@ -18,6 +18,8 @@ export class GuestIsolate implements Disposable {
   /** Frames of nested calls, as [op, parent]. */
   readonly calls: [op: number, parent: number][] = [];
   readonly staged = new Map<number, Uint8Array>();
+  /** What calls that stream have yielded. */
+  readonly items = new Map<number, unknown[]>();
   /** Sizes of what was emitted as frames. */
   readonly flushes: number[] = [];
   /** Rejections that tenant code did not handle. */
@@ -92,7 +94,7 @@ export class GuestIsolate implements Disposable {
 
   exec(writer: FrameWriter, template: number, args: readonly unknown[], kind = 0): number {
     const exec = ++this.#execs;
-    writer.begin(OP.EXEC).u32(exec).u8(kind).u32(template).u32(0).u16(0).raw(encodeValue(args).bytes).end();
+    writer.begin(OP.EXEC).u32(exec).u8(kind).u32(template).u32(0).u32(exec).u16(0).raw(encodeValue(args).bytes).end();
     return exec;
   }
 
@@ -121,6 +123,12 @@ export class GuestIsolate implements Disposable {
       await new Promise((done) => setTimeout(done, 2));
     }
     throw new Error(`no answer to exec ${exec}`);
+  }
+
+  /** The items of a call that streams, when there are at least so many. */
+  async itemsOf(exec: number, least: number): Promise<unknown[]> {
+    for (let i = 0; i < 500 && (this.items.get(exec)?.length ?? 0) < least; i++) await new Promise((done) => setTimeout(done, 2));
+    return this.items.get(exec) ?? [];
   }
 
   #emitted(kind: number, n: number, bytes: ArrayBuffer): void {
@@ -155,6 +163,12 @@ export class GuestIsolate implements Disposable {
         const failure = { code: reader.str(), message: reader.text(1e6), stack: reader.text(1e6) };
         reader.finish();
         this.#answered(exec, failure);
+      } else if (reader.op === OP.ITEM) {
+        const exec = reader.u32();
+        if (reader.u8() !== 0 || reader.refCount(0) !== 0) throw new Error('an item that is not small and plain');
+        const items = this.items.get(exec) ?? [];
+        this.items.set(exec, items);
+        items.push(decodeValue(reader.rest()));
       } else if (reader.op === OP.LOG) this.logs.push({ exec: reader.u32(), stream: reader.u8(), text: new TextDecoder().decode(reader.rest()) });
       else if (reader.op !== OP.RELEASE) this.calls.push([reader.op, reader.op === OP.DEFINE ? 0 : reader.u32()]);
     }

@@ -84,6 +84,8 @@ function creationAgain(core: Core, actor: Actor): Task {
   const { channel, seq, template, auditSeq, depth } = before;
   const task = new Task(channel, seq, template, seed.args, 0, seed.restStart, seed.args.byteLength, auditSeq, depth, core.nowMs);
   task.attempt = actor.restarts;
+  task.origin = before.origin;
+  task.depthLimit = before.depthLimit;
   channel.inFlight++;
   core.callsInFlight++;
   task.deps = [...seed.deps];

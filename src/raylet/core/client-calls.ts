@@ -120,6 +120,7 @@ export function onDefine(core: Core, channel: Channel, r: FrameReader): void {
     return refuse(failureOf(error));
   }
   if (options.isolation === 'gvisor') return refuse(refused('LAYER_MISSING', "isolation 'gvisor' is not available for JavaScript functions on this node: use 'isolate'"));
+  if (options.origin !== '' && channel.kind !== CHANNEL_KIND.PEER) return refuse(refused('INVALID_ARGUMENT', 'options are not valid: origin is not an option'));
   if (options.stream !== undefined && kind === CALL_KIND.ACTOR_CLASS) return refuse(refused('INVALID_ARGUMENT', "an actor is one object: returns: 'streaming' is for functions and methods"));
   const { tenant } = channel.job;
   const schedulingClass = kind === CALL_KIND.TASK ? classFor(core, channel.job, options.resources, options.isolation) : undefined;
@@ -132,7 +133,7 @@ export function onDefine(core: Core, channel: Channel, r: FrameReader): void {
     if (channel.job.functions.size < MAX_TEMPLATES_PER_CHANNEL) channel.job.functions.set(statsKey, stats);
   }
   channel.templates.set(number, new Template({
-    kind: kind as CallKind, digestHex: kind === CALL_KIND.ACTOR_METHOD ? '' : digestHex, exportName, methodName, optionsJson, options, stats,
+    originHex: options.origin === '' ? channel.session.prefixHex : options.origin, kind: kind as CallKind, digestHex: kind === CALL_KIND.ACTOR_METHOD ? '' : digestHex, exportName, methodName, optionsJson, options, stats,
     resource: resource(kind === CALL_KIND.TASK ? 'task' : 'actor', { tenant: tenant.name, name: options.name, owner: channel.principal.spiffeId, label: options.label, code, function: exportName, cpus: options.resources.cpuUnits / 10_000, memory: options.resources.memoryBytes, isolation: options.isolation, detached: options.detached }),
     detail: kind === CALL_KIND.ACTOR_METHOD ? `${exportName}.${methodName}` : `${code} ${exportName}`,
     schedulingClass,
@@ -148,12 +149,14 @@ function decideSession(core: Core, channel: Channel, detail: string): number {
 
 interface ParsedCall {
   readonly parent: Task | undefined;
-  readonly depth: number;
   readonly seq: number;
   readonly templateNumber: number;
   readonly template: Template | undefined;
-  /** Of a call that another raylet passes on. */
+  /** Which try it is, where it is in the tree of calls, how deep that may get, and which call it is at its caller: another raylet says it of what it passes on. */
   readonly attempt: number;
+  readonly depth: number;
+  readonly depthLimit: number;
+  readonly origin: number;
 }
 
 const TOO_MANY_WAITING: Failure = refused('RESOURCE_EXHAUSTED', `gets and waits of this session wait for more than ${MAX_WAITING_PER_CHANNEL} refs already`);
@@ -216,11 +219,18 @@ function makeTask(core: Core, channel: Channel, r: FrameReader, call: ParsedCall
   const restStart = r.position;
   r.skipRest();
   if (missing !== undefined) return missing;
-  const { depth } = call;
-  if (depth > MAX_TASK_DEPTH) return refused('RESOURCE_EXHAUSTED', `tasks are nested more than ${MAX_TASK_DEPTH} deep`);
+  const { parent, depth, depthLimit: limit } = call;
+  if (depth > limit) return refused('RESOURCE_EXHAUSTED', `tasks are nested more than ${limit} deep, and an option of theirs or the cluster allows no more`);
+  if (parent !== undefined && parent.children >= parent.template.options.maxFanOut) return refused('RESOURCE_EXHAUSTED', `the call that makes this one has made ${parent.children} that have not ended, and may make no more (maxFanOut): wait for some of them`);
   const task = new Task(channel, call.seq, template, r.batch, argsStart, restStart, r.frameEnd, auditSeq, depth, core.nowMs);
   task.attempt = call.attempt;
   if (template.options.traceparent !== '') task.caller = call.parent;
+  task.origin = call.origin;
+  task.depthLimit = Math.min(limit, depth + template.options.maxDepth);
+  if (parent !== undefined) {
+    task.parent = parent;
+    parent.children++;
+  }
   channel.inFlight++;
   if (template.kind === CALL_KIND.TASK && channel.kind !== CHANNEL_KIND.PEER) channel.job.tenant.tasks++;
   core.callsInFlight++;
@@ -287,7 +297,11 @@ function begin(core: Core, channel: Channel, r: FrameReader, kind: CallKind): Pa
   const seq = r.u32();
   const templateNumber = r.u32();
   const template = channel.templates.get(templateNumber);
-  const call = { parent, depth: depthOf(channel, parent, named), seq, templateNumber, template, attempt: channel.kind === CHANNEL_KIND.PEER ? named & 0xff_ffff : 0 };
+  const passedOn = channel.kind === CHANNEL_KIND.PEER;
+  const call: ParsedCall = {
+    parent, depth: depthOf(channel, parent, named), seq, templateNumber, template, attempt: passedOn ? named & 0xff_ffff : 0,
+    depthLimit: passedOn ? Math.min(r.u8(), MAX_TASK_DEPTH) : (parent?.depthLimit ?? MAX_TASK_DEPTH), origin: passedOn ? r.u32() : seq,
+  };
   const { tenant } = channel.job;
   const quota = kind === CALL_KIND.TASK ? overQuota(channel, kind) : undefined;
   const over = quota !== undefined ? quota : channel.inFlight >= 2 * MAX_CALLS_IN_FLIGHT ? `more than ${2 * MAX_CALLS_IN_FLIGHT} calls are in flight: wait for results before submitting more`

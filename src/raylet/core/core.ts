@@ -139,6 +139,8 @@ export class Core {
   refusedExecs: { readonly slot: Slot; readonly task: Task; readonly failure: Failure }[] = [];
   /** Streams that nobody reads any more, or whose items can go nowhere: ended at the end of the step. */
   endedStreams: { readonly task: Task; readonly failure: Failure }[] = [];
+  /** Tasks that are tried again after a while. */
+  readonly delayed = new Set<Task>();
   readonly waitingActors = new WaitingActors();
   readonly timed = new Set<Task>();
   servedCounter = 0;

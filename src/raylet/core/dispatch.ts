@@ -3,6 +3,7 @@
  * comes back settles the refs of the call. Tasks and actor calls share this.
  */
 import { CALL_KIND, OP, STREAMS } from '../../base/frame.ts';
+import { idTextOf } from '../../base/ids.ts';
 import { MAX_FRAME_BYTES } from '../../base/limits.ts';
 import type { Core } from './core.ts';
 import { fileFor, lend, putToFile, releaseHandle, settleFailed, unpin } from './objects.ts';
@@ -45,9 +46,15 @@ function templateOn(core: Core, slot: Slot, template: Template): number {
   const { cpuUnits, memoryBytes, custom } = template.options.resources;
   const resources: Record<string, number> = { cpus: cpuUnits / 10_000, memory: memoryBytes };
   if (custom !== undefined) for (const resource of Object.keys(custom)) resources[resource] = (custom[resource] ?? 0) / 10_000;
-  // What the code sees as `context()`: RuntimeContext of src/sdk/runtime.ts. The prelude keeps `concurrency` to itself.
+  // What the code sees as `context()`: RuntimeContext of src/sdk/runtime.ts. The prelude keeps `concurrency`, `origin` and `retryOn` to itself.
   const concurrency = template.kind === CALL_KIND.ACTOR_CLASS ? template.options.maxConcurrency : undefined;
-  const context = JSON.stringify({ code: `sha256:${digestHex}`, jobId: slot.job.id, tenant: slot.job.tenant.name, name: nameOf(template), resources, concurrency, ...(template.options.traceparent === '' ? {} : { traceparent: template.options.traceparent }) });
+  const { actor, job } = slot;
+  const context = JSON.stringify({
+    code: `sha256:${digestHex}`, jobId: job.id, tenant: job.tenant.name, principal: job.principal.spiffeId, nodeId: core.config.nodeId, namespace: actor?.template.options.namespace ?? '',
+    actorId: actor === undefined ? null : idTextOf(actor.template.originHex, actor.creation.origin), name: nameOf(template), resources, concurrency, origin: template.originHex,
+    ...(template.options.traceparent === '' ? {} : { traceparent: template.options.traceparent }),
+    retryOn: template.kind === CALL_KIND.TASK && template.options.retryOn.length > 0 ? template.options.retryOn : undefined,
+  });
   slot.channel.out.begin(OP.TEMPLATE).u32(number).u8(template.kind).u32(code).str(template.exportName).str(template.methodName).u8(template.options.stream === undefined ? template.options.returns : STREAMS).text(context).end();
   return number;
 }
@@ -82,7 +89,7 @@ export function sendExec(core: Core, slot: Slot, task: Task): void {
       if (typeof file !== 'string') return void core.refusedExecs.push({ slot, task, failure: file });
     }
   }
-  const out = slot.channel.out.begin(OP.EXEC).u32(exec).u8(kind).u32(number).u32(task.attempt).u16(deps === undefined ? 0 : deps.length);
+  const out = slot.channel.out.begin(OP.EXEC).u32(exec).u8(kind).u32(number).u32(task.attempt).u32(task.origin).u16(deps === undefined ? 0 : deps.length);
   if (deps !== undefined) {
     for (let i = 0; i < deps.length; i++) {
       const entry = deps[i]!;
@@ -123,6 +130,10 @@ export function concludeTask(core: Core, task: Task, failure: Failure | undefine
   core.timed.delete(task);
   const channel = task.channel;
   channel.inFlight--;
+  if (task.parent !== undefined) {
+    task.parent.children--;
+    task.parent = undefined;
+  }
   if (task.template.kind === CALL_KIND.TASK && channel.kind !== CHANNEL_KIND.PEER) channel.job.tenant.tasks--;
   core.callsInFlight--;
   if (failure !== undefined) {

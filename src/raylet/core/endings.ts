@@ -8,6 +8,7 @@ import { isStarting } from './actor-seats.ts';
 import type { Core } from './core.ts';
 import { concludeTask, markSlot, releaseCreated, takeOff } from './dispatch.ts';
 import { dropDeferred, releaseSession, takeAllBack } from './objects.ts';
+import { hasRetries, retry, wantsRetry } from './retries.ts';
 import { dropLease, measure, remoteTaskEnded, requeue } from './scheduler.ts';
 import { cancelRemote } from './upstreams.ts';
 import { TASK_STATE, type Failure, type Slot, type Task, type Worker } from './state.ts';
@@ -44,6 +45,7 @@ export function execEnded(core: Core, slot: Slot, task: Task, failure: Failure |
     concludeTask(core, task, undefined);
     return actorCreated(core, actor);
   }
+  if (end !== undefined && wantsRetry(task, end)) return retry(core, task, false);
   concludeTask(core, task, end);
   if (actor !== undefined) callEnded(core, actor);
 }
@@ -71,10 +73,8 @@ export function remoteLost(core: Core, tasks: readonly Task[], failure: Failure)
 
 function retryOrFail(core: Core, task: Task, failure: Failure): void {
   if (task.cancelled !== undefined) concludeTask(core, task, task.cancelled);
-  else if (task.attempt < task.template.options.maxRetries) {
-    task.attempt++;
-    requeue(core, task);
-  } else concludeTask(core, task, failure);
+  else if (hasRetries(task)) retry(core, task, true);
+  else concludeTask(core, task, failure);
 }
 
 const CANCELLED: Failure = { code: 'CANCELLED', message: 'the task was cancelled', stack: '' };
@@ -182,12 +182,12 @@ export function slotDied(core: Core, slot: Slot, failure: Failure, ours: boolean
     task.slot = undefined;
     task.blocked = 0;
     task.created = undefined;
-    if (task.cancelled !== undefined) concludeTask(core, task, task.cancelled);
-    else if (blame && failure.code === 'OUT_OF_MEMORY') concludeTask(core, task, failure);
-    else if (!blame || task.attempt < task.template.options.maxRetries) {
-      if (blame) task.attempt++;
-      requeued.push(task);
-    } else concludeTask(core, task, failure);
+    if (task.cancelled !== undefined) {
+      if (wantsRetry(task, task.cancelled)) retry(core, task, false);
+      else concludeTask(core, task, task.cancelled);
+    } else if (!blame) requeued.push(task);
+    else if (failure.code === 'OUT_OF_MEMORY' ? wantsRetry(task, failure) : hasRetries(task)) retry(core, task, failure.code !== 'OUT_OF_MEMORY');
+    else concludeTask(core, task, failure);
     // A lease runs its calls in order: the first without a result is the one that did it; those behind it had not begun.
     blame = false;
   }

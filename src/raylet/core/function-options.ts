@@ -4,7 +4,7 @@
  */
 import { BulkheadError } from '../../base/errors.ts';
 import { quote } from '../../base/ids.ts';
-import { DEFAULT_STREAM_BYTES, DEFAULT_STREAM_ITEMS, MAX_RETURNS, MAX_STREAM_BYTES, MAX_STREAM_ITEMS, MAX_STREAMING_METHODS } from '../../base/limits.ts';
+import { DEFAULT_STREAM_BYTES, DEFAULT_STREAM_ITEMS, MAX_FAN_OUT, MAX_RETRY_DELAY_MS, MAX_RETURNS, MAX_STREAM_BYTES, MAX_STREAM_ITEMS, MAX_STREAMING_METHODS, MAX_TASK_DEPTH } from '../../base/limits.ts';
 import type { ResourceVector } from '../../base/resources.ts';
 import { parseUnits } from '../../base/resources.ts';
 
@@ -19,7 +19,16 @@ export interface FunctionOptions {
   readonly returns: number;
   readonly stream: StreamWindow | undefined;
   readonly resources: ResourceVector;
+  /** Tries after the first; -1: no end of them. */
   readonly maxRetries: number;
+  /** Besides a lost worker or node: codes of failures, and names of error classes. */
+  readonly retryOn: readonly string[];
+  readonly retryDelayMs: number;
+  /** Calls that a call may have made and that have not ended; levels of calls below it. */
+  readonly maxFanOut: number;
+  readonly maxDepth: number;
+  /** Between raylets: the session that the calls come from, as 40 hex digits. */
+  readonly origin: string;
   /** Wall time of one run, ms; 0: none. */
   readonly timeoutMs: number;
   /** CPU time of one run, ms; 0: none. */
@@ -44,6 +53,7 @@ export interface FunctionOptions {
   readonly traceparent: string;
 }
 
+const MAX_RETRY_NAMES = 16;
 const NO_NAMES: readonly string[] = Object.freeze([]);
 const DAY_MS = 24 * 3_600_000;
 
@@ -85,7 +95,12 @@ const PARSERS: Readonly<Record<string, Parser>> = Object.freeze({
     }
     return entries.length === 0 ? undefined : custom;
   },
-  maxRetries: (v: unknown) => integer('maxRetries', v, 0, 100),
+  maxRetries: (v: unknown) => integer('maxRetries', v, -1, 100),
+  retryOn: (v: unknown) => (Array.isArray(v) && v.length <= MAX_RETRY_NAMES ? v.map((name) => shortText('retryOn', name, METHOD, 'codes of failures or names of error classes')) : refuse(`retryOn must be a list of at most ${MAX_RETRY_NAMES} codes or names of error classes`)),
+  retryDelayMs: (v: unknown) => integer('retryDelayMs', v, 0, MAX_RETRY_DELAY_MS),
+  maxFanOut: (v: unknown) => integer('maxFanOut', v, 0, MAX_FAN_OUT),
+  maxDepth: (v: unknown) => integer('maxDepth', v, 0, MAX_TASK_DEPTH),
+  origin: (v: unknown) => shortText('origin', v, /^[0-9a-f]{40}$/, '40 hex digits'),
   timeoutMs: (v: unknown) => integer('timeoutMs', v, 0, 30 * DAY_MS),
   cpuTimeMs: (v: unknown) => integer('cpuTimeMs', v, 0, 30 * DAY_MS),
   queueTimeoutMs: (v: unknown) => integer('queueTimeoutMs', v, 0, 30 * DAY_MS),
@@ -129,6 +144,11 @@ export function parseFunctionOptions(json: string, isActor: boolean): FunctionOp
       custom: given['resources'] as Readonly<Record<string, number>> | undefined,
     },
     maxRetries: (given['maxRetries'] as number | undefined) ?? 3,
+    retryOn: (given['retryOn'] as string[] | undefined) ?? NO_NAMES,
+    retryDelayMs: (given['retryDelayMs'] as number | undefined) ?? 100,
+    maxFanOut: (given['maxFanOut'] as number | undefined) ?? MAX_FAN_OUT,
+    maxDepth: (given['maxDepth'] as number | undefined) ?? MAX_TASK_DEPTH,
+    origin: (given['origin'] as string | undefined) ?? '',
     timeoutMs: (given['timeoutMs'] as number | undefined) ?? 0,
     cpuTimeMs: (given['cpuTimeMs'] as number | undefined) ?? 0,
     queueTimeoutMs: (given['queueTimeoutMs'] as number | undefined) ?? 0,

@@ -71,6 +71,13 @@ export function onFailure(core: Core, slot: Slot, r: FrameReader, results: numbe
   if (task !== undefined) execEnded(core, slot, task, { code: isErrorCode(code) ? code : 'TASK_FAILED', message, stack }, results);
 }
 
+/** What the call fails with next is of a class that its options name. A claim about the tenant's own call: it costs tries that the call has. */
+export function onRetry(_core: Core, slot: Slot, r: FrameReader): void {
+  const task = slot.execs.get(r.u32());
+  r.finish();
+  if (task !== undefined) task.retryable = true;
+}
+
 /** The actor's code ends it. What tasks run in is not theirs to end. */
 export function onExit(core: Core, slot: Slot, r: FrameReader): void {
   r.u32();

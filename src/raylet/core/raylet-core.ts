@@ -15,8 +15,9 @@ import { actorWorkerStarted, unseatActors } from './actor-seats.ts';
 import * as calls from './client-calls.ts';
 import { Core, idWord, type CoreConfig } from './core.ts';
 import { cancelTask, closeSlotChannel, enforceLimits, execEnded, remoteEnded, remoteLost, slotDied, workerDied } from './endings.ts';
-import { onExit, onFailure, onLog, onResult } from './guest-results.ts';
+import { onExit, onFailure, onLog, onResult, onRetry } from './guest-results.ts';
 import { ALTERED, answerDeferred, dropDeferred, expireWaits, forgetFresh, loseFile, LOST, mayCross, refuseValue, releaseSession, takeAllBack } from './objects.ts';
+import { takeUpDelayed } from './retries.ts';
 import { dropLease, enqueue, pump, retireIdleWorkers, workerNotStarted, workerStarted } from './scheduler.ts';
 import { onItem, onMore } from './streams.ts';
 import { closeUpstream, fileChecked, forward, killRemote, onUpstreamFrame, takeUpFetches, transferFailed, upstreamTo } from './upstreams.ts';
@@ -265,6 +266,9 @@ export class RayletCore {
         case OP.ITEM:
           onItem(core, slot, r);
           break;
+        case OP.RETRY:
+          onRetry(core, slot, r);
+          break;
         case OP.LOG:
           onLog(core, slot, r);
           break;
@@ -424,6 +428,7 @@ export class RayletCore {
     core.nowMs = nowMs;
     for (const channel of core.channels.values()) if (channel.pendingWaits.size > 0) expireWaits(core, channel);
     core.payLogs();
+    if (core.delayed.size > 0) takeUpDelayed(core);
     enforceLimits(core, cpuMicrosOf);
     retireIdleWorkers(core);
     this.settle();

@@ -21,6 +21,7 @@ export function taskReason(core: Core, task: Task): string {
   switch (task.state) {
     case TASK_STATE.WAITING:
       if (task.missing > 0) return waitsFor(core, task);
+      if (task.notBeforeMs > core.nowMs) return `failed, and is tried again in ${task.notBeforeMs - core.nowMs} ms (try ${task.attempt + 1})`;
       return task.actor === undefined ? '' : actorCallReason(core, task.actor);
     case TASK_STATE.QUEUED:
       return pendingReason(core, task);

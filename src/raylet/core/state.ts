@@ -7,7 +7,7 @@ import type { Resource } from '../../base/decision.ts';
 import type { BulkheadError, ErrorCode } from '../../base/errors.ts';
 import { FrameWriter, type CallKind } from '../../base/frame.ts';
 import type { JobId, TenantName, WorkerId } from '../../base/ids.ts';
-import { MAX_ISOLATES_PER_WORKER } from '../../base/limits.ts';
+import { MAX_ISOLATES_PER_WORKER, MAX_TASK_DEPTH } from '../../base/limits.ts';
 import type { Principal } from '../../base/principal.ts';
 import type { ResourceVector } from '../../base/resources.ts';
 import { CallHistory } from './call-history.ts';
@@ -134,6 +134,8 @@ export class Template {
   readonly detail: string;
   readonly stats: FunctionStats;
   readonly schedulingClass: SchedulingClass | undefined;
+  /** Session that its calls come from, on whatever node that is. */
+  readonly originHex: string;
 
   constructor(fields: Omit<Template, never>) {
     this.kind = fields.kind;
@@ -146,6 +148,7 @@ export class Template {
     this.detail = fields.detail;
     this.stats = fields.stats;
     this.schedulingClass = fields.schedulingClass;
+    this.originHex = fields.originHex;
   }
 }
 
@@ -374,6 +377,17 @@ export class Task {
   created: number[] | undefined = undefined;
   /** Of a call that streams. */
   stream: Stream | undefined = undefined;
+  /** Index of the call in the session that it comes from, on whatever node that is. */
+  origin: number;
+  /** The call that made this one, where that is known, and how many calls this one has made that have not ended. */
+  parent: Task | undefined = undefined;
+  children = 0;
+  /** Calls below it may be nested so deep. */
+  depthLimit = MAX_TASK_DEPTH;
+  /** What was thrown is of a class that its options name. */
+  retryable = false;
+  /** Its next try comes no earlier. */
+  notBeforeMs = 0;
 
   constructor(channel: Channel, seq: number, template: Template, batch: Uint8Array, argsStart: number, restStart: number, argsEnd: number, auditSeq: number, depth: number, nowMs: number) {
     this.channel = channel;
@@ -387,6 +401,7 @@ export class Task {
     this.depth = depth;
     this.submittedMs = nowMs;
     this.queuedMs = nowMs;
+    this.origin = seq;
   }
 
   /** Counts the batch that keeps the arguments, once for all calls in it. */

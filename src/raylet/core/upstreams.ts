@@ -39,7 +39,7 @@ function defineOn(core: Core, upstream: Upstream, template: Template): number {
   upstream.templates.set(template, number);
   const digest = new Uint8Array(32);
   for (let i = 0; i < 32 && template.digestHex !== ''; i++) digest[i] = Number.parseInt(template.digestHex.slice(2 * i, 2 * i + 2), 16);
-  upstream.out.begin(OP.DEFINE).u32(number).u8(template.kind).raw(digest).str(template.exportName).str(template.methodName).text(template.optionsJson).end();
+  upstream.out.begin(OP.DEFINE).u32(number).u8(template.kind).raw(digest).str(template.exportName).str(template.methodName).text(JSON.stringify({ ...(JSON.parse(template.optionsJson === '' ? '{}' : template.optionsJson) as object), origin: template.originHex })).end();
   return number;
 }
 
@@ -63,7 +63,7 @@ export function forward(core: Core, upstream: Upstream, task: Task, op: typeof O
     task.remoteSeq = upstream.nextSeq;
     upstream.nextSeq += returns;
     // Depth and attempt in one word, as proto/frames.md has it.
-    upstream.out.begin(op).u32(((task.depth << 24) | Math.min(task.attempt, 0xff_ffff)) >>> 0).u32(task.remoteSeq).u32(number);
+    upstream.out.begin(op).u32(((task.depth << 24) | Math.min(task.attempt, 0xff_ffff)) >>> 0).u32(task.remoteSeq).u32(number).u8(task.depthLimit).u32(task.origin);
     if (actorId !== undefined) upstream.out.raw(actorId);
     upstream.out.range(task.batch, task.argsStart, task.argsEnd).end();
     core.markUpstream(upstream, task.auditSeq);

@@ -11,6 +11,7 @@
 import { BulkheadError } from '../../../base/errors.ts';
 import { CALL_KIND, FrameReader, FrameWriter, OP, STREAMS, type CallKind } from '../../../base/frame.ts';
 import { MAX_ERROR_MESSAGE_CHARS, MAX_FRAME_BYTES, MAX_INLINE_BYTES, MAX_LOG_BYTES, MAX_OBJECT_BYTES, MAX_REFS_PER_CALL, MAX_STACK_CHARS, MAX_STREAMING_METHODS } from '../../../base/limits.ts';
+import { idTextOf } from '../../../base/ids.ts';
 import { decodeValue, encodeValue, type EncodedValue } from '../../../base/value.ts';
 import { ClientCore } from '../../../sdk/client-core.ts';
 import type { ObjectRef } from '../../../sdk/object-ref.ts';
@@ -37,6 +38,10 @@ interface TemplateInfo {
   readonly method: string;
   readonly returns: number;
   readonly context: Readonly<Record<string, unknown>>;
+  /** Session that its calls come from, as 40 hex digits. */
+  readonly origin: string;
+  /** Codes and names of classes of what is thrown that the call is tried again for. */
+  readonly retryOn: readonly string[];
 }
 
 /** A call that has come: what it needs to start. */
@@ -52,6 +57,8 @@ interface Exec {
   readonly number: number;
   readonly template: TemplateInfo | undefined;
   readonly attempt: number;
+  /** Which call of its session it is. */
+  readonly origin: number;
   /** What it yields, once it has begun. */
   stream: Production | undefined;
   /** Answered or cancelled: what it still does changes no answer. Calls it still makes keep its number, so that the raylet can refuse them. */
@@ -104,7 +111,7 @@ export class Executor {
   readonly #exported = new WeakMap<object, { readonly code: number; readonly name: string }>();
   readonly #attachments = new Map<number, Uint8Array>();
   readonly #running = new Map<number, Exec>();
-  readonly #outside: Exec = { number: 0, template: undefined, attempt: 0, stream: undefined, over: false, counted: false, logBytes: 0 };
+  readonly #outside: Exec = { number: 0, template: undefined, attempt: 0, origin: 0, stream: undefined, over: false, counted: false, logBytes: 0 };
   /** The call whose code is on the stack, `#outside` when none is. */
   #current: Exec;
   #resumed: Exec;
@@ -257,12 +264,13 @@ export class Executor {
     const returns = reader.u8();
     const json = reader.text(MAX_FRAME_BYTES);
     reader.finish();
-    const { concurrency, ...context } = (json === '' ? {} : JSON.parse(json)) as Record<string, unknown>;
+    const { concurrency, origin, retryOn, ...context } = (json === '' ? {} : JSON.parse(json)) as Record<string, unknown>;
+    Object.freeze(context['resources']);
     Object.freeze(context);
     if (kind === CALL_KIND.ACTOR_CLASS && typeof concurrency === 'number') this.#concurrency = concurrency;
     const { code: digest } = context;
     if (typeof digest === 'string') this.#digests.set(code, digest.startsWith('sha256:') ? digest.slice(7) : digest);
-    this.#templates.set(number, { kind, code, exportName, method, returns, context });
+    this.#templates.set(number, { kind, code, exportName, method, returns, context, origin: typeof origin === 'string' ? origin : '', retryOn: Array.isArray(retryOn) ? (retryOn as string[]) : [] });
   }
 
   #exec(reader: FrameReader): void {
@@ -270,6 +278,7 @@ export class Executor {
     const kind = reader.u8();
     const templateNumber = reader.u32();
     const attempt = reader.u32();
+    const origin = reader.u32();
     const positions: number[] = [];
     const values: Uint8Array[] = [];
     const dependencies = reader.u16();
@@ -280,7 +289,7 @@ export class Executor {
     const packed = reader.rest();
     const template = this.#templates.get(templateNumber);
     if (template === undefined || kind !== template.kind) throw new BulkheadError('INVALID_ARGUMENT', `malformed frame: exec ${number} names template ${templateNumber}, which is not there or of another kind`);
-    const exec: Exec = { number, template, attempt, stream: template.returns === STREAMS ? { iterator: undefined, next: undefined, skip: 0, upTo: 0, room: 0, made: 0, sentBytes: 0, busy: false } : undefined, over: false, counted: false, logBytes: 0 };
+    const exec: Exec = { number, template, attempt, origin, stream: template.returns === STREAMS ? { iterator: undefined, next: undefined, skip: 0, upTo: 0, room: 0, made: 0, sentBytes: 0, busy: false } : undefined, over: false, counted: false, logBytes: 0 };
     if (this.#exited) return;
     if (this.#underWay >= this.#concurrency || this.#waiting.length > 0) this.#waiting.push({ exec, template, positions, values, packed });
     else this.#start(exec, template, positions, values, packed);
@@ -597,7 +606,9 @@ export class Executor {
     const described = failure ?? describeThrown(thrown, MAX_ERROR_MESSAGE_CHARS, MAX_STACK_CHARS);
     const code = failure === undefined ? refusalCode(thrown) : undefined;
     const message = code !== undefined && described.message.startsWith('BulkheadError: ') ? described.message.slice('BulkheadError: '.length) : described.message;
-    // Describing it may have run tenant code, which may have cancelled what this call waits for.
+    const again = exec.template !== undefined && exec.template.retryOn.length > 0 && isOfClass(thrown, exec.template.retryOn);
+    // Looking at it may have run tenant code, which may have cancelled what this call waits for.
+    if (again && !exec.over) this.#writer.begin(OP.RETRY).u32(exec.number).end();
     if (!exec.over) this.#failure(exec, code ?? 'TASK_FAILED', message, described.stack);
   }
 
@@ -742,7 +753,8 @@ export class Executor {
 
   context(): Readonly<Record<string, unknown>> {
     const exec = this.#who();
-    return { ...exec.template?.context, attempt: exec.attempt };
+    const { template } = exec;
+    return Object.freeze({ ...template?.context, taskId: template === undefined ? null : idTextOf(template.origin, exec.origin), attempt: exec.attempt });
   }
 }
 
@@ -812,6 +824,23 @@ function refusalCode(thrown: unknown): string | undefined {
   } catch {
     return undefined;
   }
+}
+
+/** Whether a thrown value has one of these names: its own, its code, or that of a class it is of. */
+function isOfClass(thrown: unknown, names: readonly string[]): boolean {
+  if (typeof thrown !== 'object' || thrown === null) return false;
+  try {
+    const { name, code } = thrown as { name?: unknown; code?: unknown };
+    if ((typeof name === 'string' && names.includes(name)) || (thrown instanceof BulkheadError && names.includes(String(code)))) return true;
+    let holder = Object.getPrototypeOf(thrown) as object | null;
+    for (let depth = 0; depth < 32 && holder !== null; depth++, holder = Object.getPrototypeOf(holder) as object | null) {
+      const made: unknown = Object.getOwnPropertyDescriptor(holder, 'constructor')?.value;
+      if (typeof made === 'function' && names.includes(made.name)) return true;
+    }
+  } catch {
+    // What cannot be looked at is of no class.
+  }
+  return false;
 }
 
 /** A module that threw when it was loaded, as thrown by every call of it. */
