@@ -137,6 +137,9 @@ export const MAX_ENDED_SESSIONS_KEPT = 10_000;
 export const MAX_ACTOR_NAMES_PER_TENANT = 10_000;
 export const MAX_ACTOR_NAME_CHARS = 200;
 export const MAX_CLASS_INFO_CHARS = 65_536;
+/** Large policy files of one tenant that wait to be checked, and how long one check may take: the head checks one at a time. */
+export const MAX_POLICY_CHECKS_PER_TENANT = 4;
+export const POLICY_CHECK_TIMEOUT_MS = 20_000;
 export const MAX_POLICY_FILES_PER_TENANT = 32;
 /** Superseded policy versions of one tenant that can still be rolled back to. */
 export const MAX_POLICY_HISTORY_PER_TENANT = 100;

@@ -1,6 +1,6 @@
 /** The real pki, authz and audit behind the ports of the services. Only main.ts imports this. Must never: decide anything itself. */
 import { randomBytes } from 'node:crypto';
-import { checkPolicies, compilePolicies, diagnosticText, parsePolicyFile, rolesOf, snapshotText, type PolicyDocument, type PolicySnapshot } from '../authz/authz.ts';
+import { compilePolicies, diagnosticText, parsePolicyFile, rolesOf, snapshotText, type PolicyDocument, type PolicySnapshot } from '../authz/authz.ts';
 import { readLogMaterial } from '../audit/audit-export.ts';
 import { signCheckpoint, type CheckpointSigner } from '../audit/checkpoint-signer.ts';
 import { parseCheckpoint, parseNote, type Checkpoint } from '../audit/core/note.ts';
@@ -13,6 +13,7 @@ import { publicKeyFromCsr, verifySession, type AuthorityStorage, type Certificat
 import type { IdentityRow } from './core/identities.ts';
 import type { CurrentFile } from './core/policy-versions.ts';
 import type { HeadState } from './head-state.ts';
+import { PolicyChecks, shownName } from './policy-check.ts';
 import type { AuditReader, CheckpointReader, CompiledPolicy, HeadPki, PolicyCompiler } from './ports.ts';
 import { SESSION_AUDIENCE } from './services/sessions.ts';
 import type { Store } from './store.ts';
@@ -77,22 +78,23 @@ function identityRoles(identities: readonly IdentityRow[]) {
   return identities.flatMap(({ tenant, kind, name, roles }) => roles.map((role) => ({ tenant, kind, name, role })));
 }
 
-/** Unique over tenants, and what errors name. */
-const shownName = (f: CurrentFile): string => `${f.tenant === '' ? 'platform' : f.tenant}/${f.fileName}`;
-
 /** Parsed files kept for the next compilation: most changes touch one file, or none. */
 const MAX_PARSED_FILES = 1_000;
 
 export function policyCompiler(clock: Pick<Clock, 'nowMs'>): PolicyCompiler {
   const parsed = new Map<string, PolicyDocument>();
+  const checks = new PolicyChecks();
+  const keyOf = (file: CurrentFile): string => `${shownName(file)}\0${file.content}`;
+  const keep = (file: CurrentFile, document: PolicyDocument): void => {
+    if (parsed.size >= MAX_PARSED_FILES) parsed.clear();
+    parsed.set(keyOf(file), document);
+  };
   const documentOf = (file: CurrentFile): PolicyDocument => {
-    const key = `${shownName(file)}\0${file.content}`;
-    let document = parsed.get(key);
+    let document = parsed.get(keyOf(file));
     if (document === undefined) {
       const read = parsePolicyFile(shownName(file), file.content);
       if (read.document === undefined) throw new BulkheadError('INVALID_ARGUMENT', read.diagnostics.map(diagnosticText).join('\n'));
-      if (parsed.size >= MAX_PARSED_FILES) parsed.clear();
-      parsed.set(key, (document = read.document));
+      keep(file, (document = read.document));
     }
     return document;
   };
@@ -102,15 +104,10 @@ export function policyCompiler(clock: Pick<Clock, 'nowMs'>): PolicyCompiler {
       const snapshot = compilePolicies({ version, files: files.map((f) => ({ name: shownName(f), document: documentOf(f) })), identityRoles: identityRoles(identities) });
       return { version, snapshot, text: snapshotText(snapshot), rolesOf: (principal) => [...rolesOf(snapshot, principal)] };
     },
-    checkFile(file, all) {
-      const name = shownName(file);
-      // Without the identities issued so far: a test says itself which roles its principal carries, and must not turn by who was issued what.
-      const { diagnostics, tests } = checkPolicies({ files: all.map((f) => ({ name: shownName(f), content: f.content, tenant: f.tenant })), identityRoles: [], version: 1, nowMs: clock.nowMs() });
-      // A tenant hears of its own file only. The platform's change can break a tenant's file, and its author must know; tests of other
-      // files may fail by time alone and concern nobody here.
-      const errors = diagnostics.filter((d) => d.severity === 'error' && (file.tenant === '' || d.file === name)).map(diagnosticText);
-      const failed = tests.filter((t) => !t.passed && t.file === name).map((t) => `${t.file}:${t.line}:${t.column}: test failed: ${t.what}: ${t.message}`);
-      if (errors.length + failed.length > 0) throw new BulkheadError('INVALID_ARGUMENT', [...errors, ...failed].join('\n'));
+    async checkFile(file, all) {
+      const { findings, document } = await checks.check({ file, all, nowMs: clock.nowMs() });
+      if (findings.length > 0) throw new BulkheadError('INVALID_ARGUMENT', findings.join('\n'));
+      if (document !== undefined) keep(file, document);
     },
   };
 }

@@ -12,6 +12,9 @@ import type { Effect } from './core/table.ts';
 import type { HeadState } from './head-state.ts';
 import type { CompiledPolicy, PolicyCompiler } from './ports.ts';
 
+/** A file whose neighbours change under its check is checked so often again. */
+const RECHECKS = 2;
+
 export class PolicyAdministrator {
   readonly #head: HeadState;
   readonly #compiler: PolicyCompiler;
@@ -51,18 +54,37 @@ export class PolicyAdministrator {
     return this.#apply(file, '', 'apply', false);
   }
 
-  #apply(file: CurrentFile, by: string, change: 'apply' | 'rollback', check: boolean): Promise<PolicyFileVersion> {
+  async #apply(file: CurrentFile, by: string, change: 'apply' | 'rollback', check: boolean): Promise<PolicyFileVersion> {
+    const checked = check ? await this.#check(file) : undefined;
     return this.#commit((nowMs, out) => {
       const { policies, identities, tenants } = this.#head;
       if (file.tenant !== '') tenants.active(file.tenant);
       const files = policies.currentWith(file);
       const digest = createHash('sha256').update(file.content, 'utf8').digest('hex');
       policies.step({ type: 'apply', ...file, digest, by, change }, nowMs, out);
-      if (check) this.#compiler.checkFile(file, files);
+      if (checked !== undefined && checked !== this.#neighbours(file)) throw new BulkheadError('UNAVAILABLE', 'other policy files changed while this one was checked: apply it again');
       const version = policies.version + 1;
       const compiled = this.#compiler.compile({ version, files, identities: identities.all() });
       return { compiled, result: { version, tenant: file.tenant, fileName: file.fileName, digest, appliedMs: nowMs, appliedBy: by, change } };
     });
+  }
+
+  /** Checks a file with those that it can meet, and again when they changed meanwhile. Returns which they were. */
+  async #check(file: CurrentFile): Promise<string> {
+    const { policies, tenants } = this.#head;
+    if (file.tenant !== '') tenants.active(file.tenant);
+    // What the change itself is refused for comes first.
+    policies.step({ type: 'apply', ...file, digest: '', by: '', change: 'apply' }, 0, []);
+    for (let i = 0; ; i++) {
+      const before = this.#neighbours(file);
+      await this.#compiler.checkFile(file, policies.currentWith(file));
+      if (before === this.#neighbours(file) || i === RECHECKS) return before;
+    }
+  }
+
+  /** The versions in force that a file of this author is checked with: its own and the platform's; the platform's with all. */
+  #neighbours(file: CurrentFile): string {
+    return this.#head.policies.inForce().filter((v) => file.tenant === '' || v.tenant === '' || v.tenant === file.tenant).map((v) => v.version).sort((a, b) => a - b).join();
   }
 
   /** Puts the content of an earlier version of the tenant's in force as a new version. */

@@ -71,9 +71,9 @@ export interface PolicyCompiler {
   compile(input: { readonly version: number; readonly files: readonly CurrentFile[]; readonly identities: readonly IdentityRow[] }): CompiledPolicy;
   /**
    * Checks one file alone: it parses, is of this tenant ('' for the platform), and its own tests pass with all files in force.
-   * Throws INVALID_ARGUMENT with file, line and column.
+   * Throws INVALID_ARGUMENT with file, line and column. Others are served meanwhile.
    */
-  checkFile(file: CurrentFile, all: readonly CurrentFile[]): void;
+  checkFile(file: CurrentFile, all: readonly CurrentFile[]): Promise<void>;
 }
 
 /** The head's own audit logs: the cluster's (tenant '') and its part of each tenant's. */

@@ -69,6 +69,13 @@ export class Intake {
     });
   }
 
+  /** Does what is not the reading of frames, as sending a file to a client that takes it, on its tenant's account. */
+  charged(tenant: TenantState, act: () => void): void {
+    const startedMs = this.#options.clock.monotonicMs();
+    act();
+    this.#fair.charge(tenant, this.#options.clock.monotonicMs() - startedMs);
+  }
+
   /** A tenant that is gone. */
   forget(tenant: TenantState): void {
     this.#fair.forget(tenant);

@@ -296,15 +296,20 @@ export class Raylet implements AsyncDisposable {
     const shell = this.#channels.get(channel);
     if (shell === undefined) return;
     shell.blocked = false;
-    while (!shell.blocked && shell.streams.length > 0) {
-      const next = shell.streams[0] as () => boolean;
-      if (next()) shell.streams.shift();
-    }
+    if (shell.streams.length > 0) this.#intake.charged(channel.job.tenant, () => this.#sendMore(shell));
     if (this.#answering.has(channel)) {
       this.#answerMore(channel, shell);
       this.flush();
     }
     this.#throttle(channel, shell);
+  }
+
+  /** Files on their way, as far as the client takes them. */
+  #sendMore(shell: ChannelShell): void {
+    while (!shell.blocked && shell.streams.length > 0) {
+      const next = shell.streams[0] as () => boolean;
+      if (next()) shell.streams.shift();
+    }
   }
 
   /** Other raylets have caught up with a job. */

@@ -6,13 +6,14 @@
 import { randomBytes } from 'node:crypto';
 import { chmodSync, chownSync, mkdirSync, mkdtempSync, rmSync } from 'node:fs';
 import type { Socket } from 'node:net';
-import { tmpdir } from 'node:os';
+import { availableParallelism, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { BulkheadError, toSafeError } from '../base/errors.ts';
 import { parseWorkerId, quote } from '../base/ids.ts';
 import { MAX_ACTORS_PER_WORKER } from '../base/limits.ts';
 import type { Clock } from '../base/time.ts';
 import { CrashLoopBreaker, type CrashLoopLimits } from './core/crash-loop.ts';
+import { StartTurns } from './core/start-turns.ts';
 import { killStrays, startJail, type Bind, type ResourceLimits } from './jail/bubblewrap.ts';
 import { openCgroupTree, type CgroupLimits, type CgroupTree } from './jail/cgroup.ts';
 import { buildImage, findProgram, unsearchableParent, workerSpec, type JailImage } from './jail/image.ts';
@@ -21,6 +22,8 @@ import { WorkerProcess } from './worker-process.ts';
 
 /** What node and the worker host need before any tenant's memory. */
 export const WORKER_BASE_MEMORY_BYTES = 160 * 2 ** 20;
+/** Processes that start at once. */
+const MOST_STARTS = 2 * availableParallelism();
 const START_TIMEOUT_MS = 20_000;
 /** Threads of node and V8, and one for each isolate that is busy at the same time; a jail cannot make processes at all. */
 const MAX_PIDS = MAX_ACTORS_PER_WORKER + 64;
@@ -79,6 +82,7 @@ export class WorkerPool {
   readonly #warm: WorkerProcess[] = [];
   readonly #workers = new Set<WorkerProcess>();
   readonly #starting = new Set<Promise<WorkerProcess>>();
+  readonly #turns = new StartTurns<() => void>(MOST_STARTS);
   #warmStarting = 0;
   readonly #uids = new Set<number>();
   #failedWarmStarts = 0;
@@ -115,7 +119,7 @@ export class WorkerPool {
       const pool = new WorkerPool(options, image, tree, bwrap, prlimit);
       try {
         if (options.warm > 0) {
-          pool.#warm.push(await pool.#start());
+          pool.#warm.push(await pool.#start(''));
           pool.#refill();
         }
       } catch (thrown) {
@@ -150,7 +154,7 @@ export class WorkerPool {
     if (waitMs > 0) throw new BulkheadError('RESOURCE_EXHAUSTED', `workers of this tenant died too often; the next may start in ${Math.ceil(waitMs / 1_000)} s`);
     let worker = this.#warm.shift();
     while (worker?.exited === true) worker = this.#warm.shift();
-    const given = worker ?? (await this.#start());
+    const given = worker ?? (await this.#start(request.tenant));
     if (this.#closed) {
       given.kill('KILLED', 'the pool closes');
       throw new BulkheadError('UNAVAILABLE', 'the worker pool is closed');
@@ -181,7 +185,7 @@ export class WorkerPool {
   #refill(): void {
     while (!this.#closed && this.#warm.length + this.#warmStarting < this.#options.warm && this.#failedWarmStarts < FAILED_WARM_STARTS) {
       this.#warmStarting++;
-      this.#start().then(
+      this.#start('').then(
         (worker) => {
           this.#warmStarting--;
           if (this.#closed) worker.kill('KILLED', 'the pool closes');
@@ -204,9 +208,9 @@ export class WorkerPool {
     }
   }
 
-  /** Starts a process and keeps count of it, so that `close` waits for what is under way. */
-  async #start(): Promise<WorkerProcess> {
-    const start = this.#startProcess();
+  /** Starts a process in its tenant's turn ('': the warm ones' own) and keeps count of it, so that `close` waits for what is under way. */
+  async #start(tenant: string): Promise<WorkerProcess> {
+    const start = this.#inTurn(tenant);
     this.#starting.add(start);
     try {
       const worker = await start;
@@ -214,6 +218,17 @@ export class WorkerPool {
       return worker;
     } finally {
       this.#starting.delete(start);
+    }
+  }
+
+  async #inTurn(tenant: string): Promise<WorkerProcess> {
+    const turn = Promise.withResolvers<void>();
+    if (!this.#turns.begin(tenant, turn.resolve)) await turn.promise;
+    try {
+      if (this.#closed) throw new BulkheadError('UNAVAILABLE', 'the worker pool is closed');
+      return await this.#startProcess();
+    } finally {
+      this.#turns.ended()?.();
     }
   }
 

@@ -3,6 +3,7 @@ import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { MAX_BATCH_BYTES } from '../../src/base/limits.ts';
 import { CrashLoopBreaker } from '../../src/sandbox/core/crash-loop.ts';
+import { StartTurns } from '../../src/sandbox/core/start-turns.ts';
 import { EnvelopeReader } from '../../src/sandbox/envelope.ts';
 import { bubblewrapArgs, type JailSpec } from '../../src/sandbox/jail/bubblewrap.ts';
 import { findProgram } from '../../src/sandbox/jail/image.ts';
@@ -191,5 +192,45 @@ describe('the crash-loop breaker', () => {
       breaker.died('a', i * 600);
       expect(breaker.waitMs('a', i * 600)).toBe(0);
     }
+  });
+});
+
+describe('starts of processes', () => {
+  test('whoever asks for one waits for what is under way and for a turn of each other tenant, not for all that they want', () => {
+    const turns = new StartTurns<string>(2);
+    const started: string[] = [];
+    for (let i = 0; i < 30; i++) if (turns.begin('greedy', `greedy ${i}`)) started.push(`greedy ${i}`);
+    expect(turns.begin('modest', 'modest 0')).toBe(false);
+    expect(turns.begin('other', 'other 0')).toBe(false);
+    expect(started).toEqual(['greedy 0', 'greedy 1']);
+    for (let next = turns.ended(); next !== undefined; next = turns.ended()) started.push(next);
+    expect(started.slice(2, 6)).toEqual(['greedy 2', 'modest 0', 'other 0', 'greedy 3']);
+    expect(started.filter((name) => name.startsWith('greedy'))).toEqual(Array.from({ length: 30 }, (_, i) => `greedy ${i}`));
+  });
+
+  test('never more at once than allowed, nothing is lost, and all is free at the end', () => {
+    fc.assert(fc.property(fc.integer({ min: 1, max: 5 }), fc.array(fc.oneof(fc.constantFrom('a', 'b', 'c'), fc.constant(undefined)), { maxLength: 200 }), (most, events) => {
+      const turns = new StartTurns<number>(most);
+      let running = 0;
+      let asked = 0;
+      let begun = 0;
+      const end = (): void => {
+        if (turns.ended() === undefined) running--;
+        else begun++;
+      };
+      for (const tenant of events) {
+        if (tenant === undefined) {
+          if (running > 0) end();
+        } else if (turns.begin(tenant, asked++)) {
+          running++;
+          begun++;
+        }
+        expect(running).toBeLessThanOrEqual(most);
+      }
+      while (running > 0) end();
+      expect(begun).toBe(asked);
+      for (let i = 0; i < most; i++) expect(turns.begin('a', 0)).toBe(true);
+      expect(turns.begin('a', 0)).toBe(false);
+    }));
   });
 });

@@ -52,6 +52,11 @@ export class PolicyVersions implements Table<PolicyEvent> {
     return this.#version;
   }
 
+  /** The versions in force, one of each file. */
+  inForce(): PolicyFileVersion[] {
+    return [...this.#current.values()];
+  }
+
   /** Every file in force. */
   current(): CurrentFile[] {
     return [...this.#current.values()].map((v) => ({ tenant: v.tenant, fileName: v.fileName, content: this.content(v.digest) }));
