@@ -212,6 +212,13 @@ function metricsCommand(program: Command): void {
     async (terminal, _args, o) => (await import('./commands/metrics.ts')).metrics(terminal, { tenant: o.tenant, node: o.node }, o.profile));
 }
 
+function usageCommand(program: Command): void {
+  leaf<{ tenant?: string; from?: number; to?: number; csv?: boolean; partial?: boolean }>(program, 'usage', 'what a tenant used, summed from the audit logs of all nodes', {},
+    (c) => c.option('--tenant <name>', 'default: your own').option('--from <time>', 'first time, ISO 8601 (default: the first of this month, UTC)', time).option('--to <time>', 'time after the last, ISO 8601 (default: now)', time)
+      .option('--csv', 'CSV in the FOCUS format, a line for each hour, node and meter').option('--partial', 'go on although a node is away'),
+    async (terminal, _args, o) => (await import('./commands/usage.ts')).usage(terminal, { tenant: o.tenant, fromMs: o.from, toMs: o.to, csv: o.csv === true, partial: o.partial === true }, o.profile));
+}
+
 function auditCommands(program: Command): void {
   const audit = group(program, 'audit', 'the record of every decision');
   const commands = (): Promise<typeof import('./commands/audit.ts')> => import('./commands/audit.ts');
@@ -251,6 +258,7 @@ export function buildProgram(): Command {
   policyCommands(program);
   workCommands(program);
   metricsCommand(program);
+  usageCommand(program);
   auditCommands(program);
   pkiCommands(program);
   program.command('bench [args...]').description('the rows of `ray microbenchmark` with every control on; --ray runs Ray beside it').allowUnknownOption().passThroughOptions()

@@ -1,6 +1,7 @@
 /** This node's audit logs over the wire: what a tenant may read of its own, decided before a handler runs. */
 import { readLogMaterial } from '../audit/audit-export.ts';
 import { stats, tail } from '../audit/audit-query.ts';
+import { usageByHour } from '../audit/audit-usage.ts';
 import type { AuditStore } from '../audit/audit-store.ts';
 import { MAX_AUDIT_TAIL_RECORDS } from '../base/limits.ts';
 import type { Audit } from '../rpc/generated/bulkhead/v1/raylet_pb.js';
@@ -21,6 +22,15 @@ export function auditService(store: AuditStore, nodeId: string, tenantExists: (n
       if (log === undefined) return;
       yield { header: JSON.stringify({ origin: log.origin, checkpoint: log.checkpoint, vkeys: log.vkeys }) };
       for await (const entries of log.entries) yield { entries };
+    },
+    async *usage(call, request) {
+      if (!known(request.tenant)) return;
+      for (const { startMs, calls, cpuMicros, memoryMibMs, objectKibMs, bytesIn, bytesOut } of await usageByHour(store, request.tenant, Number(request.fromMs), Number(request.toMs), call.signal)) {
+        yield {
+          nodeId, startMs: BigInt(startMs), calls: Object.fromEntries([...calls].map(([action, n]) => [action, BigInt(n)])), cpuMicros: BigInt(cpuMicros), memoryMibMs: BigInt(memoryMibMs), objectKibMs: BigInt(objectKibMs),
+          bytesIn: BigInt(bytesIn), bytesOut: BigInt(bytesOut),
+        };
+      }
     },
     async stats(_call, request) {
       const s = known(request.tenant) ? await stats(store, request.tenant) : undefined;

@@ -14,6 +14,7 @@ import { CHUNK_BYTES, MAX_CALLS_IN_FLIGHT, MAX_HELD_BYTES_PER_CHANNEL, MAX_NAME_
 import type { Principal } from '../base/principal.ts';
 import { parseMemory, parseUnits, UNITS_PER_CPU, type ResourceVector } from '../base/resources.ts';
 import type { Clock, RandomSource } from '../base/time.ts';
+import { USAGE_EVENT } from '../base/usage-record.ts';
 import { ObjectFiles, type ObjectReader } from '../objects/object-files.ts';
 import type { WorkerPool } from '../sandbox/worker-pool.ts';
 import type { WorkerExit, WorkerProcess } from '../sandbox/worker-process.ts';
@@ -23,6 +24,7 @@ import { RayletCore } from './core/raylet-core.ts';
 import { Channel, CHANNEL_KIND, failureOf, NO_QUOTA, Worker, type Actor, type ChannelKind, type Failure, type Job, type Slot, type TenantQuota, type TenantState, type Upstream } from './core/state.ts';
 import { Intake, type Source } from './intake.ts';
 import { JobLogs } from './job-logs.ts';
+import { Metering } from './metering.ts';
 import { Outbox } from './outbox.ts';
 
 /** Client bytes that may wait for a slow reader or the disk before its calls are no longer read. */
@@ -118,6 +120,7 @@ export class Raylet implements AsyncDisposable {
   readonly #naming = new Map<string, Promise<void>>();
   /** Memory of parts that were sent, for the next ones: making it anew costs more than filling it. Each is written over before its next use. */
   readonly #chunks: Buffer[] = [];
+  readonly #metering: Metering;
   readonly #timer: NodeJS.Timeout;
   #ticks = 0;
   peers: PeerLinks | undefined = undefined;
@@ -134,6 +137,13 @@ export class Raylet implements AsyncDisposable {
     this.#codeDir = join(options.runDir, 'code');
     mkdirSync(this.#codeDir, { recursive: true, mode: 0o711 });
     this.logs = new JobLogs(join(options.dataDir, 'logs'), undefined, (error) => options.log.error({ err: error }, 'what a job printed could not be written'));
+    this.#metering = new Metering({
+      tenants: () => this.core.state.tenants.values(), processes: this.processes,
+      record: (tenant, detail) => {
+        this.core.state.nowMs = options.clock.nowMs();
+        this.core.state.lifecycle(tenant, USAGE_EVENT, '', 'tenant', tenant.name, -1, detail);
+      },
+    });
     this.#timer = setInterval(() => this.#tick(), TICK_MS);
   }
 
@@ -213,6 +223,7 @@ export class Raylet implements AsyncDisposable {
   #writePort(channel: Channel, batch: Uint8Array, tail?: Uint8Array, written?: () => void): void {
     const shell = this.#channels.get(channel);
     if (shell?.port === undefined) return;
+    if (channel.kind === CHANNEL_KIND.DRIVER) channel.job.tenant.bytesOut += batch.length + (tail === undefined ? 0 : tail.length);
     try {
       if (!shell.port.write(batch, tail, written)) shell.blocked = true;
     } catch (error) {
@@ -246,6 +257,7 @@ export class Raylet implements AsyncDisposable {
 
   /** A batch from a client. What is malformed ends its channel, with the reason. */
   clientBatch(channel: Channel, batch: Uint8Array): void {
+    if (channel.kind === CHANNEL_KIND.DRIVER) channel.job.tenant.bytesIn += batch.length;
     this.#intake.client(channel, batch);
   }
 
@@ -590,7 +602,10 @@ export class Raylet implements AsyncDisposable {
 
   #workerExited(worker: Worker, exit: WorkerExit): void {
     const process = this.processes.get(worker);
-    if (process !== undefined) this.#attachments.forget(process);
+    if (process !== undefined) {
+      this.#attachments.forget(process);
+      this.#metering.workerEnded(worker, process);
+    }
     this.processes.delete(worker);
     this.#unread.delete(worker);
     const killed = this.#killing.get(worker);
@@ -775,6 +790,7 @@ export class Raylet implements AsyncDisposable {
   #tick(): void {
     this.core.tick(this.#options.clock.nowMs(), (worker) => this.processes.get(worker)?.cpuMicros() ?? 0);
     this.flush();
+    this.#metering.tick(this.#options.clock.nowMs());
     if (++this.#ticks % PROBE_TICKS === 0) for (const [worker, process] of this.processes) if (isBusy(worker)) process.probe();
     // What finished without a word to its client may be what it was held back for.
     for (const [channel, shell] of this.#channels) if (shell.paused) this.#throttle(channel, shell);
@@ -808,6 +824,7 @@ export class Raylet implements AsyncDisposable {
     this.#intake.close();
     for (const channel of [...this.#channels.keys()]) if (channel.kind !== CHANNEL_KIND.SLOT) this.#dropChannel(channel, new BulkheadError('UNAVAILABLE', 'the raylet is stopping'));
     await this.#options.pool.close();
+    this.#metering.finish(this.#options.clock.nowMs());
     this.logs.flush();
     this.objects.close();
     rmSync(this.#codeDir, { recursive: true, force: true });

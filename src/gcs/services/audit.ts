@@ -25,6 +25,11 @@ export function auditService({ audit, head }: HeadContext): Implementation<typeo
       for await (const part of audit.material(known(request.tenant), Number(request.fromMs), Number(request.toMs))) yield part;
     },
 
+    async *usage(_call, request) {
+      // Nothing of a tenant's runs here.
+      known(request.tenant);
+    },
+
     async stats(_call, request) {
       const s = await audit.stats(known(request.tenant));
       if (s === undefined) return { nodeId: HEAD };

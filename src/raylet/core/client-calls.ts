@@ -5,6 +5,7 @@
 import type { Action, Resource } from '../../base/decision.ts';
 import { resource } from '../../base/decision.ts';
 import { BulkheadError } from '../../base/errors.ts';
+import { FORWARDED } from '../../base/usage-record.ts';
 import { ACTOR_STATE, CALL_KIND, NO_TIMEOUT, OP, type CallKind, type FrameReader } from '../../base/frame.ts';
 import { OBJECT_ID_BYTES, SESSION_PREFIX_BYTES, quote } from '../../base/ids.ts';
 import { MAX_CALLS_IN_FLIGHT, MAX_CODE_BYTES, MAX_CODE_BYTES_PER_TENANT, MAX_DEPENDENCIES, MAX_HELD_BYTES_PER_TENANT, MAX_INLINE_BYTES, MAX_OBJECT_BYTES, MAX_OBJECTS_PER_TENANT, MAX_REFS_PER_CALL, MAX_SCHEDULING_CLASSES_PER_TENANT, MAX_TASK_DEPTH, MAX_TEMPLATES_PER_CHANNEL, MAX_UPLOADS_PER_CHANNEL, MAX_WAITING_PER_CHANNEL } from '../../base/limits.ts';
@@ -135,7 +136,8 @@ export function onDefine(core: Core, channel: Channel, r: FrameReader): void {
   channel.templates.set(number, new Template({
     originHex: options.origin === '' ? channel.session.prefixHex : options.origin, kind: kind as CallKind, digestHex: kind === CALL_KIND.ACTOR_METHOD ? '' : digestHex, exportName, methodName, optionsJson, options, stats,
     resource: resource(kind === CALL_KIND.TASK ? 'task' : 'actor', { tenant: tenant.name, name: options.name, owner: channel.principal.spiffeId, label: options.label, code, function: exportName, cpus: options.resources.cpuUnits / 10_000, memory: options.resources.memoryBytes, isolation: options.isolation, detached: options.detached }),
-    detail: kind === CALL_KIND.ACTOR_METHOD ? `${exportName}.${methodName}` : `${code} ${exportName}`,
+    // Another node has decided and counted its calls already.
+    detail: `${kind === CALL_KIND.ACTOR_METHOD ? `${exportName}.${methodName}` : `${code} ${exportName}`}${channel.kind === CHANNEL_KIND.PEER ? FORWARDED : ''}`,
     schedulingClass,
   }));
 }

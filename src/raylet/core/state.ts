@@ -61,6 +61,9 @@ export class TenantState {
   /** Those of `Core.sessions` that are its own: what is asked about one tenant takes no longer for what its neighbours have. */
   readonly sessions = new Set<Session>();
   readonly jobs = new Set<Job>();
+  /** Octets from and to its drivers since they were last recorded. */
+  bytesIn = 0;
+  bytesOut = 0;
   readonly history = new CallHistory();
   /** Ended actors that late callers are still told of, oldest first. */
   readonly deadActors = new Set<Actor>();

@@ -652,6 +652,87 @@ export declare type AuditMaterial = Message<"bulkhead.v1.AuditMaterial"> & {
 export declare const AuditMaterialSchema: GenMessage<AuditMaterial>;
 
 /**
+ * @generated from message bulkhead.v1.UsageRequest
+ */
+export declare type UsageRequest = Message<"bulkhead.v1.UsageRequest"> & {
+  /**
+   * @generated from field: string tenant = 1;
+   */
+  tenant: string;
+
+  /**
+   * @generated from field: int64 from_ms = 2;
+   */
+  fromMs: bigint;
+
+  /**
+   * 0: until now.
+   *
+   * @generated from field: int64 to_ms = 3;
+   */
+  toMs: bigint;
+};
+
+/**
+ * Describes the message bulkhead.v1.UsageRequest.
+ * Use `create(UsageRequestSchema)` to create a new message.
+ */
+export declare const UsageRequestSchema: GenMessage<UsageRequest>;
+
+/**
+ * @generated from message bulkhead.v1.UsageHour
+ */
+export declare type UsageHour = Message<"bulkhead.v1.UsageHour"> & {
+  /**
+   * @generated from field: string node_id = 1;
+   */
+  nodeId: string;
+
+  /**
+   * @generated from field: int64 start_ms = 2;
+   */
+  startMs: bigint;
+
+  /**
+   * Allowed calls by action; each where it was submitted.
+   *
+   * @generated from field: map<string, uint64> calls = 3;
+   */
+  calls: { [key: string]: bigint };
+
+  /**
+   * @generated from field: uint64 cpu_micros = 4;
+   */
+  cpuMicros: bigint;
+
+  /**
+   * @generated from field: uint64 memory_mib_ms = 5;
+   */
+  memoryMibMs: bigint;
+
+  /**
+   * @generated from field: uint64 object_kib_ms = 6;
+   */
+  objectKibMs: bigint;
+
+  /**
+   * @generated from field: uint64 bytes_in = 7;
+   */
+  bytesIn: bigint;
+
+  /**
+   * @generated from field: uint64 bytes_out = 8;
+   */
+  bytesOut: bigint;
+};
+
+/**
+ * Describes the message bulkhead.v1.UsageHour.
+ * Use `create(UsageHourSchema)` to create a new message.
+ */
+export declare const UsageHourSchema: GenMessage<UsageHour>;
+
+/**
  * @generated from message bulkhead.v1.AuditStatsRequest
  */
 export declare type AuditStatsRequest = Message<"bulkhead.v1.AuditStatsRequest"> & {
@@ -858,6 +939,16 @@ export declare const Audit: GenService<{
     methodKind: "unary";
     input: typeof AuditStatsRequestSchema;
     output: typeof AuditStatsSchema;
+  },
+  /**
+   * What a tenant used on this node, from its log alone, an hour a message. The head meters nothing.
+   *
+   * @generated from rpc bulkhead.v1.Audit.Usage
+   */
+  usage: {
+    methodKind: "server_streaming";
+    input: typeof UsageRequestSchema;
+    output: typeof UsageHourSchema;
   },
 }>;
 

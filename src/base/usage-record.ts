@@ -1,0 +1,39 @@
+/**
+ * What a tenant used on a node since the record before, as the detail of a lifecycle record: integers, so that sums are exact. Calls are not
+ * in it: each is a decision in the same log, and counted there.
+ */
+
+/** Name of the event. */
+export const USAGE_EVENT = 'usage.metered';
+/** Ends the detail of decisions about calls that another node had decided first and forwarded: counted there. */
+export const FORWARDED = ' forwarded';
+/** Decisions that are calls, where they were allowed. */
+export const CALL_ACTIONS: readonly string[] = ['task.submit', 'actor.create', 'actor.call'];
+
+export interface Usage {
+  /** CPU time of the tenant's processes, as their control groups counted it. */
+  cpuMicros: number;
+  /** Memory of those, times time. */
+  memoryMibMs: number;
+  /** Values held, times time. */
+  objectKibMs: number;
+  /** Between drivers and this node. */
+  bytesIn: number;
+  bytesOut: number;
+}
+
+export const NO_USAGE: Usage = { cpuMicros: 0, memoryMibMs: 0, objectKibMs: 0, bytesIn: 0, bytesOut: 0 };
+
+export function usageText(u: Usage): string {
+  return `cpuMicros=${Math.round(u.cpuMicros)} memoryMibMs=${Math.round(u.memoryMibMs)} objectKibMs=${Math.round(u.objectKibMs)} bytesIn=${u.bytesIn} bytesOut=${u.bytesOut}`;
+}
+
+const TEXT = /^(?:insecure-dev )?cpuMicros=(\d{1,15}) memoryMibMs=(\d{1,15}) objectKibMs=(\d{1,15}) bytesIn=(\d{1,15}) bytesOut=(\d{1,15})$/;
+
+/** Undefined when it is no such text. */
+export function parseUsage(detail: string): Usage | undefined {
+  const match = TEXT.exec(detail);
+  if (match === null) return undefined;
+  const [cpuMicros = 0, memoryMibMs = 0, objectKibMs = 0, bytesIn = 0, bytesOut = 0] = match.slice(1).map(Number);
+  return { cpuMicros, memoryMibMs, objectKibMs, bytesIn, bytesOut };
+}

@@ -1,0 +1,99 @@
+/** `bulkhead usage` on a real cluster of two nodes: its sums are those of the exported audit logs, each call once, and nobody's but one's own. */
+import { readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { afterAll, beforeAll, expect, it, vi } from 'vitest';
+import { CALL_ACTIONS, FORWARDED, parseUsage, USAGE_EVENT } from '../../src/base/usage-record.ts';
+import { TestCluster, until } from '../support/cluster.ts';
+import { runInProcess, type CommandResult } from './cli-in-process.ts';
+
+const TEST_TIMEOUT_MS = 90_000;
+let cluster: TestCluster;
+
+beforeAll(async () => {
+  cluster = await TestCluster.start({ raylets: 2, cpus: 1 });
+}, TEST_TIMEOUT_MS);
+afterAll(() => cluster?.stop(), TEST_TIMEOUT_MS);
+
+async function run(line: string, profile: string): Promise<CommandResult> {
+  vi.stubEnv('BULKHEAD_PROFILE', cluster.profile(profile));
+  try {
+    return await runInProcess(line.split(' '));
+  } finally {
+    vi.unstubAllEnvs();
+  }
+}
+
+interface Answer {
+  readonly totals: readonly { readonly sku: string; readonly quantity: string; readonly unit: string }[];
+  readonly hours: readonly { readonly nodeId: string; readonly cpuMicros: number; readonly bytesIn: number; readonly calls: Record<string, number> }[];
+}
+
+it('sums of usage are sums of calls, and both are the audit log’s', { timeout: TEST_TIMEOUT_MS }, async () => {
+  const driver = await cluster.connect('acme-dev');
+  const spin = driver.task((ms: number) => {
+    const end = Date.now() + ms;
+    let n = 0;
+    // The clock stands between awaits: so it is counted.
+    for (let i = 0; i < 30_000_000 && Date.now() < end; i++) n += i & 1;
+    return n;
+  });
+  const refs = Array.from({ length: 12 }, () => spin(300));
+  await driver.get(refs);
+  const work = await driver.module<typeof import('../support/work.ts')>(join(import.meta.dirname, '..', 'support', 'work.ts'));
+  const counter = await work.Counter.create(0);
+  await driver.get(Array.from({ length: 5 }, () => counter.add(1)));
+  await driver.get(work.fibonacci(3));
+  await driver.put(new Uint8Array(3_000_000));
+  const other = await cluster.connect('globex-dev');
+  await other.get(other.task(() => 1)());
+  await driver.close();
+
+  const usage = async (profile = 'acme-siem', more = ''): Promise<Answer> => {
+    const { code, out, err } = await run(`usage --json${more}`, profile);
+    expect(code, err).toBe(0);
+    return JSON.parse(out) as Answer;
+  };
+  const of = (answer: Answer, sku: string): number => Number(answer.totals.find((t) => t.sku === sku)?.quantity);
+  // Recorded every ten seconds.
+  await until('what was used is recorded', async () => of(await usage(), 'cpu') > 0.2 && of(await usage(), 'bytes-in') > 3_000_000, 40_000);
+  const answer = await usage();
+  // 12, and fib(3) with its four, each once although some ran on the other node.
+  expect(of(answer, 'tasks')).toBe(12 + 5);
+  expect(of(answer, 'actor-creations')).toBe(1);
+  expect(of(answer, 'actor-calls')).toBe(5);
+  expect(of(answer, 'memory')).toBeGreaterThan(0);
+
+  // The logs as anyone can verify them, summed by other means.
+  const out = join(cluster.directory, 'export');
+  const exported = await run(`audit export -o ${out} --json`, 'acme-siem');
+  expect(exported.code, exported.err).toBe(0);
+  expect((await run(`audit verify ${out}`, 'acme-siem')).code).toBe(0);
+  const { logs } = JSON.parse(exported.out) as { logs: { origin: string; directory: string }[] };
+  expect(logs.filter((l) => l.origin.includes('/node/')).length).toBe(2);
+  const records = logs.flatMap(({ directory }) => readFileSync(join(out, directory, 'records.jsonl'), 'utf8').trim().split('\n').filter((l) => l !== '').map((l) => JSON.parse(l) as { type: string; allow?: boolean; action?: string; event?: string; count?: number; detail: string }));
+  const calls = new Map<string, number>();
+  let forwarded = 0;
+  let cpuMicros = 0;
+  for (const r of records) {
+    if (r.type === 'decision' && r.allow === true && CALL_ACTIONS.includes(r.action ?? '')) {
+      if (r.detail.endsWith(FORWARDED)) forwarded += r.count ?? 0;
+      else calls.set(r.action ?? '', (calls.get(r.action ?? '') ?? 0) + (r.count ?? 0));
+    } else if (r.event === USAGE_EVENT) cpuMicros += parseUsage(r.detail)?.cpuMicros ?? 0;
+  }
+  expect(Object.fromEntries(calls)).toEqual({ 'task.submit': 17, 'actor.create': 1, 'actor.call': 5 });
+  // Some did run on the other node, and were decided there too.
+  expect(forwarded).toBeGreaterThan(0);
+  const later = await usage();
+  expect(later.hours.reduce((n, h) => n + h.cpuMicros, 0)).toBeGreaterThanOrEqual(cpuMicros);
+
+  const csv = await run('usage --csv', 'acme-siem');
+  expect(csv.out).toMatch(/^BilledCost,[^\r]*\r\n0,/);
+  expect(csv.out).not.toContain('globex');
+  expect(csv.out.match(/,tasks,/g)?.length).toBeGreaterThan(0);
+  expect(of(await usage('acme-siem', ' --to 2020-01-01 --from 2019-01-01'), 'tasks')).toBe(0);
+  // The administrator may count; another tenant, or who has no such right, may not.
+  expect(of(await usage('admin', ' --tenant globex'), 'tasks')).toBe(1);
+  for (const [line, profile] of [['usage --tenant acme', 'globex-siem'], ['usage --tenant nobody', 'globex-siem'], ['usage', 'acme-dev']] as const) expect((await run(line, profile)).code, line).toBe(3);
+  expect((await run('usage --csv --json', 'acme-siem')).code).toBe(2);
+  expect(cluster.faults()).toEqual([]);
+});
