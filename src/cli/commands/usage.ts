@@ -50,6 +50,9 @@ const COLUMNS = [
   'ServiceCategory', 'ServiceName', 'SkuId', 'SubAccountId', 'SubAccountName',
 ] as const;
 
+/** ISO 4217's code for "no currency" is the letter X three times. */
+const NO_CURRENCY = 'X'.repeat(3);
+
 const csvCell = (text: string): string => (/[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
 const iso = (ms: number): string => new Date(ms).toISOString().replace('.000Z', 'Z');
 
@@ -60,8 +63,8 @@ export function focusCsv(trustDomain: string, tenant: string, hours: readonly Us
     return METERS.filter((meter) => meter.raw(hour) > 0n).map((meter) => {
       const quantity = quantityText(meter.raw(hour), meter.per);
       const row: Record<(typeof COLUMNS)[number], string> = {
-        // No price is known here; XXX is ISO 4217's "no currency".
-        BilledCost: '0', ContractedCost: '0', EffectiveCost: '0', ListCost: '0', BillingCurrency: 'XXX',
+        // No price is known here.
+        BilledCost: '0', ContractedCost: '0', EffectiveCost: '0', ListCost: '0', BillingCurrency: NO_CURRENCY,
         BillingAccountId: trustDomain, BillingAccountName: trustDomain, SubAccountId: `${trustDomain}/tenant/${tenant}`, SubAccountName: tenant,
         BillingPeriodStart: iso(Date.UTC(start.getUTCFullYear(), start.getUTCMonth(), 1)), BillingPeriodEnd: iso(Date.UTC(start.getUTCFullYear(), start.getUTCMonth() + 1, 1)), ChargePeriodStart: iso(startMs), ChargePeriodEnd: iso(startMs + HOUR_MS),
         ChargeCategory: 'Usage', ChargeClass: '', ChargeDescription: meter.description, ChargeFrequency: 'Usage-Based', ConsumedQuantity: quantity, ConsumedUnit: meter.unit, PricingQuantity: quantity, PricingUnit: meter.unit,
