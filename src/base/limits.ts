@@ -61,6 +61,11 @@ export const MAX_VALUE_DEPTH = 512;
 export const MAX_TASK_DEPTH = 64;
 /** Tasks and calls that one task or actor call has made and that have not ended; an option lowers it. */
 export const MAX_FAN_OUT = 100_000;
+/** Keys under which tasks of one job were submitted, and for how long each is known. */
+export const MAX_IDEMPOTENCY_KEYS_PER_JOB = 10_000;
+export const IDEMPOTENCY_TTL_MS = 10 * 60_000;
+/** The longest time without activity that a driver may ask to be ended after; the shortest, in ticks of a raylet. */
+export const MAX_IDLE_MS = 30 * 24 * 3_600_000;
 /** Between two tries of one task, however often it failed. */
 export const MAX_RETRY_DELAY_MS = 60_000;
 /** Characters of a tenant's error message and stack that travel on. */

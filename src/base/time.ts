@@ -1,4 +1,6 @@
 /** Time and randomness are parameters: cores get `now`, shells get these ports. Milliseconds since the epoch unless named otherwise. */
+import { BulkheadError } from './errors.ts';
+import { quote } from './ids.ts';
 
 export interface Clock {
   /** Wall clock, ms since 1970-01-01 UTC. */
@@ -9,4 +11,13 @@ export interface Clock {
 
 export interface RandomSource {
   bytes(length: number): Uint8Array;
+}
+
+const UNIT_MS: Readonly<Record<string, number>> = { ms: 1, s: 1_000, m: 60_000, h: 3_600_000, d: 24 * 3_600_000 };
+
+/** `500ms`, `30s`, `15m`, `2h`, `1d` as milliseconds. */
+export function parseDuration(text: string): number {
+  const found = /^([1-9]\d{0,8})(ms|s|m|h|d)$/.exec(text);
+  if (found === null) throw new BulkheadError('INVALID_ARGUMENT', `${quote(text)} is not a duration: a whole number and ms, s, m, h or d, such as 30m`);
+  return Number(found[1]) * (UNIT_MS[found[2] as string] as number);
 }

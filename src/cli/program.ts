@@ -130,7 +130,7 @@ function doctorCommand(program: Command): void {
 function tenantCommands(program: Command): void {
   const tenant = group(program, 'tenant', 'tenants and their quotas');
   const commands = (): Promise<typeof import('./commands/tenant.ts')> => import('./commands/tenant.ts');
-  leaf<{ quota?: Record<string, string> }>(tenant, 'create <name>', 'make a tenant', {}, (c) => c.option('--quota <k=v,...>', 'for example cpus=2,memory=2GiB,objects=1GiB,tasks=10000,actors=100,workers=8', assignment), async (terminal, [name = ''], o) =>
+  leaf<{ quota?: Record<string, string> }>(tenant, 'create <name>', 'make a tenant', {}, (c) => c.option('--quota <k=v,...>', 'for example cpus=2,memory=2GiB,objects=1GiB,tasks=10000,actors=100,workers=8,idle=30m', assignment), async (terminal, [name = ''], o) =>
     (await commands()).createTenant(terminal, name, o.quota ?? {}, o.profile));
   leaf(tenant, 'list', 'all tenants, or your own', {}, () => undefined, async (terminal, _args, o) => (await commands()).listTenants(terminal, o.profile));
   leaf(tenant, 'show <name>', 'one tenant', {}, () => undefined, async (terminal, [name = ''], o) => (await commands()).showTenant(terminal, name, o.profile));

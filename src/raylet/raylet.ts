@@ -13,7 +13,7 @@ import { parseTenantName, type JobId, type TenantName } from '../base/ids.ts';
 import { CHUNK_BYTES, MAX_CALLS_IN_FLIGHT, MAX_HELD_BYTES_PER_CHANNEL, MAX_NAME_CALLS_PER_TENANT, MAX_UNREAD_BYTES, UNREAD_PAUSE_BYTES } from '../base/limits.ts';
 import type { Principal } from '../base/principal.ts';
 import { parseMemory, parseUnits, UNITS_PER_CPU, type ResourceVector } from '../base/resources.ts';
-import type { Clock, RandomSource } from '../base/time.ts';
+import { parseDuration, type Clock, type RandomSource } from '../base/time.ts';
 import { USAGE_EVENT } from '../base/usage-record.ts';
 import { ObjectFiles, type ObjectReader } from '../objects/object-files.ts';
 import type { WorkerPool } from '../sandbox/worker-pool.ts';
@@ -517,7 +517,7 @@ export class Raylet implements AsyncDisposable {
         return;
       }
       case 'close-channel':
-        this.#dropChannel(effect.channel, new BulkheadError('CANCELLED', effect.reason));
+        this.#dropChannel(effect.channel, new BulkheadError(effect.code ?? 'CANCELLED', effect.reason));
         return;
       case 'stream-code':
         return this.#streamCode(effect.upstream, effect.digestHex);
@@ -873,5 +873,6 @@ export function parseQuota(quota: Readonly<Record<string, string>>): TenantQuota
     tasks: given('tasks', Number) ?? NO_QUOTA.tasks,
     actors: given('actors', Number) ?? NO_QUOTA.actors,
     workers: given('workers', Number) ?? NO_QUOTA.workers,
+    idleMs: given('idle', parseDuration) ?? NO_QUOTA.idleMs,
   };
 }

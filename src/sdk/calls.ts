@@ -23,14 +23,14 @@ export interface ExportRef {
 export type AnyRemoteFunction = ((...args: unknown[]) => ObjectRef | ObjectRef[] | ObjectStream) & { options(options: TaskOptions): AnyRemoteFunction };
 
 export function remoteFunction(core: ClientCore, of: ExportRef, options?: TaskOptions): AnyRemoteFunction {
-  const { json, returns, stream } = taskOptions(options);
+  const { json, returns, stream, key } = taskOptions(options);
   let template = 0;
   const call = (...args: unknown[]): ObjectRef | ObjectRef[] | ObjectStream => {
     if (template === 0) {
       of.ready?.();
       template = core.template({ kind: CALL_KIND.TASK, digest: of.digest, exportName: of.exportName, method: '', options: json, returns });
     }
-    return stream === undefined ? core.submit(template, returns, args) : core.submitStream(template, stream, args);
+    return stream === undefined ? core.submit(template, returns, args, key) : core.submitStream(template, stream, args);
   };
   return Object.assign(call, { options: (next: TaskOptions): AnyRemoteFunction => remoteFunction(core, of, { ...options, ...next }) });
 }

@@ -323,7 +323,7 @@ export class ClientCore {
   }
 
   /** Writes SUBMIT, CREATE_ACTOR or CALL_ACTOR with its arguments; returns the first index of its results. */
-  #call(op: number, template: number, actor: Uint8Array | undefined, returns: number, args: readonly unknown[]): number {
+  #call(op: number, template: number, actor: Uint8Array | undefined, returns: number, args: readonly unknown[], key?: string): number {
     let positions: number[] | undefined;
     let ids: Uint8Array[] | undefined;
     let plain: unknown[] | undefined;
@@ -360,6 +360,7 @@ export class ClientCore {
     try {
       w.begin(op).u32(this.#options.parent()).u32(seq).u32(template);
       if (actor !== undefined) w.raw(actor);
+      if (key !== undefined) w.str(key);
       w.u16(count);
       for (let i = 0; i < count; i++) w.u16((positions as number[])[i] as number).raw((ids as Uint8Array[])[i] as Uint8Array);
       w.refs(encoded.contained).raw(encoded.bytes).end();
@@ -379,8 +380,8 @@ export class ClientCore {
     return refs;
   }
 
-  submit(template: number, returns: number, args: readonly unknown[]): ObjectRef | ObjectRef[] {
-    return this.#results(this.#call(OP.SUBMIT, template, undefined, returns, args), returns);
+  submit(template: number, returns: number, args: readonly unknown[], key?: string): ObjectRef | ObjectRef[] {
+    return this.#results(this.#call(key === undefined ? OP.SUBMIT : OP.SUBMIT_ONCE, template, undefined, returns, args, key), returns);
   }
 
   callActor(actor: Uint8Array, template: number, returns: number, args: readonly unknown[]): ObjectRef | ObjectRef[] {
@@ -535,6 +536,11 @@ export class ClientCore {
     // Ready once is ready for ever.
     if (known.length >= count && this.#closed === undefined) return Promise.resolve(known);
     return this.#request<number[]>(refs, 1, (r, parent) => this.#frame(OP.WAIT, (w) => w.u32(parent).u32(r).u32(count).u32(timeoutMs ?? NO_TIMEOUT).refs(ids)));
+  }
+
+  /** Asks to be ended after so long without activity; 0: never. */
+  idleLimit(ms: number): void {
+    this.#frame(OP.IDLE_LIMIT, (w) => w.u32(ms));
   }
 
   cancel(ref: ObjectRef, force: boolean): Promise<void> {

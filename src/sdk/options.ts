@@ -51,6 +51,8 @@ export interface TaskOptions extends CallOptions, PlacementOptions {
   readonly retryOn?: readonly (string | (abstract new (...args: never[]) => unknown))[];
   /** Before the second try of a failed call, half of it at least; it doubles with each. Default 100, 0 for at once. */
   readonly retryDelayMs?: number;
+  /** The task runs once: who submits under the same key again, as the same user and in the same job, gets the same result. Known for ten minutes. */
+  readonly idempotencyKey?: string;
   /** Calls that one call of this function may have made and that have not ended. */
   readonly maxFanOut?: number;
   /** Levels of calls below a call of this function; 0: it makes none. */
@@ -139,7 +141,7 @@ const CALL: Readonly<Record<string, Check>> = {
 };
 const METHOD: Readonly<Record<string, Check>> = { ...CALL, maxTaskRetries: integer(-1, 1_000) };
 const TASK: Readonly<Record<string, Check>> = {
-  ...PLACEMENT, ...CALL, maxRetries: integer(-1, 100), retryDelayMs: integer(0, MAX_RETRY_DELAY_MS), maxFanOut: integer(0, MAX_FAN_OUT), maxDepth: integer(0, MAX_TASK_DEPTH),
+  ...PLACEMENT, ...CALL, maxRetries: integer(-1, 100), idempotencyKey: matching(/^[\s\S]{1,256}$/, 'give 1 to 256 characters'), retryDelayMs: integer(0, MAX_RETRY_DELAY_MS), maxFanOut: integer(0, MAX_FAN_OUT), maxDepth: integer(0, MAX_TASK_DEPTH),
   retryOn: (name, value) => (Array.isArray(value) && value.length <= 16 ? value.map((of: unknown) => errorName(name, typeof of === 'function' ? of.name : of)) : refuse(name, value, 'give a list of error classes, their names, or error codes')),
 };
 const ACTOR: Readonly<Record<string, Check>> = {
@@ -188,13 +190,17 @@ export interface WireOptions {
   /** 0 where what it yields is streamed. */
   readonly returns: number;
   readonly stream: StreamWindow | undefined;
+  /** Of one call, so that it is not among what its function is defined with. */
+  readonly key: string | undefined;
 }
 
 function wireOptions(wire: Record<string, unknown>): WireOptions {
-  const { returns, streamItems, streamBytes } = wire as { returns?: number | 'streaming'; streamItems?: number; streamBytes?: number };
+  const { returns, streamItems, streamBytes, idempotencyKey: key, ...others } = wire as { returns?: number | 'streaming'; streamItems?: number; streamBytes?: number; idempotencyKey?: string };
   const stream = returns === 'streaming' ? { items: streamItems ?? DEFAULT_STREAM_ITEMS, bytes: streamBytes ?? DEFAULT_STREAM_BYTES } : undefined;
   if (stream === undefined && (streamItems ?? streamBytes) !== undefined) throw new BulkheadError('INVALID_ARGUMENT', "options streamItems and streamBytes are for generators, and for functions with returns: 'streaming'");
-  return { json: JSON.stringify(wire), returns: stream === undefined ? ((returns as number | undefined) ?? 1) : 0, stream };
+  if (key !== undefined && stream !== undefined) throw new BulkheadError('INVALID_ARGUMENT', 'option idempotencyKey does not go with a stream: a stream is read once');
+  const defined = { ...others, ...(returns === undefined ? {} : { returns }), ...(streamItems === undefined ? {} : { streamItems }), ...(streamBytes === undefined ? {} : { streamBytes }) };
+  return { json: JSON.stringify(defined), returns: stream === undefined ? ((returns as number | undefined) ?? 1) : 0, stream, key };
 }
 
 export function taskOptions(options?: TaskOptions): WireOptions {

@@ -7,6 +7,7 @@ import { fileURLToPath } from 'node:url';
 import { BulkheadError } from '../base/errors.ts';
 import { FrameReader, FrameWriter, OP } from '../base/frame.ts';
 import { objectIdFromText, SESSION_PREFIX_BYTES } from '../base/ids.ts';
+import { MAX_IDLE_MS } from '../base/limits.ts';
 import { bundleModule, type Bundle } from './bundle.ts';
 import { getValues, remoteClass, remoteFunction, remoteGenerator, waitFor, type ExportRef } from './calls.ts';
 import { ClientCore } from './client-core.ts';
@@ -40,6 +41,8 @@ export interface ConnectOptions {
   readonly address?: string | undefined;
   /** An existing job to join; default: a job of its own. */
   readonly job?: string | undefined;
+  /** End the session when the program has asked for nothing for so long and nothing of it is under way; default: no end, but for the tenant's quota `idle`. */
+  readonly idleTimeoutMs?: number | undefined;
   /** How to reach the raylet; default: gRPC over mTLS as the profile says. */
   readonly transport?: Transport | undefined;
   /** Traces every call of this driver, and what those call, as OpenTelemetry spans; default: nothing is traced. Needs the right `task.list`. */
@@ -193,7 +196,8 @@ async function defaultTransport(target: ConnectTarget): Promise<Transport> {
 
 /** Connects to the cluster of a profile. Throws UNAVAILABLE, UNAUTHENTICATED or DENIED, saying what to do. */
 export async function connect(options: ConnectOptions = {}): Promise<Cluster> {
-  const { profile, address, job } = options;
+  const { profile, address, job, idleTimeoutMs } = options;
+  if (idleTimeoutMs !== undefined && !(Number.isSafeInteger(idleTimeoutMs) && idleTimeoutMs >= 1 && idleTimeoutMs <= MAX_IDLE_MS)) throw new BulkheadError('INVALID_ARGUMENT', `idleTimeoutMs ${idleTimeoutMs} must be a whole number of milliseconds from 1 to ${MAX_IDLE_MS}`);
   const transport = options.transport ?? (await defaultTransport({ profile, address, job }));
   const writer = new FrameWriter();
   const reader = new FrameReader();
@@ -255,6 +259,7 @@ export async function connect(options: ConnectOptions = {}): Promise<Cluster> {
       timers: { set: (ms, fire) => setTimeout(fire, ms), clear: (timer) => clearTimeout(timer as NodeJS.Timeout) },
       onRejected: (error) => process.emitWarning(error.safeMessage, 'BulkheadRejected', error.code),
     });
+    if (idleTimeoutMs !== undefined) core.idleLimit(idleTimeoutMs);
     welcomed.resolve({ prefix, info });
   };
   const refused = (frame: FrameReader): void => {

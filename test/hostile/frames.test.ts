@@ -142,7 +142,7 @@ describe('malformed batches end their channel', () => {
 });
 
 /** What a driver may send; every other op ends the channel. */
-const CLIENT_OPS: readonly number[] = [OP.DEFINE, OP.CODE, OP.SUBMIT, OP.CREATE_ACTOR, OP.CALL_ACTOR, OP.PUT, OP.PUT_CHUNK, OP.GET, OP.WAIT, OP.RELEASE, OP.CANCEL, OP.KILL, OP.LOOKUP_ACTOR, OP.CONTEXT, OP.CREDENTIAL, OP.MORE];
+const CLIENT_OPS: readonly number[] = [OP.DEFINE, OP.CODE, OP.SUBMIT, OP.CREATE_ACTOR, OP.CALL_ACTOR, OP.PUT, OP.PUT_CHUNK, OP.GET, OP.WAIT, OP.RELEASE, OP.CANCEL, OP.KILL, OP.LOOKUP_ACTOR, OP.CONTEXT, OP.CREDENTIAL, OP.MORE, OP.SUBMIT_ONCE, OP.IDLE_LIMIT];
 
 describe('ops', () => {
   it('of proto/frames.md are all known here', () => {

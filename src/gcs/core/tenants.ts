@@ -5,6 +5,7 @@
 import { parseTenantName, quote, type TenantName } from '../../base/ids.ts';
 import { MAX_TENANTS } from '../../base/limits.ts';
 import { parseMemory, parseUnits } from '../../base/resources.ts';
+import { parseDuration } from '../../base/time.ts';
 import { full, refuse, unknown, type Effect, type Table } from './table.ts';
 
 export interface TenantRow {
@@ -31,6 +32,7 @@ const QUOTA: Readonly<Record<string, (value: string) => void>> = {
   objects: (v) => void parseMemory(/^\d+$/.test(v) ? Number(v) : v),
   tasks: (v) => void (COUNT.test(v) || refuse(`quota tasks ${quote(v)} is not a whole number`)),
   actors: (v) => void (COUNT.test(v) || refuse(`quota actors ${quote(v)} is not a whole number`)),
+  idle: (v) => void parseDuration(v),
   workers: (v) => void (COUNT.test(v) || refuse(`quota workers ${quote(v)} is not a whole number`)),
 };
 

@@ -12,8 +12,9 @@ import { MAX_CALLS_IN_FLIGHT, MAX_CODE_BYTES, MAX_CODE_BYTES_PER_TENANT, MAX_DEP
 import { actorDied, actorLost, actorResource, callActor, findActor, keepSeed, methodResource, tellCreator } from './actors.ts';
 import { DENIED_TEXT, hex, idIndex, idWord, type Core } from './core.ts';
 import { cancelTask } from './endings.ts';
+import { giveSame, remember, submittedBefore } from './idempotency.ts';
 import { parseFunctionOptions } from './function-options.ts';
-import { answerWait, awaitEntry, block, checkStagedSize, createEntry, DENIED, findEntry, isLocal, LOST, refuseValue, releaseHandle, settleFailed, settleFile, settleInline, takeBack, writeValue } from './objects.ts';
+import { answerWait, awaitEntry, block, checkStagedSize, createEntry, DENIED, findEntry, isLocal, LOST, refuseValue, releaseIndex, settleFailed, settleFile, settleInline, takeBack, writeValue } from './objects.ts';
 import { classFor, enqueue } from './scheduler.ts';
 import { Actor, CHANNEL_KIND, failureOf, FunctionStats, OBJECT_STATUS, PENDING_KIND, PendingCall, Stream, Task, TASK_STATE, Template, type Channel, type Failure, type ObjectEntry, type Session, type TenantState } from './state.ts';
 
@@ -337,6 +338,46 @@ export function onSubmit(core: Core, channel: Channel, r: FrameReader): void {
   if (task.missing === 0) enqueue(core, task);
 }
 
+/** As SUBMIT, once: under a key that was used before it gives the refs of the first submission. */
+export function onSubmitOnce(core: Core, channel: Channel, r: FrameReader): void {
+  if (channel.kind === CHANNEL_KIND.PEER) throw new BulkheadError('INVALID_ARGUMENT', 'SUBMIT_ONCE is for those who submit: what is passed on has its key behind it');
+  const call = begin(core, channel, r, CALL_KIND.TASK);
+  if (call === undefined) return;
+  const template = call.template as Template;
+  const count = Math.max(template.options.returns, 1);
+  const key = r.str();
+  const before = submittedBefore(core, channel, key, template);
+  const same = before !== undefined && 'entries' in before ? before : undefined;
+  const seq = core.decide(channel, 'task.submit', template.resource, channel.session.prefixHex, call.seq, 1, same === undefined ? template.detail : `${template.detail} (again)`);
+  if (seq < 0 || before !== undefined) {
+    r.skipRest();
+    if (seq >= 0 && same !== undefined) {
+      for (let i = 0; i < count; i++) if (channel.session.objects.has(call.seq + i)) throw new BulkheadError('INVALID_ARGUMENT', `object index ${call.seq + i} is used twice`);
+      noteCreated(call, channel, count);
+      return giveSame(channel, call.seq, same);
+    }
+    makeReturns(channel, call.seq, count);
+    noteCreated(call, channel, count);
+    return failReturns(core, channel, call.seq, count, seq < 0 ? DENIED : (before as Failure));
+  }
+  makeReturns(channel, call.seq, count);
+  noteCreated(call, channel, count);
+  const task = makeTask(core, channel, r, call, template, seq);
+  if (!(task instanceof Task)) return failReturns(core, channel, call.seq, count, task);
+  setProducer(channel, task, count);
+  remember(core, channel, key, template, call.seq, count);
+  if (task.missing === 0) enqueue(core, task);
+}
+
+/** The driver is to be ended when it has asked for nothing for so long. */
+export function onIdleLimit(core: Core, channel: Channel, r: FrameReader): void {
+  const ms = r.u32();
+  r.finish();
+  if (channel.kind !== CHANNEL_KIND.DRIVER) throw new BulkheadError('INVALID_ARGUMENT', 'IDLE_LIMIT is for drivers');
+  if (decideSession(core, channel, 'idle-limit') < 0) return rejectCall(core, channel, 0, DENIED);
+  channel.idleMs = ms === 0 ? Number.POSITIVE_INFINITY : ms;
+}
+
 function setProducer(channel: Channel, task: Task, count: number): void {
   for (let i = 0; i < count; i++) {
     const entry = channel.session.objects.get(task.seq + i);
@@ -653,8 +694,7 @@ export function onRelease(core: Core, channel: Channel, r: FrameReader): void {
 /** A ref of the channel's own session that its client gave back. */
 function letGo(core: Core, channel: Channel, index: number): void {
   const { session } = channel;
-  const entry = session.objects.get(index);
-  if (entry !== undefined) releaseHandle(core, entry);
+  releaseIndex(core, session, index);
   if (channel.puts.size > 0 && !session.objects.has(index)) dropUpload(core, channel, index);
 }
 

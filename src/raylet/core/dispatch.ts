@@ -6,7 +6,7 @@ import { CALL_KIND, OP, STREAMS } from '../../base/frame.ts';
 import { idTextOf } from '../../base/ids.ts';
 import { MAX_FRAME_BYTES } from '../../base/limits.ts';
 import type { Core } from './core.ts';
-import { fileFor, lend, putToFile, releaseHandle, settleFailed, unpin } from './objects.ts';
+import { fileFor, lend, putToFile, releaseIndex, settleFailed, unpin } from './objects.ts';
 import { beginAttempt, endStream } from './streams.ts';
 import { CHANNEL_KIND, Channel, OBJECT_STATUS, Slot, TASK_STATE, type Failure, type Job, type Task, type Template, type Worker } from './state.ts';
 
@@ -167,10 +167,7 @@ export function releaseCreated(core: Core, slot: Slot, task: Task): void {
   const created = task.created;
   task.created = undefined;
   if (created === undefined) return;
-  for (const index of created) {
-    const entry = slot.channel.session.objects.get(index);
-    if (entry !== undefined) releaseHandle(core, entry);
-  }
+  for (const index of created) releaseIndex(core, slot.channel.session, index);
 }
 
 export function taskName(task: Task): string {

@@ -2,6 +2,7 @@
  * What a step wants done, as data. The driver (src/raylet/raylet.ts) executes them in order, then sends what the writers of
  * dirty channels, slots and upstreams hold — each no earlier than the audit record it needs is on disk.
  */
+import type { ErrorCode } from '../../base/errors.ts';
 import type { Actor, Channel, Job, ObjectEntry, Slot, TenantState, Upstream, Worker } from './state.ts';
 
 export type Effect =
@@ -24,7 +25,7 @@ export type Effect =
   | { readonly type: 'lookup-name'; readonly channel: Channel; readonly request: number; readonly name: string; readonly namespace: string; readonly auditSeq: number }
   | { readonly type: 'open-upstream'; readonly upstream: Upstream; readonly depth: number }
   | { readonly type: 'close-upstream'; readonly upstream: Upstream }
-  | { readonly type: 'close-channel'; readonly channel: Channel; readonly reason: string }
+  | { readonly type: 'close-channel'; readonly channel: Channel; readonly reason: string; readonly code?: ErrorCode }
   | { readonly type: 'stream-code'; readonly upstream: Upstream; readonly digestHex: string }
   | { readonly type: 'log'; readonly job: Job; readonly taskId: string; readonly actorId: string; readonly name: string; readonly stream: number; readonly text: Uint8Array }
   | { readonly type: 'credential'; readonly channel: Channel; readonly credential: string };

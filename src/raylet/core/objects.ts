@@ -192,6 +192,7 @@ export function collect(core: Core, entry: ObjectEntry): void {
   if (entry.session.objects.get(entry.index) !== entry) return;
   entry.session.objects.delete(entry.index);
   entry.session.tenant.entries--;
+  if (entry.aliases !== undefined) dropAliases(core, entry);
   // The ref of an actor's creation is what its handles hold.
   if (entry.session.actors.size > 0) {
     const actor = entry.session.actors.get(entry.index);
@@ -206,6 +207,37 @@ export function collect(core: Core, entry: ObjectEntry): void {
   entry.contained = undefined;
   if (contained !== undefined) for (const inner of contained) unpin(core, inner);
   forgetSession(core, entry.session);
+}
+
+/** Makes an object known under an index of another session too, for a client that then holds it. */
+export function addAlias(session: Session, index: number, entry: ObjectEntry): void {
+  entry.pins++;
+  session.tenant.entries++;
+  session.objects.set(index, entry);
+  (session.aliases ??= new Map()).set(index, { entry, held: true });
+  (entry.aliases ??= []).push({ session, index });
+}
+
+/** The object is gone: so are its other names. They stay until then, since others may have got one and ask by it. */
+function dropAliases(core: Core, entry: ObjectEntry): void {
+  for (const { session, index } of entry.aliases ?? []) {
+    if (session.aliases?.delete(index) !== true) continue;
+    session.objects.delete(index);
+    session.tenant.entries--;
+    forgetSession(core, session);
+  }
+  entry.aliases = undefined;
+}
+
+/** A client gives back the ref with this index of its session. */
+export function releaseIndex(core: Core, session: Session, index: number): void {
+  const entry = session.objects.get(index);
+  if (entry === undefined) return;
+  const alias = session.aliases?.get(index);
+  if (alias === undefined) return releaseHandle(core, entry);
+  if (!alias.held) return;
+  alias.held = false;
+  unpin(core, entry);
 }
 
 /** A session that has ended, or is only known by refs of another node's, goes with its last object. */
@@ -390,6 +422,12 @@ export function expireWaits(core: Core, channel: Channel): void {
 /** All objects that a closed channel still holds go, unless somebody else needs them. */
 export function releaseSession(core: Core, session: Session): void {
   session.closed = true;
+  for (const [index, { entry, held }] of [...(session.aliases ?? [])]) {
+    session.aliases?.delete(index);
+    session.objects.delete(index);
+    session.tenant.entries--;
+    if (held) unpin(core, entry);
+  }
   for (const entry of [...session.objects.values()]) {
     entry.handles = 0;
     collect(core, entry);

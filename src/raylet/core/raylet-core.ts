@@ -15,6 +15,7 @@ import { actorWorkerStarted, unseatActors } from './actor-seats.ts';
 import * as calls from './client-calls.ts';
 import { Core, idWord, type CoreConfig } from './core.ts';
 import { cancelTask, closeSlotChannel, enforceLimits, execEnded, remoteEnded, remoteLost, slotDied, workerDied } from './endings.ts';
+import { expireKeys, forgetKeys } from './idempotency.ts';
 import { onExit, onFailure, onLog, onResult, onRetry } from './guest-results.ts';
 import { ALTERED, answerDeferred, dropDeferred, expireWaits, forgetFresh, loseFile, LOST, mayCross, refuseValue, releaseSession, takeAllBack } from './objects.ts';
 import { takeUpDelayed } from './retries.ts';
@@ -127,6 +128,7 @@ export class RayletCore {
     }
     const session = core.newSession(job.tenant, principal.spiffeId);
     const channel = new Channel(core.nextNumber(), kind, session, job, principal, depth, undefined);
+    channel.activeMs = core.nowMs;
     core.channels.set(channel.number, channel);
     job.channels.add(channel);
     channel.out.begin(OP.WELCOME).raw(session.prefix).text(JSON.stringify({ job: job.id, tenant: job.tenant.name, node: core.config.nodeId, ...info })).end();
@@ -186,6 +188,7 @@ export class RayletCore {
     }
     if (core.jobs.has(job.id)) job.tenant.classes -= job.classes.size;
     for (const upstream of [...core.upstreams.values()]) if (upstream.job === job) this.upstreamClosed(upstream, { code: 'CANCELLED', message: 'its job ended', stack: '' });
+    forgetKeys(core, job);
     core.jobs.delete(job.id);
     job.tenant.jobs.delete(job);
   }
@@ -206,6 +209,8 @@ export class RayletCore {
     this.state.held = held;
     let left = budget;
     for (let at = from; left > 0 && r.next(); at = r.nextFrame) {
+      // Credentials are renewed and refs collected by themselves, whether the program does anything or not.
+      if (r.op !== OP.CREDENTIAL && r.op !== OP.RELEASE) channel.activeMs = nowMs;
       this.#clientFrame(channel, r);
       left -= 1 + ((r.nextFrame - at) >>> COST_SHIFT);
     }
@@ -231,6 +236,8 @@ export class RayletCore {
       case OP.KILL: return calls.onKill(core, channel, r);
       case OP.LOOKUP_ACTOR: return calls.onLookupActor(core, channel, r);
       case OP.MORE: return onMore(core, channel, r);
+      case OP.SUBMIT_ONCE: return calls.onSubmitOnce(core, channel, r);
+      case OP.IDLE_LIMIT: return calls.onIdleLimit(core, channel, r);
       case OP.CONTEXT: return calls.onContext(core, channel, r);
       case OP.CREDENTIAL:
         if (channel.kind === CHANNEL_KIND.SLOT) break;
@@ -429,9 +436,26 @@ export class RayletCore {
     for (const channel of core.channels.values()) if (channel.pendingWaits.size > 0) expireWaits(core, channel);
     core.payLogs();
     if (core.delayed.size > 0) takeUpDelayed(core);
+    for (const job of core.jobs.values()) if (job.once.size > 0) expireKeys(core, job);
+    this.#endIdle();
     enforceLimits(core, cpuMicrosOf);
     retireIdleWorkers(core);
     this.settle();
+  }
+
+  /** Drivers that have asked for nothing for as long as they, or their tenant's quota, allow, and have nothing under way. */
+  #endIdle(): void {
+    const core = this.state;
+    for (const channel of [...core.channels.values()]) {
+      if (channel.kind !== CHANNEL_KIND.DRIVER) continue;
+      const limitMs = Math.min(channel.idleMs, channel.job.tenant.quota.idleMs);
+      if (limitMs === Number.POSITIVE_INFINITY) continue;
+      if (channel.inFlight > 0 || channel.waiting > 0 || channel.deferred.length > 0) channel.activeMs = core.nowMs;
+      if (core.nowMs - channel.activeMs <= limitMs) continue;
+      core.lifecycle(channel.job.tenant, 'session.idle', channel.principal.spiffeId, 'job', channel.job.id, -1, `${limitMs} ms`);
+      core.out.push({ type: 'close-channel', channel, reason: `the driver has asked for nothing for ${limitMs} ms, which is its limit: connect again`, code: 'TIMEOUT' });
+      this.closeChannel(channel);
+    }
   }
 
   // --- the end of every step --------------------------------------------------------------------------------------------

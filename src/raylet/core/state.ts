@@ -25,10 +25,12 @@ export interface TenantQuota {
   actors: number;
   /** Worker processes on this node. */
   workers: number;
+  /** A driver that has asked for nothing for so long, and has nothing under way, is ended, ms. */
+  idleMs: number;
 }
 
 export const NO_QUOTA: TenantQuota = Object.freeze({
-  cpuUnits: Number.POSITIVE_INFINITY, memoryBytes: Number.POSITIVE_INFINITY, objectBytes: Number.POSITIVE_INFINITY, tasks: Number.POSITIVE_INFINITY, actors: Number.POSITIVE_INFINITY, workers: Number.POSITIVE_INFINITY,
+  cpuUnits: Number.POSITIVE_INFINITY, memoryBytes: Number.POSITIVE_INFINITY, objectBytes: Number.POSITIVE_INFINITY, tasks: Number.POSITIVE_INFINITY, actors: Number.POSITIVE_INFINITY, workers: Number.POSITIVE_INFINITY, idleMs: Number.POSITIVE_INFINITY,
 });
 
 export class TenantState {
@@ -100,6 +102,8 @@ export class Job {
   readonly channels = new Set<Channel>();
   readonly actors = new Set<Actor>();
   readonly classes = new Map<string, SchedulingClass>();
+  /** Tasks that were submitted under a key, by principal and key, the oldest first. */
+  readonly once = new Map<string, Once>();
   /** Measured time of a run by function, across the job's channels. */
   readonly functions = new Map<string, FunctionStats>();
 
@@ -112,6 +116,13 @@ export class Job {
     this.credentialEndsMs = credentialEndsMs;
     this.issuedMs = issuedMs;
   }
+}
+
+/** A task that was submitted under a key: its refs are pinned for as long as the key is known. */
+export interface Once {
+  readonly function: string;
+  readonly entries: readonly ObjectEntry[];
+  readonly untilMs: number;
 }
 
 export class FunctionStats {
@@ -169,6 +180,8 @@ export class Session {
   readonly reader: string;
   readonly objects = new Map<number, ObjectEntry>();
   readonly actors = new Map<number, Actor>();
+  /** Indexes that are another object's too, and whether their client still has the ref. */
+  aliases: Map<number, { readonly entry: ObjectEntry; held: boolean }> | undefined = undefined;
   /** Policy resource of an object of this session without a label. */
   readonly objectResource: Resource;
   closed = false;
@@ -223,6 +236,8 @@ export class ObjectEntry {
   digest: Uint8Array | undefined = undefined;
   /** The file was found to be another than what left before: it leaves no more. */
   altered = false;
+  /** Indexes of sessions under which it is known besides its own, until it is gone. */
+  aliases: { readonly session: Session; readonly index: number }[] | undefined = undefined;
   /** Refs inside the value, held for as long as the value is. */
   contained: ObjectEntry[] | undefined = undefined;
 
@@ -314,6 +329,9 @@ export class Channel {
   /** Definitions that were refused: their submissions fail with the reason. */
   readonly refusedTemplates = new Map<number, Failure>();
   readonly pendingWaits = new Set<PendingCall>();
+  /** When its client last asked for something, and after how long without that, and without work under way, it is ended. */
+  activeMs = 0;
+  idleMs = Number.POSITIVE_INFINITY;
   /** Refs of other sessions that were handed to this client inside values, how often: held until it gives them back or ends. */
   readonly borrowed = new Map<ObjectEntry, number>();
   codeUpload: { readonly digest: Uint8Array; readonly digestHex: string; readonly bytes: Uint8Array; filled: number } | undefined = undefined;
