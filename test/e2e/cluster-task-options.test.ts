@@ -1,7 +1,11 @@
 /** Options of tasks and the facts of a running call, on a real cluster of two nodes. */
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import type { Cluster, RemoteModule } from '../../src/sdk/sdk.ts';
-import { failure, TestCluster } from '../support/cluster.ts';
+import { execFile } from 'node:child_process';
+import { fileURLToPath } from 'node:url';
+import { promisify } from 'node:util';
+import { connect, type Cluster, type RemoteModule } from '../../src/sdk/sdk.ts';
+import { read } from '../source-tree.ts';
+import { failure, NODE, TestCluster } from '../support/cluster.ts';
 
 type Work = typeof import('../support/option-work.ts');
 
@@ -63,6 +67,50 @@ describe('context()', () => {
 
   it('cannot be changed', async () => {
     expect(await driver.get(work.tamper())).toEqual(['false', 'false', 'false', 'acme', '1']);
+  });
+});
+
+describe('idempotencyKey', () => {
+  it('makes a task run once, for the drivers of one job', async () => {
+    const once = work.nap.options({ idempotencyKey: 'nap' });
+    const refs = [once(20), once(20)];
+    const [first, second] = await driver.get(refs);
+    expect([first, second]).toEqual([refs[0]?.id, refs[0]?.id]);
+    expect(await driver.get(once(20))).toBe(first);
+    const nested = await driver.get([work.onceBelow(), work.onceBelow()]);
+    expect(nested[0]).toBe(nested[1]);
+    expect((await failure(driver.get(work.flaky.options({ idempotencyKey: 'nap' })(0, 'other')))).code).toBe('INVALID_ARGUMENT');
+  });
+});
+
+describe('a driver without activity', () => {
+  it('ends after its time, with a reason; work under way is activity', async () => {
+    await using quiet = await connect({ profile: cluster.profile('acme-dev'), address: cluster.headAddress, idleTimeoutMs: 400 });
+    const theirs = await quiet.module<Work>(new URL('../support/option-work.ts', import.meta.url));
+    expect(await quiet.get(theirs.nap(1_000))).toMatch(/^obj-/);
+    await new Promise((resolve) => {
+      setTimeout(resolve, 800);
+    });
+    const error = await failure((async () => quiet.get(theirs.nap(1)))());
+    expect([error.code, error.message]).toEqual(['TIMEOUT', expect.stringContaining('asked for nothing for 400 ms')]);
+    await expect(connect({ profile: cluster.profile('acme-dev'), address: cluster.headAddress, idleTimeoutMs: 0 })).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' });
+  });
+});
+
+describe('docs/tasks.md', () => {
+  const page = read('docs/tasks.md');
+
+  it('quotes the example files as they are', () => {
+    const quoted = [...page.matchAll(/<!-- (examples\/\S+) -->\n```ts\n([\s\S]*?)```/g)];
+    expect(quoted.map(([, file]) => file)).toEqual(['examples/tasks/orders.ts', 'examples/tasks/tasks.ts']);
+    for (const [, file, text] of quoted) expect(text, file).toBe(read(file ?? ''));
+  });
+
+  it('shows what the example prints', async () => {
+    const expected = /```text\n(order 1: [\s\S]*?)```/.exec(page)?.[1];
+    const example = fileURLToPath(new URL('../../examples/tasks/tasks.ts', import.meta.url));
+    const { stdout } = await promisify(execFile)(NODE, [example], { env: { PATH: process.env['PATH'] ?? '', BULKHEAD_PROFILE: cluster.profile('acme-dev') }, timeout: 60_000 });
+    expect(stdout).toBe(expected);
   });
 });
 

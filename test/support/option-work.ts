@@ -32,6 +32,11 @@ export function nap(ms: number): Promise<string> {
   });
 }
 
+/** A task that submits under a key: however often it runs, that one runs once. */
+export async function onceBelow(): Promise<string> {
+  return get(task(nap, { cpus: 0, idempotencyKey: 'below' })(5));
+}
+
 async function codeOf(promise: Promise<unknown>): Promise<string> {
   try {
     await promise;
