@@ -91,8 +91,8 @@ describe('calls of another raylet', () => {
     const channel = core.openChannel(CHANNEL_KIND.PEER, job, job.principal, depth, {});
     const out = new FrameWriter();
     define(out, 1, CALL_KIND.TASK);
-    // In the high octet; the attempt is in the others, and says nothing of depth.
-    named.forEach((n, i) => out.begin(OP.SUBMIT).u32(((n << 24) | 0xff_fff7) >>> 0).u32(i + 1).u32(1).u16(0).refs([]).raw(Uint8Array.of(DO.HANG)).end());
+    // In the high octet; the attempt is in the others, and says nothing of depth. Behind the template: how deep it may get, by what it says, and its origin.
+    named.forEach((n, i) => out.begin(OP.SUBMIT).u32(((n << 24) | 0xff_fff7) >>> 0).u32(i + 1).u32(1).u8(255).u32(i + 1).u16(0).refs([]).raw(Uint8Array.of(DO.HANG)).end());
     core.clientBatch(channel, out.take(), world.nowMs);
     world.drain(client.node);
     world.run(1_000);
