@@ -17,6 +17,7 @@ import { Audit, file_bulkhead_v1_raylet, Metrics } from '../rpc/generated/bulkhe
 import { Cluster, file_bulkhead_v1_head, Identities, Jobs, NodeAttestation, NodeSync, Policies, Sessions, Tenants } from '../rpc/generated/bulkhead/v1/head_pb.js';
 import { createAttestationServer, createMetricsListener, createServer, type MethodRow, type RpcLog } from '../rpc/rpc.ts';
 import { auditReader, authorityStorage, checkpointReader, headPki, policyCompiler, recordIssued, systemClock, systemRandom, type CompiledSnapshot } from './adapters.ts';
+import { Budgets } from './core/budgets.ts';
 import { HeadClockwork } from './head-clockwork.ts';
 import { readHeadConfig, type HeadConfig } from './head-config.ts';
 import { HeadState } from './head-state.ts';
@@ -176,7 +177,7 @@ export async function startHead(config: HeadConfig, { log, onFatal }: StartOptio
 
   const addresses = { main: '', attestation: '' };
   const context: HeadContext = {
-    head, pki, policies, appendAudit, statements: { verifierKey: signer.publicKeyLine, sign: (statement) => signer.sign(statement) }, audit: auditReader(logs), checkpoints: checkpointReader(signer, systemClock),
+    head, pki, policies, budgets: new Budgets(), appendAudit, statements: { verifierKey: signer.publicKeyLine, sign: (statement) => signer.sign(statement) }, audit: auditReader(logs), checkpoints: checkpointReader(signer, systemClock),
     random: systemRandom, nodeMost: config.nodeMost, addresses, insecureDev: config.insecureDev, version: packageVersion(), startedMs,
   };
   // What a killed head left half done.

@@ -7,6 +7,7 @@ import type { AppendDurably } from '../base/audit-record.ts';
 import type { SpiffeId, TenantName, TrustDomain } from '../base/ids.ts';
 import type { Principal } from '../base/principal.ts';
 import type { RandomSource } from '../base/time.ts';
+import type { Budgets } from './core/budgets.ts';
 import type { CurrentFile } from './core/policy-versions.ts';
 import type { IdentityRow } from './core/identities.ts';
 import type { NodeMost } from './core/nodes.ts';
@@ -120,6 +121,7 @@ export interface HeadContext {
   readonly head: HeadState;
   readonly pki: HeadPki;
   readonly policies: PolicyAdministrator;
+  readonly budgets: Budgets;
   readonly appendAudit: AppendDurably;
   readonly statements: StatementSigner;
   readonly audit: AuditReader;

@@ -93,10 +93,11 @@ export class HeadLink implements ActorNames, AsyncDisposable {
         },
       }) as MessageStream<HeadUpdate, object>;
       stream = opened;
+      const told = new Map<string, string>();
       if (this.#stream === undefined) this.#stream = opened;
       else this.#heir = opened;
       stream.write({ ...this.#facts(), address: this.#options.address(), total: wireResources(total), insecureDev, instance: this.#options.instance });
-      timer = setInterval(() => void opened.write(this.#answered === opened ? { ...this.#facts(), endedSessions: this.#endedSessions() } : this.#facts()), HEARTBEAT_MS);
+      timer = setInterval(() => void opened.write(this.#answered === opened ? { ...this.#facts(), endedSessions: this.#endedSessions(), monthUsage: this.#monthUsage(told) } : this.#facts()), HEARTBEAT_MS);
       for await (const update of stream) {
         if (this.#heir === stream) {
           this.#stream = stream;
@@ -150,6 +151,17 @@ export class HeadLink implements ActorNames, AsyncDisposable {
     return due.map(({ jobId, sessionId, how }) => ({ jobId, sessionId, how }));
   }
 
+  /** What changed since it was told on this stream, by tenant. */
+  #monthUsage(told: Map<string, string>) {
+    return this.#options.raylet().monthUsage().flatMap(({ tenant, usage: { month, calls, cpuMicros, memoryMibMs } }) => {
+      const row = { tenant, month, calls: BigInt(calls), cpuMicros: BigInt(Math.round(cpuMicros)), memoryMibMs: BigInt(Math.round(memoryMibMs)) };
+      const said = `${month} ${row.calls} ${row.cpuMicros} ${row.memoryMibMs}`;
+      if (told.get(tenant) === said) return [];
+      told.set(tenant, said);
+      return [row];
+    });
+  }
+
   #facts() {
     const raylet = this.#options.raylet();
     return { available: wireResources(raylet.available()), policyVersion: this.#options.decisions.version, revocationVersion: BigInt(Math.max(0, this.#options.revocations.version)), queuedTasks: raylet.queuedTasks() };
@@ -175,7 +187,7 @@ export class HeadLink implements ActorNames, AsyncDisposable {
       decisions.swap(parseSnapshot(new TextDecoder().decode(update.policy.snapshot)));
       this.#stream?.write(this.#facts());
     }
-    for (const tenant of update.tenants?.tenants ?? []) raylet.setTenant(tenant.name, tenant.number, tenant.quota, tenant.state === 'active');
+    for (const tenant of update.tenants?.tenants ?? []) raylet.setTenant(tenant.name, tenant.number, tenant.quota, tenant.state === 'active', tenant.overBudget);
     if (update.nodes !== undefined) {
       const alive = new Set<number>();
       for (const node of update.nodes.nodes) {

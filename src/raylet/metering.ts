@@ -2,6 +2,7 @@
  * What each tenant uses on this node, for its audit log: CPU time and memory of its processes, values it keeps, octets to and from its drivers.
  * Sampled once a second, recorded every ten and at the end. Must never: count a call (its decision is the record), or cost a call anything.
  */
+import type { MonthUsage } from '../base/budget.ts';
 import { NO_USAGE, usageText, type Usage } from '../base/usage-record.ts';
 import type { TenantState, Worker } from './core/state.ts';
 
@@ -25,6 +26,9 @@ export class Metering {
   readonly #options: MeteringOptions;
   readonly #used = new Map<TenantState, Usage>();
   readonly #seenMicros = new WeakMap<Worker, number>();
+  /** Of the month, but for its calls, which the core counts. */
+  readonly #months = new Map<TenantState, { cpuMicros: number; memoryMibMs: number }>();
+  #month = '';
   #sampledMs = 0;
   #recordedMs = 0;
 
@@ -40,7 +44,10 @@ export class Metering {
 
   tick(nowMs: number): void {
     if (this.#sampledMs === 0) this.#sampledMs = this.#recordedMs = nowMs;
-    if (nowMs - this.#sampledMs >= SAMPLE_MS) this.#sample(nowMs);
+    if (nowMs - this.#sampledMs >= SAMPLE_MS) {
+      this.#sample(nowMs);
+      this.#turn(nowMs);
+    }
     if (nowMs - this.#recordedMs >= RECORD_MS) this.#record(nowMs);
   }
 
@@ -49,7 +56,9 @@ export class Metering {
     this.#sampledMs = nowMs;
     for (const [worker, process] of this.#options.processes) {
       this.#cpu(worker, process);
-      this.#of(worker.tenant).memoryMibMs += (process.memoryBytes() / 2 ** 20) * elapsedMs;
+      const memoryMibMs = (process.memoryBytes() / 2 ** 20) * elapsedMs;
+      this.#of(worker.tenant).memoryMibMs += memoryMibMs;
+      this.#ofMonth(worker.tenant).memoryMibMs += memoryMibMs;
     }
     for (const tenant of this.#options.tenants()) if (tenant.objectBytes > 0) this.#of(tenant).objectKibMs += (tenant.objectBytes / 1_024) * elapsedMs;
   }
@@ -59,7 +68,40 @@ export class Metering {
     const seen = this.#seenMicros.get(worker) ?? 0;
     if (micros <= seen) return;
     this.#of(worker.tenant).cpuMicros += micros - seen;
+    this.#ofMonth(worker.tenant).cpuMicros += micros - seen;
     this.#seenMicros.set(worker, micros);
+  }
+
+  #ofMonth(tenant: TenantState): { cpuMicros: number; memoryMibMs: number } {
+    let month = this.#months.get(tenant);
+    if (month === undefined) this.#months.set(tenant, (month = { cpuMicros: 0, memoryMibMs: 0 }));
+    return month;
+  }
+
+  /** A new month begins with nothing used. */
+  #turn(nowMs: number): void {
+    const month = new Date(nowMs).toISOString().slice(0, 7);
+    if (month === this.#month) return;
+    if (this.#month !== '') {
+      this.#months.clear();
+      for (const tenant of this.#options.tenants()) tenant.monthCalls = 0;
+    }
+    this.#month = month;
+  }
+
+  monthOf(tenant: TenantState, nowMs: number): MonthUsage {
+    this.#turn(nowMs);
+    return { month: this.#month, calls: tenant.monthCalls, ...this.#ofMonth(tenant) };
+  }
+
+  /** What was recorded before this process began: added, since calls may have come meanwhile. */
+  restore(tenant: TenantState, before: MonthUsage, nowMs: number): void {
+    this.#turn(nowMs);
+    if (before.month !== this.#month) return;
+    tenant.monthCalls += before.calls;
+    const month = this.#ofMonth(tenant);
+    month.cpuMicros += before.cpuMicros;
+    month.memoryMibMs += before.memoryMibMs;
   }
 
   /** It has ended; its control group's last count is known. */
@@ -81,7 +123,7 @@ export class Metering {
       if (used === undefined && bytesIn === 0 && bytesOut === 0) continue;
       tenant.bytesIn = tenant.bytesOut = 0;
       this.#used.delete(tenant);
-      this.#options.record(tenant, usageText({ ...(used ?? NO_USAGE), bytesIn, bytesOut }));
+      this.#options.record(tenant, usageText({ ...(used ?? NO_USAGE), bytesIn, bytesOut }, this.monthOf(tenant, nowMs)));
     }
   }
 }

@@ -6,6 +6,7 @@ import { createHash, generateKeyPairSync, randomBytes } from 'node:crypto';
 import { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { pino } from 'pino';
+import { tail } from '../audit/audit-query.ts';
 import { AuditStore } from '../audit/audit-store.ts';
 import { loadOrCreateCosigner, loadOrCreateSigner } from '../audit/checkpoint-signer.ts';
 import { builtinMethods, LiveDecisionPoint, methodTable, type MethodRow } from '../authz/authz.ts';
@@ -13,6 +14,7 @@ import { BulkheadError, toSafeError } from '../base/errors.ts';
 import { parseJobId, parseNodeId, spiffeId } from '../base/ids.ts';
 import { principalFromSpiffeId } from '../base/principal.ts';
 import type { Clock, RandomSource } from '../base/time.ts';
+import { USAGE_EVENT } from '../base/usage-record.ts';
 import { createCsr, PeerVerifier, readProfile, Revocations, ServerCertificate, SvidSource, svidMaterial, TrustBundle, verifySession, writeProfile, writeProfileSvid, type SvidMaterial } from '../pki/pki.ts';
 import { file_bulkhead_v1_head, Identities, NodeAttestation } from '../rpc/generated/bulkhead/v1/head_pb.js';
 import { Audit, Calls, file_bulkhead_v1_raylet, Inspection, Metrics, Peers } from '../rpc/generated/bulkhead/v1/raylet_pb.js';
@@ -162,6 +164,10 @@ export async function startRaylet(config: RayletConfig, log: RayletLog): Promise
   const running: Raylet = (raylet = new Raylet({
     nodeId, nodeNumber, total: config.total, maxWorkers: config.maxWorkers, runDir: config.runDir, dataDir: config.dataDir, decisions, audit: weakened ? stampedLogs(audit) : audit, pool, names: link, clock: systemClock,
     random: systemRandom, log, verifyCredential: verify, defaultIsolateBytes: DEFAULT_ISOLATE_BYTES,
+    lastUsage: async (tenant) => {
+      for await (const { record } of tail(audit, tenant, { action: USAGE_EVENT, limit: 1 })) return record.detail;
+      return undefined;
+    },
   }));
   parts.use(running);
   const peerOptions: PeerLinkOptions = {

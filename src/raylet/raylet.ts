@@ -7,6 +7,7 @@ import { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node
 import { join } from 'node:path';
 import type { AuditLog, AuditLogs } from '../base/audit-record.ts';
 import type { PolicyDecisionPoint } from '../base/decision.ts';
+import { callBudget, hasBudget, type MonthUsage } from '../base/budget.ts';
 import { BulkheadError, toSafeError } from '../base/errors.ts';
 import { CHUNK_HEADER_BYTES, OP } from '../base/frame.ts';
 import { parseTenantName, type JobId, type TenantName } from '../base/ids.ts';
@@ -14,7 +15,7 @@ import { CHUNK_BYTES, MAX_CALLS_IN_FLIGHT, MAX_HELD_BYTES_PER_CHANNEL, MAX_NAME_
 import type { Principal } from '../base/principal.ts';
 import { parseMemory, parseUnits, UNITS_PER_CPU, type ResourceVector } from '../base/resources.ts';
 import { parseDuration, type Clock, type RandomSource } from '../base/time.ts';
-import { USAGE_EVENT } from '../base/usage-record.ts';
+import { parseMonth, USAGE_EVENT } from '../base/usage-record.ts';
 import { ObjectFiles, type ObjectReader } from '../objects/object-files.ts';
 import type { WorkerPool } from '../sandbox/worker-pool.ts';
 import type { WorkerExit, WorkerProcess } from '../sandbox/worker-process.ts';
@@ -84,6 +85,8 @@ export interface RayletOptions {
   /** Verifies a session credential that a client renewed. */
   readonly verifyCredential: (credential: string) => Promise<{ principal: Principal; jobId: JobId; issuedMs: number; expiresMs: number }>;
   readonly defaultIsolateBytes: number;
+  /** Detail of the last usage record in a tenant's log; undefined: there is none. */
+  readonly lastUsage?: (tenant: string) => Promise<string | undefined>;
 }
 
 interface ChannelShell {
@@ -121,6 +124,7 @@ export class Raylet implements AsyncDisposable {
   /** Memory of parts that were sent, for the next ones: making it anew costs more than filling it. Each is written over before its next use. */
   readonly #chunks: Buffer[] = [];
   readonly #metering: Metering;
+  readonly #budgeted = new Set<TenantState>();
   readonly #timer: NodeJS.Timeout;
   #ticks = 0;
   peers: PeerLinks | undefined = undefined;
@@ -149,12 +153,17 @@ export class Raylet implements AsyncDisposable {
 
   // --- facts from the head ----------------------------------------------------------------------------------------------
 
-  setTenant(name: string, number: number, quota: Readonly<Record<string, string>>, active: boolean): void {
+  setTenant(name: string, number: number, quota: Readonly<Record<string, string>>, active: boolean, over = ''): void {
     const tenant = parseTenantName(name);
     const known = this.core.state.tenants.get(number);
     // Names are never given out again, so what lies under the name of a deleted tenant is its own, also from before a restart.
     if (known === undefined && !active) return this.#forgetTenant(tenant);
     this.core.setTenant(tenant, number, () => this.#openLog(tenant, number), parseQuota(quota), active);
+    const state = this.core.state.tenants.get(number) as TenantState;
+    state.overBudget = over;
+    state.callBudget = callBudget(quota);
+    this.#budgeted[hasBudget(quota) ? 'add' : 'delete'](state);
+    if (known === undefined) void this.#restoreUsage(state);
     if (known === undefined) this.objects.prepare(tenant);
     else this.#options.pool.setTenantCpus(tenant, known.quota.cpuUnits / UNITS_PER_CPU);
     this.flush();
@@ -162,6 +171,22 @@ export class Raylet implements AsyncDisposable {
       if (known !== undefined) this.#intake.forget(known);
       this.#forgetTenant(tenant);
     }
+  }
+
+  /** Where the month stood when this node stopped. */
+  async #restoreUsage(tenant: TenantState): Promise<void> {
+    try {
+      const detail = await this.#options.lastUsage?.(tenant.name);
+      const before = detail === undefined ? undefined : parseMonth(detail);
+      if (before !== undefined) this.#metering.restore(tenant, before, this.#options.clock.nowMs());
+    } catch (error) {
+      this.#options.log.error({ err: error, tenant: tenant.name }, 'what a tenant has used this month could not be read; its budget begins anew here');
+    }
+  }
+
+  /** What tenants with a budget have used this month here. */
+  monthUsage(): { readonly tenant: string; readonly usage: MonthUsage }[] {
+    return [...this.#budgeted].filter((tenant) => tenant.active).map((tenant) => ({ tenant: tenant.name, usage: this.#metering.monthOf(tenant, this.#options.clock.nowMs()) }));
   }
 
   /** Its jobs have ended; its bytes go: objects, code, what it printed. Its audit log stays, for its auditors. */

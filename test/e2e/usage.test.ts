@@ -3,7 +3,8 @@ import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, it, vi } from 'vitest';
 import { CALL_ACTIONS, FORWARDED, parseUsage, USAGE_EVENT } from '../../src/base/usage-record.ts';
-import { TestCluster, until } from '../support/cluster.ts';
+import { Tenants } from '../../src/rpc/generated/bulkhead/v1/head_pb.js';
+import { failure, TestCluster, until } from '../support/cluster.ts';
 import { runInProcess, type CommandResult } from './cli-in-process.ts';
 
 const TEST_TIMEOUT_MS = 90_000;
@@ -96,4 +97,66 @@ it('sums of usage are sums of calls, and both are the audit log’s', { timeout:
   for (const [line, profile] of [['usage --tenant acme', 'globex-siem'], ['usage --tenant nobody', 'globex-siem'], ['usage', 'acme-dev']] as const) expect((await run(line, profile)).code, line).toBe(3);
   expect((await run('usage --csv --json', 'acme-siem')).code).toBe(2);
   expect(cluster.faults()).toEqual([]);
+});
+
+it('a budget is a hard stop for new calls on every node, after a restart too; typed, on record, and nobody else’s', { timeout: TEST_TIMEOUT_MS }, async () => {
+  const admin = await cluster.as('admin');
+  await admin.to(Tenants).create({ name: 'poor', quota: { 'budget-calls': '20' } });
+  await admin.to(Tenants).create({ name: 'thrifty', quota: { 'budget-cpu-seconds': '0.2' } });
+  for (const quota of [{ 'budget-calls': '-1' }, { 'budget-calls': 'many' }, { 'budget-cats': '1' }]) expect((await failure(admin.to(Tenants).create({ name: 'bad', quota: quota as Record<string, string> }))).code).toBe('INVALID_ARGUMENT');
+  for (const tenant of ['poor', 'thrifty']) await cluster.enrol({ tenant, name: 'dev', roles: ['tenant-admin'] });
+  await cluster.settled();
+  const first = await cluster.connect('poor-dev');
+  const one = first.task(() => 1);
+  const outcomes = await Promise.allSettled(Array.from({ length: 30 }, () => first.get(one())));
+  expect(outcomes.filter((o) => o.status === 'fulfilled').length).toBe(20);
+  const refused = outcomes.flatMap((o) => (o.status === 'rejected' ? [o.reason as { code: string; safeMessage: string }] : []));
+  expect(new Set(refused.map((r) => r.code))).toEqual(new Set(['QUOTA_EXCEEDED']));
+  expect(refused[0]?.safeMessage).toMatch(/budget of 20 calls/);
+  // The head has heard of it, and told all nodes.
+  await until('the tenant is over its budget', async () => (await admin.to(Tenants).show({ tenant: 'poor' })).overBudget !== '');
+  for (let i = 0; i < 4; i++) {
+    const driver = await cluster.connect('poor-dev');
+    expect((await failure(driver.get(driver.task(() => 1)()))).code).toBe('QUOTA_EXCEEDED');
+    await driver.close();
+  }
+  const { out } = await run('audit tail --json --last 1000', 'poor-dev');
+  const records = out.trim().split('\n').map((line) => (JSON.parse(line) as { record: { action?: string; allow?: boolean; rule?: string; event?: string } }).record);
+  expect(records.filter((r) => r.action === 'task.submit' && r.allow === false && r.rule === 'budget').length).toBe(10 + 4);
+  expect(records.some((r) => r.event === 'budget.exceeded')).toBe(true);
+  expect((await run('tenant list', 'admin')).out).toMatch(/poor .*over budget/);
+  await first.close();
+
+  // CPU time: measured where it is spent, summed at the head.
+  const spinner = await cluster.connect('thrifty-dev');
+  const work = await spinner.module<typeof import('../support/work.ts')>(join(import.meta.dirname, '..', 'support', 'work.ts'));
+  const spinning = work.spin.options({ timeoutMs: 1_500 })();
+  await failure(spinner.get(spinning));
+  await until('its time is used up', async () => (await admin.to(Tenants).show({ tenant: 'thrifty' })).overBudget !== '');
+  await until('new calls are refused', async () => failure(spinner.get(work.add(1, 1))).then((e) => e.code === 'QUOTA_EXCEEDED', () => false));
+  await spinner.close();
+
+  const other = await cluster.connect('acme-dev');
+  expect(await other.get(other.task(() => 1)())).toBe(1);
+  await other.close();
+
+  // Where the month stood is in the log.
+  const home = cluster.nodes.map((n) => n.name);
+  for (const name of home) {
+    await cluster.kill(name, 'SIGTERM');
+    await cluster.restart(name);
+  }
+  await cluster.settled();
+  await until('it is refused as before', async () => {
+    const driver = await cluster.connect('poor-dev');
+    try {
+      return (await failure(driver.get(driver.task(() => 1)()))).code === 'QUOTA_EXCEEDED';
+    } finally {
+      await driver.close();
+    }
+  });
+  await cluster.kill('head');
+  await cluster.restart('head');
+  await cluster.settled();
+  await until('a new head knows it too', async () => (await (await cluster.as('admin')).to(Tenants).show({ tenant: 'poor' }).catch(() => ({ overBudget: '' }))).overBudget !== '');
 });

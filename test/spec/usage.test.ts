@@ -22,7 +22,7 @@ it('a usage record reads back, and nothing else is one', () => {
 });
 
 it('metering loses nothing between records: processes that end, counters that stand, clocks that jump', () => {
-  const tenant = (name: string) => ({ name, objectBytes: 0, bytesIn: 0, bytesOut: 0 }) as unknown as TenantState;
+  const tenant = (name: string) => ({ name, objectBytes: 0, bytesIn: 0, bytesOut: 0, monthCalls: 0 }) as unknown as TenantState;
   const [acme, globex] = [tenant('acme'), tenant('globex')];
   const processes = new Map<Worker, { micros: number; cpuMicros(): number; memoryBytes(): number }>();
   const made = (micros: number) => ({ micros, cpuMicros() { return this.micros; }, memoryBytes: () => 100 * 2 ** 20 });

@@ -11,7 +11,7 @@ const quotaText = (quota: Readonly<Record<string, string>>): string => Object.ke
 
 function show(terminal: Terminal, tenants: readonly Tenant[]): void {
   const sorted = [...tenants].sort((a, b) => (a.name < b.name ? -1 : 1));
-  terminal.table(['TENANT', 'NUMBER', 'STATE', 'CREATED', 'QUOTA'], sorted.map((t) => [t.name, String(t.number), t.state, timeText(Number(t.createdMs)), quotaText(t.quota)]), [1]);
+  terminal.table(['TENANT', 'NUMBER', 'STATE', 'CREATED', 'QUOTA'], sorted.map((t) => [t.name, String(t.number), t.overBudget === '' ? t.state : `${t.state}, over budget`, timeText(Number(t.createdMs)), quotaText(t.quota)]), [1]);
 }
 
 export async function createTenant(terminal: Terminal, name: string, quota: Record<string, string>, profile: string | undefined): Promise<void> {

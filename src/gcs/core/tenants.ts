@@ -2,6 +2,7 @@
  * Tenants. Transitions: 1. none → active (create); 2. active → deleted (delete). A deleted tenant's row stays: neither its number nor its
  * name is ever given out again, so no old object id, certificate or audit record can come to mean somebody else.
  */
+import { BUDGET_NAMES, checkBudget } from '../../base/budget.ts';
 import { parseTenantName, quote, type TenantName } from '../../base/ids.ts';
 import { MAX_TENANTS } from '../../base/limits.ts';
 import { parseMemory, parseUnits } from '../../base/resources.ts';
@@ -34,6 +35,7 @@ const QUOTA: Readonly<Record<string, (value: string) => void>> = {
   actors: (v) => void (COUNT.test(v) || refuse(`quota actors ${quote(v)} is not a whole number`)),
   idle: (v) => void parseDuration(v),
   workers: (v) => void (COUNT.test(v) || refuse(`quota workers ${quote(v)} is not a whole number`)),
+  ...Object.fromEntries(BUDGET_NAMES.map((name) => [name, (v: string) => checkBudget(name, v)])),
 };
 
 function parseQuota(quota: Readonly<Record<string, string>>): Record<string, string> {

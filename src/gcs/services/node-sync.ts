@@ -6,9 +6,9 @@ import { Buffer } from 'node:buffer';
 import type { MessageInitShape } from '@bufbuild/protobuf';
 import { BulkheadError } from '../../base/errors.ts';
 import { OBJECT_ID_BYTES, parseJobId, quote } from '../../base/ids.ts';
-import { MAX_ACTOR_NAME_CHARS, MAX_ENDED_SESSIONS_PER_REPORT, SECOND_THOUGHTS_MS } from '../../base/limits.ts';
+import { MAX_ACTOR_NAME_CHARS, MAX_ENDED_SESSIONS_PER_REPORT, MAX_TENANTS, SECOND_THOUGHTS_MS } from '../../base/limits.ts';
 import { describeResources, UNITS_PER_CPU, type ResourceVector } from '../../base/resources.ts';
-import type { AuditCheckpoint, EndedSession, HeadUpdateSchema, NodeReport, NodeSync, Resources } from '../../rpc/generated/bulkhead/v1/head_pb.js';
+import type { AuditCheckpoint, EndedSession, HeadUpdateSchema, MonthUsage, NodeReport, NodeSync, Resources } from '../../rpc/generated/bulkhead/v1/head_pb.js';
 import type { CallContext, Implementation } from '../../rpc/service-types.ts';
 import type { MessageStream } from '../../rpc/streams.ts';
 import type { JobRow } from '../core/jobs.ts';
@@ -73,14 +73,14 @@ class HeadUpdates {
   }
 
   #make(part: Part): HeadUpdate {
-    const { head, pki, policies } = this.#context;
+    const { head, pki, policies, budgets } = this.#context;
     switch (part) {
       case 'policy': return policies.current === undefined ? {} : { policy: { version: policies.current.version, snapshot: new TextEncoder().encode(policies.current.text) } };
       case 'revocations': return {
         revocations: { version: BigInt(head.revocations.version), revocations: head.revocations.all().map((r) => ({ spiffeId: r.spiffeId, serial: r.serial, issuedBeforeMs: BigInt(r.issuedBeforeMs) })) },
       };
       case 'nodes': return { nodes: { nodes: head.nodes.all().map((n) => shownNode(n, pki.trustDomain, true)) } };
-      case 'tenants': return { tenants: { tenants: head.tenants.all().map(shownTenant) } };
+      case 'tenants': return { tenants: { tenants: head.tenants.all().map((t) => shownTenant(t, budgets.overOf(t.name))) } };
       case 'stoppedJobs': return { stoppedJobs: head.jobs.stopped(head.clock.nowMs()), endedJobs: head.jobs.ended(head.clock.nowMs()) };
       case 'trustBundle': return { trustBundle: { pem: pki.trustBundlePem(), jwks: pki.trustBundleJwks() } };
     }
@@ -190,6 +190,19 @@ export function nodeSyncService(context: HeadContext): Implementation<typeof Nod
     if (signed.length > 0) node.send({ cosigned: signed.map(({ tenant, note }) => ({ tenant, note: checkpoints.sign(note) })) });
   };
 
+  /** Sums of a node's budgets. One that turns is a fact of its tenant's log, with the node whose report it was. */
+  const used = async (nodeId: string, reported: readonly MonthUsage[]): Promise<void> => {
+    if (reported.length > MAX_TENANTS) throw new BulkheadError('RESOURCE_EXHAUSTED', `${reported.length} tenants in a report exceed the limit of ${MAX_TENANTS}`);
+    for (const { tenant, month, calls, cpuMicros, memoryMibMs } of reported) {
+      const row = head.tenants.get(tenant);
+      if (row?.state !== 'active' || !/^\d{4}-\d\d$/.test(month) || month !== new Date(head.clock.nowMs()).toISOString().slice(0, 7)) continue;
+      if (!context.budgets.report(nodeId, tenant, row.quota, { month, calls: Number(calls), cpuMicros: Number(cpuMicros), memoryMibMs: Number(memoryMibMs) })) continue;
+      const over = context.budgets.overOf(tenant);
+      await context.appendAudit(tenant, { type: 'lifecycle', timeMs: head.clock.nowMs(), event: over === '' ? 'budget.renewed' : 'budget.exceeded', principal: '', resourceKind: 'tenant', resource: tenant, index: -1, detail: `${over} by a report of node ${nodeId}`.trim() });
+      head.announce('tenants');
+    }
+  };
+
   /** A session id is a secret of its credential, so a node can only tell of sessions whose credential it has seen; the rest is nothing new. */
   const streamsEnded = async (reported: readonly EndedSession[]): Promise<void> => {
     if (reported.length > MAX_ENDED_SESSIONS_PER_REPORT) throw new BulkheadError('RESOURCE_EXHAUSTED', `${reported.length} ended sessions in a report exceed the limit of ${MAX_ENDED_SESSIONS_PER_REPORT}`);
@@ -254,6 +267,7 @@ export function nodeSyncService(context: HeadContext): Implementation<typeof Nod
             node.flush();
           }
           if (report.endedSessions.length > 0) await streamsEnded(report.endedSessions);
+          if (report.monthUsage.length > 0) await used(nodeId, report.monthUsage);
           if (report.checkpoints.length > 0) await see(nodeId, report.checkpoints, node);
         }
         // It said goodbye: the others need not wait for its silence.

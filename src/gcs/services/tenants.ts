@@ -10,7 +10,7 @@ import { isSystem, requireTenant } from './access.ts';
 /** Rows per transaction while a tenant is taken apart: below the store's limit with an audit record and a second row each. */
 const BATCH = 40;
 
-export const shownTenant = (row: TenantRow) => ({ name: row.name, number: row.number, quota: { ...row.quota }, state: row.state, createdMs: BigInt(row.createdMs) });
+export const shownTenant = (row: TenantRow, overBudget: string) => ({ overBudget, name: row.name, number: row.number, quota: { ...row.quota }, state: row.state, createdMs: BigInt(row.createdMs) });
 
 /**
  * Everything that hangs on a deleted tenant: keys, jobs, identities, names, policy. Each step can be taken twice, so that a head that was
@@ -43,18 +43,18 @@ export function tenantsService(context: HeadContext): Implementation<typeof Tena
       const name = parseTenantName(request.name);
       await head.commit((nowMs, out) => head.tenants.step({ type: 'create', name, quota: request.quota, by: call.principal.spiffeId }, nowMs, out));
       await pki.createTenantKey(name);
-      return shownTenant(head.tenants.active(name));
+      return shownTenant(head.tenants.active(name), '');
     },
 
     async list({ principal }) {
-      return { tenants: head.tenants.all().filter((t) => isSystem(principal) || (t.name === principal.tenant && t.state === 'active')).map(shownTenant) };
+      return { tenants: head.tenants.all().filter((t) => isSystem(principal) || (t.name === principal.tenant && t.state === 'active')).map((t) => shownTenant(t, context.budgets.overOf(t.name))) };
     },
 
     async show(call, request) {
       await requireTenant(context, call, { tenant: request.tenant, action: 'tenant.read', kind: 'tenant', name: request.tenant.slice(0, 64) });
       const row = head.tenants.get(request.tenant);
       if (row === undefined) throw unknown('tenant');
-      return shownTenant(row);
+      return shownTenant(row, context.budgets.overOf(row.name));
     },
 
     async delete(call, request) {

@@ -4,6 +4,7 @@
  */
 import type { Action, Resource } from '../../base/decision.ts';
 import { resource } from '../../base/decision.ts';
+import { overCalls } from '../../base/budget.ts';
 import { BulkheadError } from '../../base/errors.ts';
 import { FORWARDED } from '../../base/usage-record.ts';
 import { ACTOR_STATE, CALL_KIND, NO_TIMEOUT, OP, type CallKind, type FrameReader } from '../../base/frame.ts';
@@ -228,6 +229,7 @@ function makeTask(core: Core, channel: Channel, r: FrameReader, call: ParsedCall
   const task = new Task(channel, call.seq, template, r.batch, argsStart, restStart, r.frameEnd, auditSeq, depth, core.nowMs);
   task.attempt = call.attempt;
   if (template.options.traceparent !== '') task.caller = call.parent;
+  if (channel.kind !== CHANNEL_KIND.PEER) channel.job.tenant.monthCalls++;
   task.origin = call.origin;
   task.depthLimit = Math.min(limit, depth + template.options.maxDepth);
   if (parent !== undefined) {
@@ -306,7 +308,9 @@ function begin(core: Core, channel: Channel, r: FrameReader, kind: CallKind): Pa
     depthLimit: passedOn ? Math.min(r.u8(), MAX_TASK_DEPTH) : (parent?.depthLimit ?? MAX_TASK_DEPTH), origin: passedOn ? r.u32() : seq,
   };
   const { tenant } = channel.job;
-  const quota = kind === CALL_KIND.TASK ? overQuota(channel, kind) : undefined;
+  const broke = passedOn ? '' : tenant.overBudget !== '' ? tenant.overBudget : tenant.monthCalls >= tenant.callBudget ? overCalls(tenant.callBudget, 'this month') : '';
+  if (broke !== '' && template !== undefined) core.refuse(channel, kind === CALL_KIND.TASK ? 'task.submit' : kind === CALL_KIND.ACTOR_CLASS ? 'actor.create' : 'actor.call', template.resource, channel.session.prefixHex, seq, 'budget', template.detail);
+  const quota = broke !== '' ? broke : kind === CALL_KIND.TASK ? overQuota(channel, kind) : undefined;
   const over = quota !== undefined ? quota : channel.inFlight >= 2 * MAX_CALLS_IN_FLIGHT ? `more than ${2 * MAX_CALLS_IN_FLIGHT} calls are in flight: wait for results before submitting more`
     : tenant.heldBytes >= MAX_HELD_BYTES_PER_TENANT ? `the calls in flight of the tenant take more than ${MAX_HELD_BYTES_PER_TENANT} bytes on this node: put large arguments, or wait for results`
       : tenant.entries >= MAX_OBJECTS_PER_TENANT ? TOO_MANY_OBJECTS : undefined;

@@ -224,6 +224,15 @@ export class Core {
     return decision.allow ? seq : ~seq;
   }
 
+  /** A call that no policy was asked about, since its tenant may not call at all now. Throws what the log throws. */
+  refuse(channel: Channel, action: Action, target: Resource, resourceName: string, index: number, rule: string, detail: string): void {
+    const { tenant } = channel.job;
+    if (tenant.owed.length > 0) this.#payOwed(tenant);
+    tenant.log.append({
+      type: 'decision', timeMs: this.nowMs, principal: channel.principal.spiffeId, action, resourceKind: target.kind, resource: resourceName, index, count: 1, allow: false, rule, policyVersion: this.config.decisions.version, detail,
+    });
+  }
+
   lifecycle(tenant: TenantState, event: string, principal: string, kind: string, name: string, index: number, detail: string): void {
     this.#note(tenant, { type: 'lifecycle', timeMs: this.nowMs, event, principal, resourceKind: kind, resource: name, index, detail });
   }

@@ -66,6 +66,10 @@ export class TenantState {
   /** Octets from and to its drivers since they were last recorded. */
   bytesIn = 0;
   bytesOut = 0;
+  /** Calls this month here, and how many the budget of the whole cluster allows; what the head says when any budget is used up. */
+  monthCalls = 0;
+  callBudget = Number.POSITIVE_INFINITY;
+  overBudget = '';
   readonly history = new CallHistory();
   /** Ended actors that late callers are still told of, oldest first. */
   readonly deadActors = new Set<Actor>();

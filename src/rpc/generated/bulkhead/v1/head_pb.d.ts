@@ -768,6 +768,13 @@ export declare type Tenant = Message<"bulkhead.v1.Tenant"> & {
    * @generated from field: int64 created_ms = 5;
    */
   createdMs: bigint;
+
+  /**
+   * Which budget is used up, for whoever calls; empty: none. Then raylets refuse new calls.
+   *
+   * @generated from field: string over_budget = 6;
+   */
+  overBudget: string;
 };
 
 /**
@@ -1363,6 +1370,13 @@ export declare type NodeReport = Message<"bulkhead.v1.NodeReport"> & {
    * @generated from field: repeated bulkhead.v1.EndedSession ended_sessions = 10;
    */
   endedSessions: EndedSession[];
+
+  /**
+   * What tenants with a budget used here this month, where it changed; all of it with the first message of a stream.
+   *
+   * @generated from field: repeated bulkhead.v1.MonthUsage month_usage = 11;
+   */
+  monthUsage: MonthUsage[];
 };
 
 /**
@@ -1370,6 +1384,44 @@ export declare type NodeReport = Message<"bulkhead.v1.NodeReport"> & {
  * Use `create(NodeReportSchema)` to create a new message.
  */
 export declare const NodeReportSchema: GenMessage<NodeReport>;
+
+/**
+ * @generated from message bulkhead.v1.MonthUsage
+ */
+export declare type MonthUsage = Message<"bulkhead.v1.MonthUsage"> & {
+  /**
+   * @generated from field: string tenant = 1;
+   */
+  tenant: string;
+
+  /**
+   * Calendar month by UTC, `2026-11`.
+   *
+   * @generated from field: string month = 2;
+   */
+  month: string;
+
+  /**
+   * @generated from field: uint64 calls = 3;
+   */
+  calls: bigint;
+
+  /**
+   * @generated from field: uint64 cpu_micros = 4;
+   */
+  cpuMicros: bigint;
+
+  /**
+   * @generated from field: uint64 memory_mib_ms = 5;
+   */
+  memoryMibMs: bigint;
+};
+
+/**
+ * Describes the message bulkhead.v1.MonthUsage.
+ * Use `create(MonthUsageSchema)` to create a new message.
+ */
+export declare const MonthUsageSchema: GenMessage<MonthUsage>;
 
 /**
  * @generated from message bulkhead.v1.EndedSession
