@@ -1,37 +1,46 @@
 /**
- * Batches over one HTTP/2 stream, the same on both sides: gRPC's framing by hand, since grpc-js makes promises and pauses the stream for each
- * message. On the wire it is ordinary gRPC. Must never: buffer without a limit, or give out a batch while it is paused.
+ * Batches over one byte stream, the same on both sides: gRPC's framing by hand, since grpc-js makes promises and pauses the stream for each message. The stream is
+ * a TLS connection (batch-frames.ts), or a stream of HTTP/2 where the client speaks gRPC. Must never: buffer without a limit, or give out a batch while it is paused.
  */
-import type { Http2Stream } from 'node:http2';
+import type { Duplex } from 'node:stream';
 import { BulkheadError, toSafeError } from '../base/errors.ts';
 import type { FrameSink } from '../base/frame.ts';
-import { MAX_BATCH_BYTES, MAX_STREAM_BUFFER_BYTES, STREAM_HIGH_WATER_BYTES } from '../base/limits.ts';
+import { MAX_BATCH_BYTES, MAX_METADATA_BYTES, MAX_STREAM_BUFFER_BYTES, STREAM_HIGH_WATER_BYTES } from '../base/limits.ts';
 import { batchHeadBytes, decodeBatch, framesStart, writeBatchHead } from './batch-codec.ts';
+import { CONTROL, controlFrame, PREFIX_BYTES } from './batch-frames.ts';
 
-/** gRPC's prefix of a message: a compression flag and a big-endian length. */
-export const PREFIX_BYTES = 5;
 /** A message of at least this size that comes in several chunks may be placed by its reader; enough of it must be there to tell what it is. */
 const PLACED_BYTES = 64 * 2 ** 10;
 const PLACED_HEAD_BYTES = 64;
 /** A batch and its protobuf tag and length. */
 const MAX_MESSAGE_BYTES = MAX_BATCH_BYTES + 16;
 
+export interface ReaderOptions {
+  /** Most octets of a message. */
+  readonly limit: number;
+  /** Where the rest of a large message goes. */
+  readonly place?: (head: Buffer, length: number) => FrameSink | undefined;
+  /** Takes control frames, and answers as `each` does; without it they are refused, as anything with a flag is. */
+  readonly control?: (kind: number, body: Buffer) => boolean;
+}
+
 /**
- * Cuts a byte stream into messages. A message inside one chunk is a view of it; one over several chunks is copied once: to where `place` says, else
- * into a buffer of its own.
+ * Cuts a byte stream into messages. A message inside one chunk is a view of it, or a copy where chunks are used again; one over several chunks is copied
+ * once: to where `place` says, else into a buffer of its own.
  */
 export class MessageReader {
-  readonly #limit: number;
-  readonly #place: ((head: Buffer, length: number) => FrameSink | undefined) | undefined;
+  readonly #options: ReaderOptions;
+  /** Chunks lie in memory that is written over afterwards. */
+  volatile = false;
   readonly #prefix = Buffer.alloc(PREFIX_BYTES);
   #prefixAt = 0;
+  #kind = 0;
   #message: Uint8Array | undefined;
   #messageAt = 0;
   #sink: FrameSink | undefined;
 
-  constructor(limit: number, place?: (head: Buffer, length: number) => FrameSink | undefined) {
-    this.#limit = limit;
-    this.#place = place;
+  constructor(options: ReaderOptions) {
+    this.#options = options;
   }
 
   /**
@@ -53,7 +62,7 @@ export class MessageReader {
         if (sink !== undefined) {
           sink.done();
           if (!placed()) return at;
-        } else if (each(whole as Buffer) === false) return at;
+        } else if (this.#give(whole as Buffer, each) === false) return at;
         continue;
       }
       const n = Math.min(PREFIX_BYTES - this.#prefixAt, chunk.length - at);
@@ -63,14 +72,16 @@ export class MessageReader {
       if (this.#prefixAt < PREFIX_BYTES) return at;
       this.#prefixAt = 0;
       const length = this.#prefix.readUInt32BE(1);
-      if (this.#prefix[0] !== 0) throw new BulkheadError('INVALID_ARGUMENT', 'the peer sent a compressed batch, which was not agreed');
-      if (length > this.#limit) throw new BulkheadError('RESOURCE_EXHAUSTED', `a batch of ${length} bytes exceeds the limit of ${this.#limit}`);
+      this.#kind = this.#prefix[0] as number;
+      const limit = this.#kind === 0 ? this.#options.limit : MAX_METADATA_BYTES;
+      if (this.#kind !== 0 && (this.#kind < 0x80 || this.#options.control === undefined)) throw new BulkheadError('INVALID_ARGUMENT', 'the peer sent a compressed batch, which was not agreed');
+      if (length > limit) throw new BulkheadError('RESOURCE_EXHAUSTED', `a batch of ${length} bytes exceeds the limit of ${limit}`);
       const there = chunk.length - at;
       if (there >= length) {
         const whole = chunk.subarray(at, at + length);
         at += length;
-        if (each(whole) === false) return at;
-      } else if (length >= PLACED_BYTES && there >= PLACED_HEAD_BYTES && (this.#sink = this.#place?.(chunk.subarray(at), length)) !== undefined) {
+        if (this.#give(this.volatile ? Buffer.from(whole) : whole, each) === false) return at;
+      } else if (length >= PLACED_BYTES && there >= PLACED_HEAD_BYTES && (this.#sink = this.#options.place?.(chunk.subarray(at), length)) !== undefined) {
         const { into, skip } = this.#sink;
         if (into.length !== length - skip || skip > there) throw new BulkheadError('INTERNAL', 'a message was given a place that it does not fit');
         into.set(chunk.subarray(at + skip), 0);
@@ -85,11 +96,18 @@ export class MessageReader {
     return at;
   }
 
+  #give(message: Buffer, each: (message: Buffer) => boolean | void): boolean | void {
+    return this.#kind === 0 ? each(message) : this.#options.control?.(this.#kind, message);
+  }
+
   /** True between messages: an end elsewhere is a truncated message. */
   get idle(): boolean {
     return this.#message === undefined && this.#prefixAt === 0;
   }
 }
+
+const BEAT_MS = 10_000;
+const SILENT_BEATS = 4;
 
 interface Waiting {
   readonly octets: Buffer;
@@ -101,15 +119,17 @@ export class BatchPipe {
   /** See `BatchStream.onLarge`. */
   onLarge: ((head: Uint8Array, length: number) => FrameSink | undefined) | undefined;
   onDrain: () => void = () => undefined;
+  /** Where the stream has control frames; undefined: it has none. */
+  onControl: ((kind: number, body: Buffer) => void) | undefined;
   /** What came cannot be taken: the stream must end with this error. */
   onWrong: (error: BulkheadError) => void = () => undefined;
-  readonly #reader = new MessageReader(MAX_MESSAGE_BYTES, (head, length) => this.#place(head, length));
+  readonly #reader = new MessageReader({ limit: MAX_MESSAGE_BYTES, place: (head, length) => this.#place(head, length), control: (kind, body) => this.#onControl(kind, body) });
   readonly #each = (message: Buffer): boolean => {
     this.onBatch(decodeBatch(message));
     return !this.#paused;
   };
   readonly #placed = (): boolean => !this.#paused;
-  #stream: Http2Stream | undefined;
+  #stream: Duplex | undefined;
   /** Written before there was a stream. */
   #waiting: Waiting[] = [];
   #buffered = 0;
@@ -117,12 +137,14 @@ export class BatchPipe {
   #paused = false;
   #reading = false;
   #rest: Buffer | undefined;
+  #beat: NodeJS.Timeout | undefined;
+  #silent = 0;
   #gone = false;
 
-  /** From here on the pipe writes to the stream and reads it, unless it is paused. */
-  attach(stream: Http2Stream): void {
+  /** From here on the pipe writes to the stream and reads it, unless it is paused. What has no 'data' is read by `receive`. */
+  attach(stream: Duplex, listens = false): void {
     this.#stream = stream;
-    stream.on('data', (chunk: Buffer) => this.#receive(chunk));
+    if (listens) stream.on('data', (chunk: Buffer) => this.#receive(chunk));
     if (this.#paused) stream.pause();
     else stream.resume();
     const waiting = this.#waiting;
@@ -130,9 +152,20 @@ export class BatchPipe {
     for (const { octets, written } of waiting) this.#send(octets, written);
   }
 
+  /** From here on the peer hears in each interval that this side lives, and is taken for lost when nothing at all came in several. */
+  beat(lost: () => void): void {
+    this.#beat = setInterval(() => {
+      if (!this.#blocked) this.control(CONTROL.BEAT);
+      // Whoever does not read hears nothing; a process that stood still counts one interval, however long.
+      if (!this.#paused && ++this.#silent > SILENT_BEATS) lost();
+    }, BEAT_MS);
+    this.#beat.unref();
+  }
+
   /** Nothing more is given out or written. */
   close(): void {
     this.#gone = true;
+    clearInterval(this.#beat);
     this.#waiting = [];
     this.#rest = undefined;
   }
@@ -149,17 +182,40 @@ export class BatchPipe {
     return start === undefined || sink === undefined ? undefined : { into: sink.into, skip: sink.skip + start, done: () => sink.done() };
   }
 
+  get paused(): boolean {
+    return this.#paused;
+  }
+
+  /** A chunk in memory that is used again. */
+  receive(chunk: Buffer): void {
+    this.#reader.volatile = true;
+    this.#receive(chunk);
+  }
+
+  /** Sends a control frame, behind what was written before. */
+  control(kind: number, body?: Buffer): void {
+    if (!this.#gone) this.#stream?.write(body ?? controlFrame(kind));
+  }
+
+  #onControl(kind: number, body: Buffer): boolean {
+    if (kind === CONTROL.BEAT && this.#beat !== undefined && body.length === 0) return true;
+    if (this.onControl === undefined) throw new BulkheadError('INVALID_ARGUMENT', 'the peer sent a compressed batch, which was not agreed');
+    this.onControl(kind, body);
+    return !this.#paused;
+  }
+
   #receive(chunk: Buffer): void {
+    this.#silent = 0;
     if (this.#gone) return;
     // Paused within the chunk before this one: Node gives no more by then, but it may have had this one in hand.
     if (this.#paused || this.#reading) {
-      this.#rest = this.#rest === undefined ? chunk : Buffer.concat([this.#rest, chunk]);
+      this.#rest = this.#rest === undefined ? Buffer.from(chunk) : Buffer.concat([this.#rest, chunk]);
       return;
     }
     this.#reading = true;
     try {
       const taken = this.#reader.push(chunk, this.#each, this.#placed);
-      if (taken < chunk.length && !this.#gone) this.#rest = chunk.subarray(taken);
+      if (taken < chunk.length && !this.#gone) this.#rest = Buffer.from(chunk.subarray(taken));
     } catch (error) {
       this.onWrong(toSafeError(error));
     } finally {

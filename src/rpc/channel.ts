@@ -157,7 +157,7 @@ class Channel implements RpcChannel {
 
   batchStream(method: DescMethod, options: CallOptions = {}): BatchStream {
     if (!isBatchMethod(method)) throw new BulkheadError('INTERNAL', `${methodName(method)} does not stream batches`);
-    const stream = this.#start(method, options, (on, path) => openBatchStream({ path, address: this.address, dial: () => on.credentials.dial(), ...options }));
+    const stream = this.#start(method, options, (on, path) => openBatchStream({ method: path.slice(1), address: this.address, dial: (read) => on.credentials.dial(read), ...options }));
     stream.call.onOver = stream.over;
     return stream.call;
   }

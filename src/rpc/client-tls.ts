@@ -3,20 +3,22 @@
  * channel (as its credentials) and by batch streams. Must never: hand out a connection before that is checked.
  */
 import { X509Certificate } from 'node:crypto';
-import { connect as connectTcp, type Socket } from 'node:net';
-import { connect as tlsConnect, createSecureContext, type SecureContext, type TLSSocket } from 'node:tls';
+import type { SocketConstructorOpts } from 'node:net';
+import { connect as tlsConnect, createSecureContext, type ConnectionOptions, type SecureContext, type TLSSocket } from 'node:tls';
 import * as grpc from '@grpc/grpc-js';
 import { BulkheadError, toSafeError } from '../base/errors.ts';
 import { quote } from '../base/ids.ts';
 import { TLS_HANDSHAKE_TIMEOUT_MS } from '../base/limits.ts';
 import type { Principal } from '../base/principal.ts';
 import type { Clock } from '../base/time.ts';
+import { BATCH_PROTOCOL } from './batch-frames.ts';
 import type { OwnIdentity, PeerVerifier, VerifiedPeer } from './ports.ts';
 import { contextOptions, PeerWatch, systemClock, trustOnlyContext, verifyPeer } from './tls.ts';
 import { parseListenAddress } from './tls-listener.ts';
 
 /** The part of the server's remaining life after which new calls use a new connection. */
 const STALE_AT = 0.8;
+const READ_BUFFER_BYTES = 64 * 2 ** 10;
 
 export interface ChannelOptions {
   /** Only a node that has no SVID yet gives the bundle alone, to the attestation listener. */
@@ -76,9 +78,9 @@ export class VerifiedCredentials extends grpc.ChannelCredentials {
     return (this.#context ??= createSecureContext(contextOptions(current)));
   }
 
-  #verify(socket: TLSSocket): { peer: VerifiedPeer; chain: Uint8Array[] } {
+  #verify(socket: TLSSocket, protocol: string): { peer: VerifiedPeer; chain: Uint8Array[] } {
     const { peers, expectedSpiffeId, address } = this.#options;
-    const found = verifyPeer(socket, peers);
+    const found = verifyPeer(socket, peers, [protocol]);
     const { principal } = found.peer;
     const expected = typeof expectedSpiffeId === 'string' ? principal.spiffeId === expectedSpiffeId : expectedSpiffeId(principal) === true;
     if (!expected) {
@@ -88,28 +90,34 @@ export class VerifiedCredentials extends grpc.ChannelCredentials {
     return found;
   }
 
-  #connect(socket: Socket): Promise<TLSSocket> {
+  /** Through `on.socket`, or to `on.host`. */
+  #connect(protocol: string, on: ConnectionOptions & Pick<SocketConstructorOpts, 'onread'>): Promise<TLSSocket> {
     return new Promise((resolve, reject) => {
       const fail = (thrown: unknown): void => {
         clearTimeout(timer);
-        this.lastFailure = thrown instanceof BulkheadError ? thrown : new BulkheadError('UNAVAILABLE', `no TLS connection to ${this.#options.address}: ${(thrown as NodeJS.ErrnoException).code ?? 'refused'}; check the address and that both sides are of one cluster`, { cause: thrown });
+        const code = (thrown as NodeJS.ErrnoException).code;
+        this.lastFailure = thrown instanceof BulkheadError ? thrown
+          : new BulkheadError('UNAVAILABLE', reached ? `no TLS connection to ${this.#options.address}: ${code ?? 'refused'}; check the address and that both sides are of one cluster` : `${this.#options.address} cannot be reached: ${code ?? 'unknown error'}; check the address and that it runs`, { cause: thrown });
         tls?.destroy();
-        socket.destroy();
+        on.socket?.destroy();
         reject(this.lastFailure);
       };
       let tls: TLSSocket | undefined;
+      let reached = on.socket !== undefined;
       const timer = setTimeout(() => fail(new BulkheadError('UNAVAILABLE', `the TLS handshake with ${this.#options.address} took too long`)), TLS_HANDSHAKE_TIMEOUT_MS);
       try {
         // Node checks the chain against the bundle; the name is checked by `#verify`, from the SVID.
-        const connecting = tlsConnect({ socket, secureContext: this.#secureContext(), ALPNProtocols: ['h2'], rejectUnauthorized: true, checkServerIdentity: () => undefined });
+        const connecting = tlsConnect({ ...on, ALPNProtocols: [protocol], secureContext: this.#secureContext(), rejectUnauthorized: true, checkServerIdentity: () => undefined });
         tls = connecting;
+        connecting.once('connect', () => (reached = true));
         connecting.on('error', fail);
         const ended = (): void => fail(new BulkheadError('UNAVAILABLE', `${this.#options.address} ended the TLS handshake`));
         connecting.once('close', ended);
         connecting.once('secureConnect', () => {
           try {
             if (!connecting.authorized) throw connecting.authorizationError;
-            const { peer, chain } = this.#verify(connecting);
+            const { peer, chain } = this.#verify(connecting, protocol);
+            connecting.setNoDelay(true);
             clearTimeout(timer);
             connecting.off('error', fail);
             connecting.off('close', ended);
@@ -134,21 +142,18 @@ export class VerifiedCredentials extends grpc.ChannelCredentials {
     });
   }
 
-  /** A verified connection of its own, for a batch stream. Throws what `lastFailure` says. */
-  dial(): Promise<TLSSocket> {
+  /** A verified connection of its own, for a batch stream: what comes on it goes to `read`, in memory that is used again. Throws what `lastFailure` says. */
+  dial(read: (chunk: Buffer) => void): Promise<TLSSocket> {
     const { host, port } = parseListenAddress(this.#options.address);
-    return new Promise((resolve, reject) => {
-      const socket = connectTcp({ host, port, noDelay: true });
-      const failed = (error: Error): void => {
-        this.lastFailure = new BulkheadError('UNAVAILABLE', `${this.#options.address} cannot be reached: ${(error as NodeJS.ErrnoException).code ?? 'unknown error'}; check the address and that it runs`, { cause: error });
-        reject(this.lastFailure);
-      };
-      socket.once('error', failed);
-      socket.once('connect', () => {
-        socket.off('error', failed);
-        socket.on('error', () => socket.destroy());
-        this.#connect(socket).then(resolve, reject);
-      });
+    return this.#connect(BATCH_PROTOCOL, {
+      host, port,
+      onread: {
+        buffer: Buffer.allocUnsafeSlow(READ_BUFFER_BYTES),
+        callback: (bytes, memory) => {
+          read(Buffer.from(memory.buffer, memory.byteOffset, bytes));
+          return true;
+        },
+      },
     });
   }
 
@@ -161,7 +166,7 @@ export class VerifiedCredentials extends grpc.ChannelCredentials {
   }
 
   override _createSecureConnector(): grpc.experimental.SecureConnector {
-    return { connect: async (socket) => ({ socket: await this.#connect(socket), secure: true }), waitForReady: () => Promise.resolve(), getCallCredentials: () => grpc.CallCredentials.createEmpty(), destroy: () => undefined };
+    return { connect: async (socket) => ({ socket: await this.#connect('h2', { socket }), secure: true }), waitForReady: () => Promise.resolve(), getCallCredentials: () => grpc.CallCredentials.createEmpty(), destroy: () => undefined };
   }
 
   close(): void {

@@ -49,7 +49,7 @@ export function createMetricsListener(security: ServerSecurity, options: Metrics
 
   const http = createServer({ maxHeaderSize: MAX_HEADER_BYTES, headersTimeout: REQUEST_TIMEOUT_MS, requestTimeout: REQUEST_TIMEOUT_MS, keepAliveTimeout: KEEP_ALIVE_MS, connectionsCheckingInterval: REQUEST_TIMEOUT_MS }, (request, response) => void answer(request, response));
   const listener = new TlsListener({
-    identity: options.certificate, peers: security.peers, limits: LIMITS, protocol: 'http/1.1', clock, log,
+    identity: options.certificate, peers: security.peers, limits: LIMITS, protocols: ['http/1.1'], clock, log,
     onConnection: (socket) => void http.emit('connection', socket), onRefused: refusalRecorder((record) => security.audit('', record), clock, log),
   });
 

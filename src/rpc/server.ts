@@ -3,12 +3,11 @@
  * frames and multiplexes; every call is answered here, through its interceptor interface. Must never: be built without
  * identity, verifier, decisions, audit and method rows, or answer with the text of a foreign error.
  */
-import type { ServerHttp2Stream } from 'node:http2';
+import type { TLSSocket } from 'node:tls';
 import * as grpc from '@grpc/grpc-js';
 import type { DescMethod, DescService, Message } from '@bufbuild/protobuf';
 import type { Decision } from '../base/decision.ts';
 import { BulkheadError, toSafeError } from '../base/errors.ts';
-import type { FrameSink } from '../base/frame.ts';
 import type { TenantName } from '../base/ids.ts';
 import {
   FLOW_CONTROL_WINDOW_BYTES, MAX_BATCH_BYTES, MAX_CONNECTIONS_PER_PEER, MAX_CONNECTIONS_PER_SERVER, MAX_METADATA_BYTES, MAX_STREAM_BUFFER_BYTES,
@@ -16,12 +15,13 @@ import {
 } from '../base/limits.ts';
 import type { Clock } from '../base/time.ts';
 import { Admission, planMethod, rowOf, type MethodPlan } from './admission.ts';
-import { BatchPipe } from './batch-pipe.ts';
+import { BATCH_PROTOCOL } from './batch-frames.ts';
+import { BatchEnd, DirectCall } from './batch-server.ts';
 import { createInjector, cutStream, takeStream } from './grpc-internals.ts';
 import type { OwnIdentity, PeerVerifier, ServerSecurity } from './ports.ts';
 import { isBatchMethod, methodName, type BaseCall, type CallContext, type Implementation } from './service-types.ts';
 import { asSeenByPeer, statusOf } from './status.ts';
-import type { BatchStream, RawStream } from './streams.ts';
+import type { RawStream } from './streams.ts';
 import { encodeMessage, parseMessage, TypedStream } from './typed-stream.ts';
 import { NO_LOG, systemClock, type RpcLog } from './tls.ts';
 import { parseListenAddress, TlsListener, type Connection } from './tls-listener.ts';
@@ -143,7 +143,7 @@ export interface CoreOptions {
   readonly refused: (remote: string, why: string) => void;
 }
 
-interface Method {
+export interface Method {
   readonly name: string;
   readonly descriptor: DescMethod;
   readonly handler: AnyHandler;
@@ -161,7 +161,7 @@ export class ServerCore {
   readonly #grpc: grpc.Server;
   readonly #listener: TlsListener;
   readonly #methods = new Map<string, Method>();
-  readonly #calls = new Set<ServerCall>();
+  readonly #calls = new Set<{ finish(thrown?: unknown): void }>();
   #closed = false;
 
   constructor(options: CoreOptions) {
@@ -175,7 +175,9 @@ export class ServerCore {
     const injector = createInjector(this.#grpc, { windowBytes: FLOW_CONTROL_WINDOW_BYTES, streams: limits.streamsPerConnection, metadataBytes: limits.metadataBytes });
     this.#listener = new TlsListener({
       identity: options.identity, peers: options.peers, limits, clock: options.clock, log: options.log,
-      onConnection: (socket) => injector.injectConnection(socket), onRefused: options.refused,
+      // Who calls without an SVID has nothing to stream.
+      protocols: options.peers === undefined ? ['h2'] : ['h2', BATCH_PROTOCOL], onRefused: options.refused,
+      onConnection: (socket, connection) => (socket.alpnProtocol === BATCH_PROTOCOL ? this.#serveBatches(socket, connection) : injector.injectConnection(socket)),
     });
   }
 
@@ -204,6 +206,17 @@ export class ServerCore {
     serving.onFinished = () => this.#calls.delete(serving);
     if (this.#closed) serving.finish(new BulkheadError('UNAVAILABLE', 'the server is stopping'));
     else serving.start();
+  }
+
+  /** A connection that is one stream of batches. */
+  #serveBatches(socket: TLSSocket, connection: Connection): void {
+    const call = new DirectCall(socket, connection, this.options, (method) => {
+      const found = this.#methods.get(`/${method}`);
+      return found !== undefined && isBatchMethod(found.descriptor) ? found : undefined;
+    });
+    this.#calls.add(call);
+    call.onFinished = () => this.#calls.delete(call);
+    if (this.#closed) call.finish(new BulkheadError('UNAVAILABLE', 'the server is stopping'));
   }
 
   get connectionCount(): number {
@@ -383,8 +396,12 @@ class ServerCall {
       // Headers at once: the caller learns that it is admitted, and grpc-js stops buffering for a transparent retry.
       this.#call.sendMetadata(new grpc.Metadata());
       if (isBatchMethod(descriptor)) {
-        const batches = new BatchEnd(this, takeStream(this.#call), this.#cut);
+        const batches = new BatchEnd((error) => this.finish(error));
         this.#batches = batches;
+        const stream = takeStream(this.#call);
+        // The loss is told right after; it must not look like a goodbye.
+        stream.on('end', () => this.#cut() || batches.ended());
+        batches.attach(stream, true);
         const result = handler(context, batches as never);
         batches.begin();
         // The type says void, which an async function satisfies; its failure is the stream's.
@@ -508,80 +525,6 @@ class MessageEnd implements RawStream {
     const told = this.#peerEnded;
     this.#peerEnded = true;
     if (error !== undefined) this.#gone = true;
-    // After the peer's end, the owner's own `end` is no news to it; a loss is.
-    if (!told || !this.#ownEnd) this.onEnd?.(error);
-  }
-
-  end(error?: BulkheadError): void {
-    this.#ownEnd = true;
-    this.#call.finish(error);
-  }
-}
-
-/** The server's end of a stream of batches: grpc-js has admitted and will end the call, the octets between go past it. */
-class BatchEnd implements BatchStream {
-  onDrain: (() => void) | undefined;
-  onData: ((frames: Uint8Array) => void) | undefined;
-  onLarge: ((head: Uint8Array, length: number) => FrameSink | undefined) | undefined;
-  onEnd: ((error: BulkheadError | undefined) => void) | undefined;
-  onStale: (() => void) | undefined;
-  readonly #call: ServerCall;
-  readonly #pipe = new BatchPipe();
-  #begun = false;
-  #paused = false;
-  #peerEnded = false;
-  #ownEnd = false;
-  #gone = false;
-
-  /** `cut`: what looks like the peer's end is a loss. */
-  constructor(call: ServerCall, stream: ServerHttp2Stream, cut: () => boolean) {
-    this.#call = call;
-    this.#pipe.onBatch = (frames) => {
-      if (!this.#gone) this.onData?.(frames);
-    };
-    this.#pipe.onLarge = (head, length) => (this.#gone ? undefined : this.onLarge?.(head, length));
-    this.#pipe.onDrain = () => {
-      if (!this.#gone) this.onDrain?.();
-    };
-    this.#pipe.onWrong = (error) => this.#call.finish(error);
-    this.#pipe.pause();
-    stream.on('end', () => {
-      // The loss is told right after; it must not look like a goodbye.
-      if (this.#gone || cut()) return;
-      if (this.#pipe.idle) this.peerEnded(undefined);
-      else this.#call.finish(new BulkheadError('INVALID_ARGUMENT', 'the stream ended inside a batch'));
-    });
-    this.#pipe.attach(stream);
-  }
-
-  /** Reading begins when the handler has set its callbacks, and has not paused. */
-  begin(): void {
-    this.#begun = true;
-    if (!this.#paused) this.#pipe.resume();
-  }
-
-  write(frames: Uint8Array, tail?: Uint8Array, written?: () => void): boolean {
-    return !this.#gone && this.#pipe.write(frames, tail, written);
-  }
-
-  pause(): void {
-    this.#paused = true;
-    this.#pipe.pause();
-  }
-
-  resume(): void {
-    this.#paused = false;
-    if (this.#begun) this.#pipe.resume();
-  }
-
-  peerEnded(error: BulkheadError | undefined): void {
-    if (this.#gone || (error === undefined && this.#peerEnded)) return;
-    const told = this.#peerEnded;
-    this.#peerEnded = true;
-    if (error !== undefined) {
-      this.#gone = true;
-      this.#pipe.close();
-    }
     // After the peer's end, the owner's own `end` is no news to it; a loss is.
     if (!told || !this.#ownEnd) this.onEnd?.(error);
   }

@@ -40,11 +40,11 @@ export interface ListenerOptions {
   /** Undefined: callers without an SVID. */
   readonly peers: PeerVerifier | undefined;
   readonly limits: ListenerLimits;
-  /** What is spoken inside TLS; h2 where it is left out. */
-  readonly protocol?: 'h2' | 'http/1.1';
+  /** What may be spoken inside TLS, by their ALPN names; HTTP/1.1 is also what a peer speaks that names none. */
+  readonly protocols: readonly string[];
   readonly clock: Clock;
   readonly log: RpcLog;
-  readonly onConnection: (socket: TLSSocket) => void;
+  readonly onConnection: (socket: TLSSocket, connection: Connection) => void;
   /** A peer that was refused or cut, for the audit log; `remote` is an address. */
   readonly onRefused: (remote: string, why: string) => void;
 }
@@ -98,7 +98,7 @@ export class TlsListener {
     raw.once('close', () => this.#sockets.delete(raw));
     raw.on('error', () => raw.destroy());
     const client = peers === undefined ? { requestCert: false } : { requestCert: true, rejectUnauthorized: true };
-    const socket = new TLSSocket(raw, { isServer: true, secureContext: this.#context, ALPNProtocols: [this.#options.protocol ?? 'h2'], ...client });
+    const socket = new TLSSocket(raw, { isServer: true, secureContext: this.#context, ALPNProtocols: [...this.#options.protocols], ...client });
     let over = false;
     const refuse = (why: string): void => {
       if (over) return;
@@ -135,10 +135,12 @@ export class TlsListener {
       if (socket.remoteAddress === undefined || socket.destroyed) throw new BulkheadError('UNAVAILABLE', 'the peer left during the handshake');
       if (peers === undefined) {
         if (socket.alpnProtocol !== 'h2' || socket.isSessionReused()) throw new BulkheadError('UNAUTHENTICATED', 'the peer does not speak HTTP/2 over a fresh TLS session');
-        this.#remember({ remote, address, peer: undefined, leafDer: undefined, open: true, socket });
+        const connection = { remote, address, peer: undefined, leafDer: undefined, open: true, socket };
+        this.#remember(connection);
+        onConnection(socket, connection);
       } else {
         checkByNode(socket);
-        const { peer, chain } = verifyPeer(socket, peers, this.#options.protocol ?? 'h2');
+        const { peer, chain } = verifyPeer(socket, peers, this.#options.protocols);
         const id = peer.principal.spiffeId;
         const count = this.#perPeer.get(id) ?? 0;
         if (count >= limits.connectionsPerPeer) throw new BulkheadError('RESOURCE_EXHAUSTED', `the peer has ${count} connections open already`);
@@ -156,9 +158,8 @@ export class TlsListener {
           onRefused(remote, `${id}: ${why.safeMessage}`);
           socket.destroy();
         });
-        if (!connection.open) return;
+        if (connection.open) onConnection(socket, connection);
       }
-      onConnection(socket);
     } catch (thrown) {
       const error = toSafeError(thrown);
       if (error.code === 'INTERNAL') log.warn({ error: thrown, remote }, 'a connection could not be accepted');

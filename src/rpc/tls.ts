@@ -52,13 +52,14 @@ export function chainOf(socket: TLSSocket): Uint8Array[] {
 }
 
 /**
- * Verifies the peer of a fresh connection. Throws UNAUTHENTICATED. A resumed TLS session shows no chain and skips Node's own
+ * Verifies the peer of a fresh connection, which speaks one of `protocols` (ALPN). Throws UNAUTHENTICATED. A resumed TLS session shows no chain and skips Node's own
  * checks, so it is refused.
  */
-export function verifyPeer(socket: TLSSocket, peers: PeerVerifier, protocol: 'h2' | 'http/1.1' = 'h2'): { peer: VerifiedPeer; chain: Uint8Array[] } {
+export function verifyPeer(socket: TLSSocket, peers: PeerVerifier, protocols: readonly string[]): { peer: VerifiedPeer; chain: Uint8Array[] } {
   if (socket.isSessionReused()) throw new BulkheadError('UNAUTHENTICATED', 'the peer resumed a TLS session; a full handshake is required');
-  // HTTP/1.1 is what many clients mean when they name nothing; one that names only others ends in the handshake.
-  if (socket.alpnProtocol !== protocol && !(protocol === 'http/1.1' && socket.alpnProtocol === false)) throw new BulkheadError('UNAUTHENTICATED', `the peer does not speak ${protocol === 'h2' ? 'HTTP/2' : 'HTTP/1.1'}`);
+  const { alpnProtocol } = socket;
+  // Whoever names no protocol speaks HTTP/1.1, as scrapers do.
+  if (!protocols.includes(alpnProtocol === null || alpnProtocol === false ? 'http/1.1' : alpnProtocol)) throw new BulkheadError('UNAUTHENTICATED', `the peer does not speak ${protocols.join(' or ')}`);
   const chain = chainOf(socket);
   if (chain.length === 0) throw new BulkheadError('UNAUTHENTICATED', 'the peer showed no certificate');
   const peer = peers.verify(chain);
