@@ -5,7 +5,7 @@
 import type { TLSSocket } from 'node:tls';
 import { BulkheadError, toSafeError } from '../base/errors.ts';
 import type { FrameSink } from '../base/frame.ts';
-import { encodeOpening, parseEnding, CONTROL, controlFrame } from './batch-frames.ts';
+import { CONTROL, encodeOpening, parseEnding } from './batch-frames.ts';
 import { BatchPipe } from './batch-pipe.ts';
 import type { CallOptions } from './service-types.ts';
 import type { BatchStream } from './streams.ts';
