@@ -139,9 +139,6 @@ export class ClientCore {
       giveUp: (index) => {
         if (this.#closed === undefined) this.#giveUp(this.#id(index));
       },
-      cancelCall: (index) => {
-        if (this.#closed === undefined) this.#frame(OP.CANCEL, (w) => w.u32(options.parent()).u32(this.#takeRequest()).raw(this.#id(index)).u8(0));
-      },
       refTo: (index, encoded) => {
         const ref = this.#newRef(index);
         ObjectRef.know(ref, encoded);

@@ -37,8 +37,6 @@ export interface StreamCore {
   more(parent: number, seq: number, waitsFor: number, first: number, count: number): void;
   idOf(index: number): Uint8Array;
   giveUp(index: number): void;
-  /** Asks for the end of a call of this session; nobody waits for the answer. */
-  cancelCall(index: number): void;
   refTo(index: number, encoded: Uint8Array | undefined): ObjectRef;
   valueOf(index: number, encoded: Uint8Array | undefined): unknown;
 }
@@ -207,10 +205,8 @@ export class ClientStreams {
     reading.error = undefined;
     for (let i = reading.head; i < reading.items.length; i++) this.#core.giveUp((reading.items[i] as Item).index);
     reading.items.length = reading.head = 0;
-    if (!reading.ended) {
-      this.#core.cancelCall(reading.seq);
-      this.#core.giveUp(reading.seq);
-    }
+    // A call that streams ends when its ref is given up.
+    if (!reading.ended) this.#core.giveUp(reading.seq);
     for (const waiter of reading.waiters.splice(0)) this.#core.settle(waiter.parent, () => waiter.resolve(undefined));
   }
 

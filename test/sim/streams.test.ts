@@ -131,6 +131,38 @@ describe.each([1, 2, 3])('streams of %i raylets', (nodes) => {
   });
 });
 
+describe.each([1, 2])('a reader of an actor’s stream that goes away (%i raylets)', (nodes) => {
+  it.each(['gives up the ref', 'ends'])('%s: the actor lives on for others, even when its generator does not stop', (how) => {
+    const world = new World({ nodes, cpus: 1, seed: 90 });
+    const owner = reader(world);
+    const other = reader(world, nodes - 1);
+    owner.define(6, CALL_KIND.ACTOR_METHOD, {}, 'add');
+    const actor = owner.call(OP.CREATE_ACTOR, 4, DO.RETURN);
+    owner.get([owner.call(OP.CALL_ACTOR, 6, DO.RETURN, [], actor)]);
+    owner.flush();
+    world.run(10_000);
+    const streams = [other.call(OP.CALL_ACTOR, 5, DO.HANG, [], actor), other.call(OP.CALL_ACTOR, 5, DO.STREAM, [], actor, 1, [], 50)];
+    other.flush();
+    world.run(10_000);
+    expect(world.hanging.size).toBe(1);
+    // It answers nothing any more.
+    world.hanging.clear();
+    if (how === 'ends') other.node.core.closeChannel(other.channel);
+    else other.release(streams);
+    other.flush();
+    world.drain(other.node);
+    for (let i = 0; i < 1_000; i++) {
+      world.run(10_000);
+      world.tick();
+    }
+    const late = owner.get([owner.call(OP.CALL_ACTOR, 6, DO.RETURN, [], actor)]);
+    owner.flush();
+    world.run(10_000);
+    expect(late.answers).toEqual(['value']);
+    expectNothingLeft(world);
+  });
+});
+
 const idOf = (client: SimClient, index: number): Uint8Array => {
   const id = new Uint8Array(24);
   id.set(client.prefix);

@@ -260,7 +260,12 @@ export class FakeRaylet implements Transport {
       return;
     }
     if (op === OP.RELEASE) {
-      for (let n = reader.refCount(1e6); n > 0; n--) this.released.push(objectIdText(reader.id()));
+      for (let n = reader.refCount(1e6); n > 0; n--) {
+        const id = objectIdText(reader.id());
+        this.released.push(id);
+        // A call that streams ends with its ref.
+        if (this.streams.has(id)) for (const slot of [this.#tasks, ...[...this.#actors.values()].map((a) => a.slot)]) slot.cancel(id);
+      }
       return reader.finish();
     }
     reader.u32();

@@ -7,7 +7,7 @@ import { actorCreated, actorDied, actorLost, callEnded, ownerEnded } from './act
 import { isStarting } from './actor-seats.ts';
 import type { Core } from './core.ts';
 import { concludeTask, markSlot, releaseCreated, takeOff } from './dispatch.ts';
-import { dropDeferred, releaseSession, takeAllBack } from './objects.ts';
+import { ABANDONED, dropDeferred, releaseSession, takeAllBack } from './objects.ts';
 import { hasRetries, retry, wantsRetry } from './retries.ts';
 import { dropLease, measure, remoteTaskEnded, requeue } from './scheduler.ts';
 import { cancelRemote } from './upstreams.ts';
@@ -92,6 +92,20 @@ export function cancelTask(core: Core, task: Task, force: boolean, failure: Fail
     return;
   }
   stopRunning(core, task, failure, force ? 0 : GRACE_MS * 8);
+}
+
+/**
+ * A stream has lost its reader. What it runs in is killed when it does not stop, unless that is an actor: others call it, and have done
+ * nothing. A generator in an actor that does not stop stays there until its own limits or the actor's end.
+ */
+export function leaveStream(core: Core, task: Task, failure: Failure): void {
+  if (task.template.kind !== CALL_KIND.ACTOR_METHOD || task.state !== TASK_STATE.RUNNING) return cancelTask(core, task, false, failure);
+  if (task.cancelled !== undefined) return;
+  task.cancelled = failure;
+  if (task.slot !== undefined) {
+    task.slot.channel.out.begin(OP.CANCEL_EXEC).u32(task.exec).end();
+    markSlot(core, task.slot);
+  } else if (task.upstream !== undefined) cancelRemote(core, task.upstream, task, false);
 }
 
 /** Asks a running call to stop, and kills what it runs in when it has not within the grace. */
@@ -207,7 +221,8 @@ export function closeSlotChannel(core: Core, slot: Slot): void {
   // Newest first: a task holds the results it waits for, so whoever waits lets go before what it waited for is looked at.
   for (const entry of [...channel.session.objects.values()].reverse()) {
     const task = entry.producer;
-    if (task !== undefined && task.channel === channel && (task.template.kind === CALL_KIND.TASK || task.stream !== undefined) && (jobEnded || entry.pins === 0)) cancelTask(core, task, true);
+    if (task !== undefined && task.channel === channel && task.template.kind === CALL_KIND.TASK && (jobEnded || entry.pins === 0)) cancelTask(core, task, true);
+    else if (task?.stream !== undefined && task.channel === channel) leaveStream(core, task, ABANDONED);
   }
   ownerEnded(core, channel.session);
   takeAllBack(core, channel);

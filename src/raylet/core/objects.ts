@@ -9,7 +9,8 @@ import { DENIED_TEXT, idIndex, makeId, type Core } from './core.ts';
 import { CHANNEL_KIND, OBJECT_STATUS, ObjectEntry, PENDING_KIND, PendingCall, TASK_STATE, type Channel, type Failure, type Session, type Task, type TenantState, type Waiter } from './state.ts';
 
 export const LOST: Failure = { code: 'OBJECT_LOST', message: 'the object does not exist: it was released, or never created', stack: '' };
-const ABANDONED: Failure = { code: 'CANCELLED', message: 'its reader went away', stack: '' };
+/** Of a call that streams. */
+export const ABANDONED: Failure = { code: 'CANCELLED', message: 'its reader went away', stack: '' };
 export const ALTERED: Failure = { code: 'OBJECT_LOST', message: 'the object was changed after it was sealed: put it again', stack: '' };
 export const DENIED: Failure = { code: 'DENIED', message: DENIED_TEXT, stack: '' };
 

@@ -14,10 +14,10 @@ import { actorDied, actorLost, drainCalls, endUnreachable, ownerEnded, placeWait
 import { actorWorkerStarted, unseatActors } from './actor-seats.ts';
 import * as calls from './client-calls.ts';
 import { Core, idWord, type CoreConfig } from './core.ts';
-import { cancelTask, closeSlotChannel, enforceLimits, execEnded, remoteEnded, remoteLost, slotDied, workerDied } from './endings.ts';
+import { cancelTask, closeSlotChannel, enforceLimits, execEnded, leaveStream, remoteEnded, remoteLost, slotDied, workerDied } from './endings.ts';
 import { expireKeys, forgetKeys } from './idempotency.ts';
 import { onExit, onFailure, onLog, onResult, onRetry } from './guest-results.ts';
-import { ALTERED, answerDeferred, dropDeferred, expireWaits, forgetFresh, loseFile, LOST, mayCross, refuseValue, releaseSession, takeAllBack } from './objects.ts';
+import { ABANDONED, ALTERED, answerDeferred, dropDeferred, expireWaits, forgetFresh, loseFile, LOST, mayCross, refuseValue, releaseSession, takeAllBack } from './objects.ts';
 import { takeUpDelayed } from './retries.ts';
 import { dropLease, enqueue, pump, retireIdleWorkers, workerNotStarted, workerStarted } from './scheduler.ts';
 import { onItem, onMore } from './streams.ts';
@@ -148,7 +148,8 @@ export class RayletCore {
     ownerEnded(core, channel.session);
     for (const entry of [...channel.session.objects.values()]) {
       const task = entry.producer;
-      if (task !== undefined && task.channel === channel && (task.template.kind === CALL_KIND.TASK || task.stream !== undefined)) cancelTask(core, task, true);
+      if (task !== undefined && task.channel === channel && task.template.kind === CALL_KIND.TASK) cancelTask(core, task, true);
+      else if (task?.stream !== undefined && task.channel === channel) leaveStream(core, task, ABANDONED);
     }
     takeAllBack(core, channel);
     dropDeferred(core, channel);
@@ -472,7 +473,7 @@ export class RayletCore {
           else if (task.template.kind === CALL_KIND.TASK) enqueue(core, task);
         }
       }
-      if (core.endedStreams.length > 0) for (const { task, failure } of core.endedStreams.splice(0)) cancelTask(core, task, false, failure);
+      if (core.endedStreams.length > 0) for (const { task, failure } of core.endedStreams.splice(0)) leaveStream(core, task, failure);
       if (core.remoteCalls.length > 0 || core.remoteKills.length > 0) this.#takeUpRemoteCalls();
       if (core.unreachable.length > 0) endUnreachable(core);
       if (core.waitingActors.size > 0) placeWaitingActors(core);

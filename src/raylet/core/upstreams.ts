@@ -2,7 +2,7 @@
  * This raylet as the client of another one: it forwards tasks and actor calls there and fetches objects from there, with the
  * frames any client uses and the session credential of the job. The other raylet decides and records for itself.
  */
-import { OP, type FrameReader } from '../../base/frame.ts';
+import { CALL_KIND, OP, type FrameReader } from '../../base/frame.ts';
 import { isErrorCode } from '../../base/errors.ts';
 import { SESSION_PREFIX_BYTES } from '../../base/ids.ts';
 import { MAX_ERROR_MESSAGE_CHARS, MAX_OBJECT_BYTES, MAX_STACK_CHARS } from '../../base/limits.ts';
@@ -401,6 +401,11 @@ export function closeUpstream(core: Core, upstream: Upstream, failure: Failure):
 
 export function cancelRemote(core: Core, upstream: Upstream, task: Task, force: boolean): void {
   if (upstream.prefix === undefined || task.remoteSeq === 0) return;
+  if (task.stream !== undefined && task.template.kind === CALL_KIND.ACTOR_METHOD) {
+    // As its reader does: a cancel may end the actor.
+    upstream.out.begin(OP.RELEASE).refs([makeId(upstream.prefix, task.remoteSeq)]).end();
+    return core.markUpstream(upstream, -1);
+  }
   upstream.out.begin(OP.CANCEL).u32(0).u32(upstream.nextRequest++).raw(makeId(upstream.prefix, task.remoteSeq)).u8(force ? 1 : 0).end();
   core.markUpstream(upstream, -1);
 }
