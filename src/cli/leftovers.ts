@@ -111,6 +111,15 @@ function killGroup(path: string): void {
   }
 }
 
+/** Groups of workers, and of tenants with those of their workers in them. */
+function removeBelow(parent: string, left: string[]): void {
+  for (const group of subdirectories(parent)) {
+    removeBelow(group, left);
+    killGroup(group);
+    if (!removedGroup(group)) left.push(group);
+  }
+}
+
 /** Ends what runs in the groups of these raylets and removes the groups. Returns the ones that would not go. Call it when the raylets are gone. */
 export async function removeGroups(trustDomain: string, rayletDataDirs: readonly string[], startedIn: string): Promise<string[]> {
   const endMs = performance.now() + GROUP_GONE_TIMEOUT_MS;
@@ -119,10 +128,7 @@ export async function removeGroups(trustDomain: string, rayletDataDirs: readonly
     let left: string[] = [];
     for (const cluster of groupDirectories(trustDomain, startedIn)) {
       for (const node of subdirectories(cluster).filter((path) => nodes.has(path.slice(path.lastIndexOf('/') + 1)))) {
-        for (const worker of subdirectories(node)) {
-          killGroup(worker);
-          if (!removedGroup(worker)) left.push(worker);
-        }
+        removeBelow(node, left);
         if (!removedGroup(node)) left.push(node);
       }
       // Groups of other nodes keep these; the kernel removes only empty ones.
