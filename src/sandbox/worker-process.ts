@@ -418,7 +418,8 @@ export class WorkerProcess {
       // It is gone: its exit tells.
     }
     if (state === 'T' || state === 't') this.#end('CRASHED', 'it was stopped from outside');
-    else this.#end('OUT_OF_MEMORY', 'an isolate stopped in the middle of a call, as V8 does when it has no memory left');
+    else if (state === 'S') this.#end('OUT_OF_MEMORY', 'an isolate stopped in the middle of a call, as V8 does when it has no memory left');
+    // Else it waits for a processor or a disk: a busy machine, and no fault of its own.
   }
 
   #misbehaved(what: string): void {
