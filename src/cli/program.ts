@@ -134,6 +134,10 @@ function tenantCommands(program: Command): void {
     (await commands()).createTenant(terminal, name, o.quota ?? {}, o.profile));
   leaf(tenant, 'list', 'all tenants, or your own', {}, () => undefined, async (terminal, _args, o) => (await commands()).listTenants(terminal, o.profile));
   leaf(tenant, 'show <name>', 'one tenant', {}, () => undefined, async (terminal, [name = ''], o) => (await commands()).showTenant(terminal, name, o.profile));
+  leaf<{ remove?: string[] }>(tenant, 'quota <name> [k=v,...]', 'change quotas and budgets; those not named stay', {}, (c) => c.option('--remove <quota>', 'the tenant is to have this one no more; may be given again', collect), async (terminal, [name = '', text], o) => {
+    if (text === undefined && o.remove === undefined) throw new UsageError('what of it? for example: bulkhead tenant quota acme cpus=4,budget-calls=100000, or --remove budget-calls');
+    await (await commands()).setQuota(terminal, name, text === undefined ? {} : assignment(text), o.remove ?? [], o.profile);
+  });
   leaf<{ yes?: boolean }>(tenant, 'delete <name>', "destroy a tenant's keys and print a signed deletion certificate", {}, (c) => c.option('--yes', 'do not ask (a terminal is asked otherwise)'), async (terminal, [name = ''], o) =>
     (await commands()).deleteTenant(terminal, name, o.yes === true, o.profile));
 }

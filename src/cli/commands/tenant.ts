@@ -36,6 +36,13 @@ export async function showTenant(terminal: Terminal, name: string, profile: stri
   show(terminal, [tenant]);
 }
 
+export async function setQuota(terminal: Terminal, name: string, quota: Record<string, string>, remove: readonly string[], profile: string | undefined): Promise<void> {
+  await using session = await CallerSession.open(profile);
+  const tenant = await session.to(Tenants).setQuota({ tenant: name, quota, remove: [...remove] }, { timeoutMs: CALL_TIMEOUT_MS });
+  terminal.answer(tenant);
+  show(terminal, [tenant]);
+}
+
 export async function deleteTenant(terminal: Terminal, name: string, yes: boolean, profile: string | undefined): Promise<void> {
   await using session = await CallerSession.open(profile);
   if (!yes && process.stdin.isTTY && process.stderr.isTTY) {

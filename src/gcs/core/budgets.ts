@@ -22,9 +22,14 @@ export class Budgets {
     // A sum of one month only grows; an older month is over.
     if (before !== undefined && before.month > usage.month) return false;
     nodes.set(nodeId, before !== undefined && before.month === usage.month ? { month: usage.month, calls: Math.max(before.calls, usage.calls), cpuMicros: Math.max(before.cpuMicros, usage.cpuMicros), memoryMibMs: Math.max(before.memoryMibMs, usage.memoryMibMs) } : usage);
-    const sum: MonthUsage = { month: usage.month, calls: 0, cpuMicros: 0, memoryMibMs: 0 };
-    for (const of of nodes.values()) {
-      if (of.month !== usage.month) continue;
+    return this.decide(tenant, quota, usage.month);
+  }
+
+  /** Anew, by what is known: the quota may have changed. True as `report`. */
+  decide(tenant: string, quota: Readonly<Record<string, string>>, month: string): boolean {
+    const sum: MonthUsage = { month, calls: 0, cpuMicros: 0, memoryMibMs: 0 };
+    for (const of of this.#reported.get(tenant)?.values() ?? []) {
+      if (of.month !== month) continue;
       sum.calls += of.calls;
       sum.cpuMicros += of.cpuMicros;
       sum.memoryMibMs += of.memoryMibMs;

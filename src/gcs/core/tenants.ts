@@ -1,5 +1,5 @@
 /**
- * Tenants. Transitions: 1. none → active (create); 2. active → deleted (delete). A deleted tenant's row stays: neither its number nor its
+ * Tenants. Transitions: 1. none → active (create); 2. active → active (quota); 3. active → deleted (delete). A deleted tenant's row stays: neither its number nor its
  * name is ever given out again, so no old object id, certificate or audit record can come to mean somebody else.
  */
 import { BUDGET_NAMES, checkBudget } from '../../base/budget.ts';
@@ -21,6 +21,7 @@ export interface TenantRow {
 
 export type TenantEvent =
   | { readonly type: 'create'; readonly name: string; readonly quota: Readonly<Record<string, string>>; readonly by: string }
+  | { readonly type: 'quota'; readonly name: string; readonly quota: Readonly<Record<string, string>>; readonly remove: readonly string[]; readonly by: string }
   | { readonly type: 'delete'; readonly name: string; readonly by: string };
 
 /** Rule ids of platform policies begin with it. */
@@ -85,6 +86,16 @@ export class Tenants implements Table<TenantEvent> {
       return;
     }
     const row = this.active(event.name);
+    if (event.type === 'quota') {
+      const unknownName = event.remove.find((name) => !Object.hasOwn(QUOTA, name));
+      if (unknownName !== undefined) return refuse(`quota ${quote(unknownName)} is not known: ${Object.keys(QUOTA).join(', ')} are`);
+      const changes = parseQuota(event.quota);
+      const kept = Object.entries(row.quota).filter(([name]) => !event.remove.includes(name));
+      out.push({ type: 'put', key: this.prefix + row.name, row: { ...row, quota: { ...Object.fromEntries(kept), ...changes } } satisfies TenantRow }, { type: 'push', part: 'tenants' });
+      const detail = [...Object.entries(changes).map(([name, value]) => `${name}=${value}`), ...event.remove.map((name) => `${name} removed`)].join(' ');
+      for (const tenant of ['', row.name]) out.push({ type: 'record', tenant, event: 'tenant.quota-set', principal: event.by, kind: 'tenant', resource: row.name, detail });
+      return;
+    }
     out.push({ type: 'put', key: this.prefix + row.name, row: { ...row, state: 'deleted', deletedMs: nowMs } satisfies TenantRow }, { type: 'push', part: 'tenants' });
     for (const tenant of ['', row.name]) out.push({ type: 'record', tenant, event: 'tenant.deleted', principal: event.by, kind: 'tenant', resource: row.name, detail: '' });
   }

@@ -57,6 +57,14 @@ export function tenantsService(context: HeadContext): Implementation<typeof Tena
       return shownTenant(row, context.budgets.overOf(row.name));
     },
 
+    async setQuota(call, request) {
+      await requireTenant(context, call, { tenant: request.tenant, action: 'tenant.update', kind: 'tenant', name: request.tenant.slice(0, 64) });
+      await head.commit((nowMs, out) => head.tenants.step({ type: 'quota', name: request.tenant, quota: request.quota, remove: request.remove, by: call.principal.spiffeId }, nowMs, out));
+      const row = head.tenants.active(request.tenant);
+      if (context.budgets.decide(row.name, row.quota, new Date(head.clock.nowMs()).toISOString().slice(0, 7))) head.announce('tenants');
+      return shownTenant(row, context.budgets.overOf(row.name));
+    },
+
     async delete(call, request) {
       await requireTenant(context, call, { tenant: '', action: 'tenant.delete', kind: 'tenant', name: request.tenant.slice(0, 64) });
       const name = parseTenantName(request.tenant);

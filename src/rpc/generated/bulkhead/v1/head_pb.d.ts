@@ -679,6 +679,36 @@ export declare type CreateTenantRequest = Message<"bulkhead.v1.CreateTenantReque
 export declare const CreateTenantRequestSchema: GenMessage<CreateTenantRequest>;
 
 /**
+ * @generated from message bulkhead.v1.SetQuotaRequest
+ */
+export declare type SetQuotaRequest = Message<"bulkhead.v1.SetQuotaRequest"> & {
+  /**
+   * @generated from field: string tenant = 1;
+   */
+  tenant: string;
+
+  /**
+   * Those that are named get these values; the others stay.
+   *
+   * @generated from field: map<string, string> quota = 2;
+   */
+  quota: { [key: string]: string };
+
+  /**
+   * Those that the tenant is to have no more.
+   *
+   * @generated from field: repeated string remove = 3;
+   */
+  remove: string[];
+};
+
+/**
+ * Describes the message bulkhead.v1.SetQuotaRequest.
+ * Use `create(SetQuotaRequestSchema)` to create a new message.
+ */
+export declare const SetQuotaRequestSchema: GenMessage<SetQuotaRequest>;
+
+/**
  * @generated from message bulkhead.v1.ListTenantsRequest
  */
 export declare type ListTenantsRequest = Message<"bulkhead.v1.ListTenantsRequest"> & {
@@ -1942,6 +1972,16 @@ export declare const Tenants: GenService<{
   show: {
     methodKind: "unary";
     input: typeof ShowTenantRequestSchema;
+    output: typeof TenantSchema;
+  },
+  /**
+   * Changes quotas and budgets, on every node within a second.
+   *
+   * @generated from rpc bulkhead.v1.Tenants.SetQuota
+   */
+  setQuota: {
+    methodKind: "unary";
+    input: typeof SetQuotaRequestSchema;
     output: typeof TenantSchema;
   },
   /**
