@@ -25,8 +25,10 @@ export const MAX_REFS_PER_CALL = 100_000;
 export const MAX_DEPENDENCIES = 1_024;
 export const MAX_RETURNS = 64;
 /** Items of one stream that its reader has not taken yet: as many small ones as hide a round trip with its record on disk, or as an option says. */
-export const DEFAULT_STREAM_ITEMS = 1_024;
-export const MAX_STREAM_ITEMS = 4_096;
+export const DEFAULT_STREAM_ITEMS = 4_096;
+export const MAX_STREAM_ITEMS = 65_536;
+/** A reader begins with so many, and asks for twice as many whenever it has to wait: whoever is slower than its generator has few ahead. */
+export const FIRST_STREAM_ITEMS = 64;
 /** The same in octets: the item that goes over it is the last until some are taken. */
 export const DEFAULT_STREAM_BYTES = 4 * 2 ** 20;
 export const MAX_STREAM_BYTES = 256 * 2 ** 20;

@@ -134,7 +134,7 @@ export class ClientCore {
       take: (count) => this.#take(count),
       parent: options.parent,
       settle: (parent, run) => this.#settle(parent, run),
-      more: (parent, seq, waitsFor, first, count) => this.#frame(OP.MORE, (w) => w.u32(parent).u32(seq).u32(0).u32(waitsFor).u32(first).u32(count)),
+      more: (parent, seq, waitsFor, taken, first, count) => this.#frame(OP.MORE, (w) => w.u32(parent).u32(seq).u32(0).u32(waitsFor).u32(taken).u32(first).u32(count)),
       idOf: (index) => this.#id(index),
       giveUp: (index) => {
         if (this.#closed === undefined) this.#giveUp(this.#id(index));

@@ -4,7 +4,7 @@
  */
 import { BulkheadError } from '../base/errors.ts';
 import { NO_ITEM, type FrameReader } from '../base/frame.ts';
-import { MAX_ERROR_MESSAGE_CHARS, MAX_STACK_CHARS } from '../base/limits.ts';
+import { FIRST_STREAM_ITEMS, MAX_ERROR_MESSAGE_CHARS, MAX_STACK_CHARS } from '../base/limits.ts';
 import { objectIdText, type ObjectIdText } from '../base/ids.ts';
 import { remoteError } from './remote-error.ts';
 import type { ObjectRef } from './object-ref.ts';
@@ -34,7 +34,7 @@ export interface StreamCore {
   take(count: number): number;
   parent(): number;
   settle(parent: number, run: () => void): void;
-  more(parent: number, seq: number, waitsFor: number, first: number, count: number): void;
+  more(parent: number, seq: number, waitsFor: number, taken: number, first: number, count: number): void;
   idOf(index: number): Uint8Array;
   giveUp(index: number): void;
   refTo(index: number, encoded: Uint8Array | undefined): ObjectRef;
@@ -45,6 +45,12 @@ export interface StreamCore {
 class Reading {
   readonly seq: number;
   readonly window: StreamWindow;
+  /** Items that may be granted or here and not taken, now: it grows while the reader has to wait. */
+  ahead: number;
+  /** Granted and not come yet. */
+  expected = 0;
+  /** Come since `ahead` grew. */
+  sinceGrown = 0;
   /** Runs of indexes that were granted, as pairs of next and end. */
   readonly granted: number[] = [];
   readonly items: Item[] = [];
@@ -62,6 +68,7 @@ class Reading {
   constructor(seq: number, window: StreamWindow) {
     this.seq = seq;
     this.window = window;
+    this.ahead = Math.min(FIRST_STREAM_ITEMS, window.items);
   }
 }
 
@@ -79,17 +86,20 @@ export class ClientStreams {
   open(seq: number, window: StreamWindow): ObjectStream {
     const reading = new Reading(seq, window);
     this.#readings.set(seq, reading);
-    this.#grant(reading, window.items, NO_ITEM);
+    this.#grant(reading, NO_ITEM);
     const stream = new ObjectStream(this, reading, objectIdText(this.#core.idOf(seq)));
     this.#registry?.register(stream, reading);
     return stream;
   }
 
-  #grant(reading: Reading, count: number, waitsFor: number): void {
+  #grant(reading: Reading, waitsFor: number): void {
+    const count = Math.max(0, reading.ahead - reading.expected - (reading.items.length - reading.head));
     const first = count === 0 ? 0 : this.#core.take(count);
     if (count > 0) reading.granted.push(first, first + count);
+    reading.expected += count;
+    const taken = reading.takenItems;
     reading.takenItems = reading.takenBytes = 0;
-    this.#core.more(this.#core.parent(), reading.seq, waitsFor, first, count);
+    this.#core.more(this.#core.parent(), reading.seq, waitsFor, taken, first, count);
   }
 
   // --- what the raylet says -----------------------------------------------------------------------------------------------
@@ -108,6 +118,8 @@ export class ClientStreams {
     if (index + 1 === end) granted.splice(0, 2);
     else granted[0] = index + 1;
     reading.received++;
+    reading.expected--;
+    reading.sinceGrown++;
     if (reading.closed) return this.#core.giveUp(index);
     const item: Item = { index, bytes, encoded: form === 0 ? value.slice() : undefined };
     const waiter = reading.waiters.shift();
@@ -167,8 +179,7 @@ export class ClientStreams {
   #taken(reading: Reading, item: Item): void {
     reading.takenItems++;
     reading.takenBytes += item.bytes;
-    const { window } = reading;
-    if (!reading.ended && (2 * reading.takenItems >= window.items || 2 * reading.takenBytes >= window.bytes)) this.#grant(reading, reading.takenItems, NO_ITEM);
+    if (!reading.ended && (2 * reading.takenItems >= reading.ahead || 2 * reading.takenBytes >= reading.window.bytes)) this.#grant(reading, NO_ITEM);
   }
 
   /** An item that is here; undefined when none is. */
@@ -191,8 +202,15 @@ export class ClientStreams {
       return error === undefined ? Promise.resolve(undefined) : Promise.reject(error);
     }
     const parent = this.#core.parent();
+    // It waits although it took as many as it may have ahead: with more on their way it would not.
+    const grows = 2 * reading.sinceGrown >= reading.ahead && reading.ahead < reading.window.items;
+    if (grows) {
+      reading.ahead = Math.min(2 * reading.ahead, reading.window.items);
+      reading.sinceGrown = 0;
+    }
     // Of a call on the cluster the raylet must know that it waits: others may use its cpu meanwhile.
-    if (parent !== 0) this.#grant(reading, reading.takenItems, reading.received + reading.waiters.length);
+    if (parent !== 0) this.#grant(reading, reading.received + reading.waiters.length);
+    else if (grows) this.#grant(reading, NO_ITEM);
     return new Promise((resolve, reject) => {
       reading.waiters.push({ parent, resolve, reject });
     });

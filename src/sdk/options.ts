@@ -11,7 +11,7 @@ import type { StreamWindow } from './object-stream.ts';
 interface CallOptions {
   /** How many values the call returns, each under its own ref; default 1. `'streaming'`: what it yields, while it goes on. */
   readonly returns?: number | 'streaming';
-  /** Of a stream: items that may come before its reader takes them; default 1024. */
+  /** Of a stream: items that may come before its reader takes them, 64 at first and more while it has to wait; default 4096. */
   readonly streamItems?: number;
   /** The same in bytes, or text such as '16MiB'; default 4 MiB. */
   readonly streamBytes?: number | string;

@@ -110,7 +110,7 @@ describe('a hostile reader', () => {
   it('that grants for calls it does not have is not heard, and one whose frame is torn loses its channel; nobody else anything', async () => {
     const caller = await cluster.as('globex-dev');
     using raw = await RawDriver.open(caller);
-    raw.send(batch((w) => w.begin(OP.MORE).u32(0).u32(5).u32(0).u32(NO_ITEM).u32(10).u32(4)));
+    raw.send(batch((w) => w.begin(OP.MORE).u32(0).u32(5).u32(0).u32(NO_ITEM).u32(0).u32(10).u32(4)));
     expect(await raw.alive()).toBe(true);
     raw.send(batch((w) => w.begin(OP.MORE).u32(0).u32(5).u32(0)));
     expect((await raw.ended).error?.code).toBe('INVALID_ARGUMENT');

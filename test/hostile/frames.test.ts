@@ -64,7 +64,7 @@ const put = (seq: number, value: Uint8Array = ONE): Body => (w) => w.begin(OP.PU
 const chunk = (seq: number, total: number, offset: number, part: Uint8Array): Body => (w) => w.begin(OP.PUT_CHUNK).u32(0).u32(seq).u64(total).u64(offset).raw(part);
 /** What may come in parts. */
 const LARGE = MAX_INLINE_BYTES + 1;
-const more = (seq: number, skip: number, first: number, count: number): Body => (w) => w.begin(OP.MORE).u32(0).u32(seq).u32(skip).u32(NO_ITEM).u32(first).u32(count);
+const more = (seq: number, skip: number, first: number, count: number): Body => (w) => w.begin(OP.MORE).u32(0).u32(seq).u32(skip).u32(NO_ITEM).u32(0).u32(first).u32(count);
 const get = (request: number, ...ids: Uint8Array[]): Body => (w) => w.begin(OP.GET).u32(0).u32(request).refs(ids);
 const raw = (...octets: (number | Uint8Array)[]): Buffer => Buffer.concat(octets.map((o) => (typeof o === 'number' ? Buffer.from([o]) : Buffer.from(o))));
 const le = (n: number, bytes = 4): Buffer => {

@@ -211,7 +211,7 @@ describe('hostile frames about streams', () => {
     return { world, client, stream, node: client.node };
   };
   const more = (client: SimClient, seq: number, skip: number, first: number, count: number): Uint8Array => {
-    client.out.begin(OP.MORE).u32(0).u32(seq).u32(skip).u32(NO_ITEM).u32(first).u32(count).end();
+    client.out.begin(OP.MORE).u32(0).u32(seq).u32(skip).u32(NO_ITEM).u32(0).u32(first).u32(count).end();
     return client.out.take();
   };
 

@@ -132,11 +132,11 @@ export class SimClient {
     return stream;
   }
 
-  more(stream: SimStream, count: number): void {
+  more(stream: SimStream, count: number, taken = 0): void {
     const first = this.nextSeq;
     this.nextSeq += count;
     for (let i = 0; i < count; i++) stream.indexes.push(first + i);
-    this.out.begin(OP.MORE).u32(0).u32(stream.seq).u32(0).u32(NO_ITEM).u32(first).u32(count).end();
+    this.out.begin(OP.MORE).u32(0).u32(stream.seq).u32(0).u32(NO_ITEM).u32(taken).u32(first).u32(count).end();
   }
 
   /** Takes what has come and makes room for as much. */
@@ -144,7 +144,7 @@ export class SimClient {
     const count = stream.items.length - stream.taken;
     if (count === 0 || stream.end !== undefined) return;
     stream.taken += count;
-    this.more(stream, count);
+    this.more(stream, count, count);
   }
 
   get(refs: readonly Uint8Array[]): ClientCall {

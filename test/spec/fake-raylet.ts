@@ -288,7 +288,7 @@ export class FakeRaylet implements Transport {
     }
     if (op === OP.MORE) {
       const stream = this.streams.get(this.id(client, reader.u32()));
-      reader.skip(8);
+      reader.skip(12);
       const first = reader.u32();
       const count = reader.u32();
       reader.finish();

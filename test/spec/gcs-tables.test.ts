@@ -144,7 +144,7 @@ describe('tenants', () => {
     await expect(remove(head, 'a')).rejects.toEqual(refused('DENIED'));
   });
 
-  it.each([{ cpus: '2' }, { cpus: '0.5', memory: '2GiB', objects: '1024', tasks: '100', actors: '0', workers: '4' }, {}])('takes the quota %j', async (quota) => {
+  it.each([{ cpus: '2' }, { cpus: '0.5', memory: '2GiB', objects: '1024', tasks: '100', actors: '0', workers: '4' }, { idle: '30m' }, {}])('takes the quota %j', async (quota) => {
     const { head } = await testHead();
     await create(head, 'a', quota);
     expect(head.tenants.get('a')?.quota).toEqual(quota);

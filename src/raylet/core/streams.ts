@@ -17,12 +17,13 @@ const MAX_INDEX = 0xffff_ffff;
 
 // --- the reader's side ----------------------------------------------------------------------------------------------------
 
-/** MORE: the reader takes so many more items, into these indexes of its session; or it waits for one. */
+/** MORE: the reader has taken some items, grants more, into these indexes of its session, or waits for one. */
 export function onMore(core: Core, channel: Channel, r: FrameReader): void {
   const exec = r.u32();
   const seq = r.u32();
   const skip = r.u32();
   const waitsFor = r.u32();
+  const read = r.u32();
   const first = r.u32();
   const count = r.u32();
   r.finish();
@@ -38,7 +39,10 @@ export function onMore(core: Core, channel: Channel, r: FrameReader): void {
     stream.opened = true;
     stream.delivered = stream.granted = stream.skip = skip;
   } else if (skip !== 0) throw new BulkheadError('INVALID_ARGUMENT', 'a stream that has begun does not pass over items');
+  if (read > 0) taken(stream, read);
   if (count > 0) grant(core, channel, task, stream, first, count);
+  if (stream.remote && task.upstream !== undefined && task.state === TASK_STATE.RUNNING && read + count > 0) pullRemote(core, task.upstream, task, stream, 0, read, count);
+  else if (read > 0 && count === 0 && task.slot !== undefined && task.state === TASK_STATE.RUNNING) pull(core, task, stream);
   const reader = exec === 0 ? undefined : channel.slot?.execs.get(exec);
   if (waitsFor === NO_ITEM || reader === undefined || stream.waiting !== undefined || stream.delivered > waitsFor) return;
   stream.waiting = reader;
@@ -55,8 +59,6 @@ function grant(core: Core, channel: Channel, task: Task, stream: Stream, first: 
   const decided = core.decide(channel, 'object.get', target, session.prefixHex, first, count, 'stream');
   stream.needed = Math.max(stream.needed, decided < 0 ? ~decided : decided);
   if (decided < 0) return void core.endedStreams.push({ task, failure: DENIED });
-  // What it grants beyond its first window is room that items left which it has taken.
-  if (stream.granted > stream.skip || stream.count > 0) taken(stream, count);
   stream.granted += count;
   if (stream.nextIndex === stream.endIndex) {
     stream.nextIndex = first;
@@ -64,9 +66,9 @@ function grant(core: Core, channel: Channel, task: Task, stream: Stream, first: 
   } else stream.indexes.push(first, count);
   if (task.state !== TASK_STATE.RUNNING) return;
   if (task.slot !== undefined) pull(core, task, stream);
-  else if (stream.remote && task.upstream !== undefined) pullRemote(core, task.upstream, task, stream, 0, count);
 }
 
+/** What it took is no more than what came: after a call was forwarded anew, it may say more than came from there. */
 function taken(stream: Stream, count: number): void {
   const n = Math.min(count, stream.unread.length);
   for (let i = 0; i < n; i++) stream.unreadBytes -= stream.unread[i] as number;
@@ -253,14 +255,14 @@ export function openRemoteStream(core: Core, upstream: Upstream, task: Task): vo
   stream.skip = stream.delivered;
   stream.remote = true;
   stream.remoteIndexes = [];
-  pullRemote(core, upstream, task, stream, stream.delivered, stream.granted - stream.delivered);
+  pullRemote(core, upstream, task, stream, stream.delivered, 0, stream.granted - stream.delivered);
 }
 
-function pullRemote(core: Core, upstream: Upstream, task: Task, stream: Stream, skip: number, count: number): void {
+function pullRemote(core: Core, upstream: Upstream, task: Task, stream: Stream, skip: number, read: number, count: number): void {
   const first = upstream.nextSeq;
   upstream.nextSeq += count;
   if (count > 0) stream.remoteIndexes.push(first, first + count);
-  upstream.out.begin(OP.MORE).u32(0).u32(task.remoteSeq).u32(skip).u32(NO_ITEM).u32(first).u32(count).end();
+  upstream.out.begin(OP.MORE).u32(0).u32(task.remoteSeq).u32(skip).u32(NO_ITEM).u32(read).u32(first).u32(count).end();
   core.markUpstream(upstream, stream.needed);
 }
 

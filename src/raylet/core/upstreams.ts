@@ -52,6 +52,7 @@ export function forward(core: Core, upstream: Upstream, task: Task, op: typeof O
   task.upstream = upstream;
   task.startedMs = core.nowMs;
   task.remoteSeq = 0;
+  if (task.stream !== undefined) task.stream.remote = false;
   upstream.tasks.add(task);
   if (task.contained !== undefined) noteEscapes(task.contained);
   whenOpen(upstream, () => {

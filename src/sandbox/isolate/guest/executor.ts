@@ -24,6 +24,8 @@ export type Emit = (kind: number, n: number, bytes: ArrayBuffer | undefined) => 
 /** Answers leave early when this much has gathered, or after this long within one delivery: others wait for them. */
 const FLUSH_BYTES = 64 * 1024;
 const FLUSH_MS = 2;
+/** Turns of the microtask queue between two items of an async generator that awaits nothing but what is there, with room. */
+const ITEM_TURNS = 12;
 /** A generator that goes on for this long lets the host in. */
 const SLICE_MS = 20;
 /** Results of one call that go inline together; the rest are staged, so that the frame keeps its limit. */
@@ -124,6 +126,8 @@ export class Executor {
   #exited = false;
   #delivering = false;
   #flushing = false;
+  /** Turns of the queue in which nothing is written that a flush waits for: the next item of a stream takes some. */
+  #patience = 0;
   #flushedAt = 0;
   #stagedFiles = 0;
   readonly #settlements: { readonly exec: number; readonly run: () => void }[] = [];
@@ -167,13 +171,15 @@ export class Executor {
   }
 
   /** One flush for what a run of microtasks writes: it goes to the end of the queue again while more is being written. */
-  #flushLater(seen: number): void {
+  #flushLater(seen: number, quiet = 0): void {
     if (seen === 0 && this.#flushing) return;
     const before = this.#writer.length;
     this.#microtask(() => {
       if (this.#writer.length > before || seen === 0) this.#flushLater(seen + 1);
+      else if (quiet < this.#patience) this.#flushLater(seen + 1, quiet + 1);
       else {
         this.#flushing = false;
+        this.#patience = 0;
         this.#flush();
       }
     });
@@ -458,6 +464,7 @@ export class Executor {
       throw thrown;
     }
     production.sentBytes += size;
+    this.#patience = ITEM_TURNS;
     this.#touched();
   }
 
