@@ -22,7 +22,7 @@ import { principalFromSpiffeId } from '../src/base/principal.ts';
 import { UNITS_PER_CPU } from '../src/base/resources.ts';
 import { readProfile } from '../src/pki/pki.ts';
 import { CHANNEL_KIND } from '../src/raylet/core/state.ts';
-import { Raylet } from '../src/raylet/raylet.ts';
+import { Raylet, type FoundActor } from '../src/raylet/raylet.ts';
 import { buildPrelude } from '../src/sandbox/isolate/build-prelude.ts';
 import { findNode } from '../src/sandbox/jail/image.ts';
 import { WorkerPool, type AcquireRequest } from '../src/sandbox/worker-pool.ts';
@@ -149,12 +149,16 @@ export async function startControlRaylet(config: ControlRayletConfig): Promise<{
     const origin = `${TRUST_DOMAIN}/node/${name}`;
     audit = parts.use(await AuditStore.open({ dir: join(directory, 'audit'), origin, signer: loadOrCreateSigner(join(directory, 'audit-keys'), origin), clock }));
   }
-  const names = new Map<string, { id: Uint8Array; classInfo: string }>();
+  const names = new Map<string, FoundActor>();
   const raylet = parts.use(new Raylet({
     nodeId: 'node-1', nodeNumber: 1, total: { cpuUnits: 2 * UNITS_PER_CPU, memoryBytes: 8 * 2 ** 30, custom: undefined }, maxWorkers: 16, runDir, dataDir: directory, decisions: decisionPoint(config.policy), audit,
     pool: pool as unknown as WorkerPool, clock, random: { bytes: (n) => Uint8Array.from(randomBytes(n)) }, log: quiet, defaultIsolateBytes: 256 * 2 ** 20,
     names: {
-      register: async (_c, _t, _n, actor, id, classInfo) => void names.set(actor, { id, classInfo }), lookup: async (_c, _t, _n, actor) => names.get(actor), release: async (_t, _n, actor) => void names.delete(actor),
+      register: async (_c, _t, _n, actor, id, classInfo) => {
+        names.set(actor, { id, classInfo, orphaned: false, seed: undefined });
+        return false;
+      },
+      lookup: async (_c, _t, _n, actor) => names.get(actor), release: async (_t, _n, actor) => void names.delete(actor),
     },
     verifyCredential: () => Promise.reject(new Error('the bench renews nothing')),
   }));

@@ -143,6 +143,9 @@ export const MAX_ENDED_SESSIONS_PER_REPORT = 200;
 export const MAX_ENDED_SESSIONS_KEPT = 10_000;
 export const MAX_ACTOR_NAMES_PER_TENANT = 10_000;
 export const MAX_ACTOR_NAME_CHARS = 200;
+/** Code and arguments of a detached actor that the head keeps in memory and store, so that it can start again when its node is lost; of one, and of a tenant's. */
+export const MAX_ACTOR_SEED_BYTES = 1 * 2 ** 20;
+export const MAX_ACTOR_SEED_BYTES_PER_TENANT = 16 * 2 ** 20;
 export const MAX_CLASS_INFO_CHARS = 65_536;
 /** Large policy files of one tenant that wait to be checked, and how long one check may take: the head checks one at a time. */
 export const MAX_POLICY_CHECKS_PER_TENANT = 4;

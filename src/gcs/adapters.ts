@@ -1,5 +1,5 @@
 /** The real pki, authz and audit behind the ports of the services. Only main.ts imports this. Must never: decide anything itself. */
-import { randomBytes } from 'node:crypto';
+import { createCipheriv, createDecipheriv, randomBytes } from 'node:crypto';
 import { compilePolicies, diagnosticText, parsePolicyFile, rolesOf, snapshotText, type PolicyDocument, type PolicySnapshot } from '../authz/authz.ts';
 import { readLogMaterial } from '../audit/audit-export.ts';
 import { signCheckpoint, type CheckpointSigner } from '../audit/checkpoint-signer.ts';
@@ -42,6 +42,9 @@ export function recordIssued(head: HeadState): (issued: IssuedCertificate) => Pr
   });
 }
 
+const NONCE_BYTES = 12;
+const TAG_BYTES = 16;
+
 export function headPki(parts: { readonly authority: CertificateAuthority; readonly sessions: JwtAuthority; readonly keyManager: KeyManager; readonly keyManagerName: string; readonly clock: Pick<Clock, 'nowMs'> }): HeadPki {
   const { authority, sessions, keyManager, keyManagerName, clock } = parts;
   return {
@@ -66,6 +69,29 @@ export function headPki(parts: { readonly authority: CertificateAuthority; reado
     createTenantKey: (tenant: TenantName) => keyManager.createTenantKey(tenant),
     destroyTenantKey: (tenant: TenantName) => keyManager.destroyTenantKey(tenant),
     verifySession: (credential) => verifySession(credential, { audience: SESSION_AUDIENCE, nowMs: clock.nowMs(), bundle: authority.bundle() }),
+    seal: async (tenant, bytes, what) => {
+      const aad = new TextEncoder().encode(what);
+      const key = randomBytes(32);
+      const wrapped = Buffer.from(await keyManager.wrap(tenant, key, aad));
+      const nonce = randomBytes(NONCE_BYTES);
+      const cipher = createCipheriv('aes-256-gcm', key, nonce, { authTagLength: TAG_BYTES }).setAAD(aad);
+      const sealed = Buffer.concat([cipher.update(bytes), cipher.final()]);
+      const head = Buffer.alloc(2);
+      head.writeUInt16LE(wrapped.length);
+      return Buffer.concat([head, wrapped, nonce, cipher.getAuthTag(), sealed]).toString('base64');
+    },
+    unseal: async (tenant, text, what) => {
+      const aad = new TextEncoder().encode(what);
+      const all = Buffer.from(text, 'base64');
+      try {
+        const start = 2 + all.readUInt16LE(0);
+        const key = await keyManager.unwrap(tenant, all.subarray(2, start), aad);
+        const decipher = createDecipheriv('aes-256-gcm', key, all.subarray(start, start + NONCE_BYTES), { authTagLength: TAG_BYTES }).setAAD(aad).setAuthTag(all.subarray(start + NONCE_BYTES, start + NONCE_BYTES + TAG_BYTES));
+        return Buffer.concat([decipher.update(all.subarray(start + NONCE_BYTES + TAG_BYTES)), decipher.final()]);
+      } catch (cause) {
+        throw new BulkheadError('INVALID_ARGUMENT', 'what was sealed for the tenant cannot be opened: its key is gone, or it was altered', { cause });
+      }
+    },
     issueSession: ({ principal, tenantNumber, jti }) => sessions.issueSession({ principal, tenantNumber, jti, audience: SESSION_AUDIENCE }),
   };
 }

@@ -54,6 +54,10 @@ export interface HeadPki {
   destroyTenantKey(tenant: TenantName): Promise<void>;
   /** Who a session credential that a raylet shows is of. Throws UNAUTHENTICATED when it was not issued here, was altered, or has ended. */
   verifySession(credential: string): Promise<SessionFacts>;
+  /** Encrypts under the tenant's key, so that nothing is readable when that is destroyed; opened only for the same tenant and `what`. Base64. */
+  seal(tenant: TenantName, bytes: Uint8Array, what: string): Promise<string>;
+  /** Throws INVALID_ARGUMENT for what was not sealed so. */
+  unseal(tenant: TenantName, sealed: string, what: string): Promise<Uint8Array>;
   /** Session credential (JWT-SVID) for raylets. */
   issueSession(request: { readonly principal: Principal; readonly tenantNumber: number; readonly jti: string }): Promise<{ readonly token: string; readonly expiresAtMs: number }>;
 }

@@ -6,12 +6,13 @@
 import { parseSnapshot, type LiveDecisionPoint } from '../authz/authz.ts';
 import { BulkheadError, toSafeError } from '../base/errors.ts';
 import { parseJobId, parseNodeId, type JobId } from '../base/ids.ts';
-import { HEARTBEAT_MS, MAX_ENDED_SESSIONS_KEPT, MAX_ENDED_SESSIONS_PER_REPORT } from '../base/limits.ts';
+import { HEARTBEAT_MS, MAX_ENDED_SESSIONS_KEPT, MAX_ENDED_SESSIONS_PER_REPORT, NODE_DEAD_AFTER_MS } from '../base/limits.ts';
 import type { ResourceVector } from '../base/resources.ts';
 import { TrustBundle, type Revocations, type SvidSource } from '../pki/pki.ts';
 import { NodeSync, type HeadUpdate, type Resources } from '../rpc/generated/bulkhead/v1/head_pb.js';
 import { client, type Client, type MessageStream, type RpcChannel } from '../rpc/rpc.ts';
-import type { ActorNames, Raylet, RayletLog } from './raylet.ts';
+import type { ActorSeed } from './core/adoption.ts';
+import type { ActorNames, FoundActor, Raylet, RayletLog } from './raylet.ts';
 
 const RECONNECT_FIRST_MS = 50;
 const RECONNECT_MOST_MS = 2_000;
@@ -77,6 +78,8 @@ export class HeadLink implements ActorNames, AsyncDisposable {
   /** One stream, from its first report to its end. */
   async #run(channel: RpcChannel): Promise<void> {
     const { log, total, insecureDev } = this.#options;
+    // Not when a stream takes over from another: to the head that was no silence.
+    const again = this.#answered !== undefined && this.#stream === undefined;
     let stream: MessageStream<HeadUpdate, object> | undefined;
     let timer: NodeJS.Timeout | undefined;
     let stale = false;
@@ -97,7 +100,14 @@ export class HeadLink implements ActorNames, AsyncDisposable {
       if (this.#stream === undefined) this.#stream = opened;
       else this.#heir = opened;
       stream.write({ ...this.#facts(), address: this.#options.address(), total: wireResources(total), insecureDev, instance: this.#options.instance });
-      timer = setInterval(() => void opened.write(this.#answered === opened ? { ...this.#facts(), endedSessions: this.#endedSessions(), monthUsage: this.#monthUsage(told) } : this.#facts()), HEARTBEAT_MS);
+      let reportedMs = performance.now();
+      timer = setInterval(() => {
+        // This process stood still for so long that the head may have taken the node for dead.
+        const silent = performance.now() - reportedMs > NODE_DEAD_AFTER_MS - 4 * HEARTBEAT_MS;
+        reportedMs = performance.now();
+        opened.write(this.#answered === opened ? { ...this.#facts(), endedSessions: this.#endedSessions(), monthUsage: this.#monthUsage(told) } : this.#facts());
+        if (silent) void this.#options.raylet().registerNamesAgain();
+      }, HEARTBEAT_MS);
       for await (const update of stream) {
         if (this.#heir === stream) {
           this.#stream = stream;
@@ -108,8 +118,10 @@ export class HeadLink implements ActorNames, AsyncDisposable {
         // Told while it was not in use yet.
         replace();
         this.#retryMs = RECONNECT_FIRST_MS;
+        const first = this.#answered !== stream;
         this.#answered = stream;
         this.#apply(update);
+        if (first && again) void this.#options.raylet().registerNamesAgain();
       }
     } catch (error) {
       // What it says of itself: trying again changes nothing.
@@ -214,13 +226,14 @@ export class HeadLink implements ActorNames, AsyncDisposable {
     this.#first.resolve();
   }
 
-  async register(credential: string, tenant: string, namespace: string, name: string, id: Uint8Array, classInfo: string): Promise<void> {
-    await this.#client().registerActorName({ credential, tenant, namespace, name, actorId: id, classInfo }, { timeoutMs: NAME_CALL_TIMEOUT_MS });
+  async register(credential: string, tenant: string, namespace: string, name: string, id: Uint8Array, classInfo: string, seed: ActorSeed | undefined): Promise<boolean> {
+    const { kept } = await this.#client().registerActorName({ credential, tenant, namespace, name, actorId: id, classInfo, ...(seed === undefined ? {} : { seed }) }, { timeoutMs: NAME_CALL_TIMEOUT_MS });
+    return kept;
   }
 
-  async lookup(credential: string, tenant: string, namespace: string, name: string): Promise<{ id: Uint8Array; classInfo: string } | undefined> {
+  async lookup(credential: string, tenant: string, namespace: string, name: string): Promise<FoundActor | undefined> {
     const found = await this.#client().lookupActorName({ credential, tenant, namespace, name }, { timeoutMs: NAME_CALL_TIMEOUT_MS });
-    return found.found ? { id: found.actorId, classInfo: found.classInfo } : undefined;
+    return found.found ? { id: found.actorId, classInfo: found.classInfo, orphaned: found.orphaned, seed: found.seed } : undefined;
   }
 
   async release(tenant: string, namespace: string, name: string, id: Uint8Array): Promise<void> {

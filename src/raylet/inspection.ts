@@ -195,7 +195,7 @@ function shownActor(raylet: Raylet, nodeId: string, actor: Actor): Entity {
   return {
     kind: 'actors', id: raylet.core.state.idText(actor.session, actor.index), nodeId, jobId: actor.job.id, name: actor.name, state: actor.state, reason: actorReason(raylet.core.state, actor),
     facts: {
-      class: actor.template.exportName, pending: String(actor.inFlight), restarts: String(actor.restarts), detached: String(actor.template.options.detached), worker: actor.worker?.id ?? '', node: actor.upstream === undefined ? nodeId : nodeName(raylet.core.state, actor.upstream.nodeNumber),
+      class: actor.template.exportName, pending: String(actor.inFlight), restarts: String(actor.restarts), detached: String(actor.template.options.detached), ...(actor.kept ? { kept: 'true' } : {}), worker: actor.worker?.id ?? '', node: actor.upstream === undefined ? nodeId : nodeName(raylet.core.state, actor.upstream.nodeNumber),
       remote: actor.remoteId === undefined ? '' : objectIdText(actor.remoteId), ...(actor.creation.channel.kind === CHANNEL_KIND.PEER ? { forwarded: 'true' } : {}),
     },
   };

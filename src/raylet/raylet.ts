@@ -11,7 +11,7 @@ import { callBudget, hasBudget, type MonthUsage } from '../base/budget.ts';
 import { BulkheadError, toSafeError } from '../base/errors.ts';
 import { CHUNK_HEADER_BYTES, OP } from '../base/frame.ts';
 import { parseTenantName, type JobId, type TenantName } from '../base/ids.ts';
-import { CHUNK_BYTES, MAX_CALLS_IN_FLIGHT, MAX_HELD_BYTES_PER_CHANNEL, MAX_NAME_CALLS_PER_TENANT, MAX_UNREAD_BYTES, UNREAD_PAUSE_BYTES } from '../base/limits.ts';
+import { CHUNK_BYTES, MAX_ACTOR_SEED_BYTES, MAX_CALLS_IN_FLIGHT, MAX_HELD_BYTES_PER_CHANNEL, MAX_NAME_CALLS_PER_TENANT, MAX_UNREAD_BYTES, UNREAD_PAUSE_BYTES } from '../base/limits.ts';
 import type { Principal } from '../base/principal.ts';
 import { parseMemory, parseUnits, UNITS_PER_CPU, type ResourceVector } from '../base/resources.ts';
 import { parseDuration, type Clock, type RandomSource } from '../base/time.ts';
@@ -20,6 +20,8 @@ import { ObjectFiles, type ObjectReader } from '../objects/object-files.ts';
 import type { WorkerPool } from '../sandbox/worker-pool.ts';
 import type { WorkerExit, WorkerProcess } from '../sandbox/worker-process.ts';
 import { Attachments } from './attachments.ts';
+import { classInfoOf } from './core/actors.ts';
+import type { ActorSeed } from './core/adoption.ts';
 import type { Effect } from './core/effects.ts';
 import { RayletCore } from './core/raylet-core.ts';
 import { Channel, CHANNEL_KIND, failureOf, NO_QUOTA, Worker, type Actor, type ChannelKind, type Failure, type Job, type Slot, type TenantQuota, type TenantState, type Upstream } from './core/state.ts';
@@ -45,10 +47,20 @@ export interface ChannelPort {
   close(error: BulkheadError | undefined): void;
 }
 
+export interface FoundActor {
+  readonly id: Uint8Array;
+  readonly classInfo: string;
+  /** Its node is lost. */
+  readonly orphaned: boolean;
+  /** For a session of the principal that made it. */
+  readonly seed: ActorSeed | undefined;
+}
+
 /** Names of actors, unique in the cluster: kept by the head, which wants the session credential of the job that asks. */
 export interface ActorNames {
-  register(credential: string, tenant: string, namespace: string, name: string, id: Uint8Array, classInfo: string): Promise<void>;
-  lookup(credential: string, tenant: string, namespace: string, name: string): Promise<{ id: Uint8Array; classInfo: string } | undefined>;
+  /** True: the head keeps the seed. */
+  register(credential: string, tenant: string, namespace: string, name: string, id: Uint8Array, classInfo: string, seed: ActorSeed | undefined): Promise<boolean>;
+  lookup(credential: string, tenant: string, namespace: string, name: string): Promise<FoundActor | undefined>;
   release(tenant: string, namespace: string, name: string, id: Uint8Array): Promise<void>;
 }
 
@@ -752,7 +764,9 @@ export class Raylet implements AsyncDisposable {
   async #registerName(actor: Actor, id: Uint8Array, classInfo: string): Promise<void> {
     let failure: Failure | undefined;
     const { namespace } = actor.template.options;
-    const registering = this.#askHead(actor.job.tenant.name, () => this.#options.names.register(this.#credentialOf(actor.job), actor.job.tenant.name, namespace, actor.name, id, classInfo));
+    const registering = this.#askHead(actor.job.tenant.name, async () => {
+      actor.kept = await this.#options.names.register(this.#credentialOf(actor.job), actor.job.tenant.name, namespace, actor.name, id, classInfo, this.#seedOf(actor));
+    });
     // A client that looks its own actor up at once finds it: the look-up waits for the registration before it.
     const key = nameKey(actor.job.tenant.name, namespace, actor.name);
     this.#naming.set(key, registering);
@@ -768,11 +782,55 @@ export class Raylet implements AsyncDisposable {
     this.flush();
   }
 
-  async #lookupName(effect: Effect & { readonly type: 'lookup-name' }): Promise<void> {
-    let found: { id: Uint8Array; classInfo: string } | Failure | undefined;
+  /** What an actor is made of, when it is to outlive this node and refers to nothing that would not. */
+  #seedOf(actor: Actor): ActorSeed | undefined {
+    const { seed, template, job } = actor;
+    if (seed === undefined || !template.options.detached || seed.deps.length > 0 || seed.contained.length > 0) return undefined;
+    if ((job.tenant.code.get(template.digestHex)?.size ?? Number.POSITIVE_INFINITY) + seed.args.length > MAX_ACTOR_SEED_BYTES) return undefined;
     try {
-      await this.#naming.get(nameKey(effect.channel.job.tenant.name, effect.namespace, effect.name))?.catch(() => undefined);
-      found = await this.#askHead(effect.channel.job.tenant.name, () => this.#options.names.lookup(this.#credentialOf(effect.channel.job), effect.channel.job.tenant.name, effect.namespace, effect.name));
+      return { options: template.optionsJson, args: seed.args, code: this.readCode(job.tenant.name, template.digestHex), restarts: actor.restarts };
+    } catch (error) {
+      this.#options.log.warn({ err: error, tenant: job.tenant.name }, 'the code of a detached actor cannot be read, so it is not kept for other nodes');
+      return undefined;
+    }
+  }
+
+  /** After a silence the head may have taken this node for dead and its names for free: what another has now is not ours any more. */
+  async registerNamesAgain(): Promise<void> {
+    for (const job of [...this.core.state.jobs.values()]) {
+      for (const actor of [...job.actors]) {
+        if (!actor.nameRegistered || actor.state === 'DEAD') continue;
+        const { namespace, detached } = actor.template.options;
+        const id = this.core.state.idOf(actor.session, actor.index);
+        try {
+          await this.#options.names.register(job.credential, job.tenant.name, namespace, actor.name, id, classInfoOf(actor), detached ? this.#seedOf(actor) : undefined);
+        } catch (error) {
+          const failure = failureOf(toSafeError(error));
+          this.core.state.nowMs = this.#options.clock.nowMs();
+          if (failure.code === 'INVALID_ARGUMENT') this.core.nameLost(actor);
+          this.flush();
+        }
+      }
+    }
+  }
+
+  async #lookupName(effect: Effect & { readonly type: 'lookup-name' }): Promise<void> {
+    let found: FoundActor | Failure | undefined;
+    const { tenant } = effect.channel.job;
+    const key = nameKey(tenant.name, effect.namespace, effect.name);
+    try {
+      for (let tries = 0; ; tries++) {
+        await this.#naming.get(key)?.catch(() => undefined);
+        found = await this.#askHead(tenant.name, () => this.#options.names.lookup(this.#credentialOf(effect.channel.job), tenant.name, effect.namespace, effect.name));
+        if (found === undefined || !found.orphaned || effect.channel.closed) break;
+        this.core.state.nowMs = this.#options.clock.nowMs();
+        // Two that ask at once both try; the name belongs to the first.
+        const failure = found.seed === undefined || tries > 1 ? ORPHANED : this.core.adoptActor(effect.channel, effect.name, effect.namespace, found.classInfo, found.seed);
+        this.flush();
+        if (failure === undefined) continue;
+        found = failure;
+        break;
+      }
     } catch (error) {
       if (error instanceof BulkheadError && (error.code === 'RESOURCE_EXHAUSTED' || error.code === 'UNAUTHENTICATED' || error.code === 'DENIED')) found = failureOf(error);
       else {
@@ -855,6 +913,8 @@ export class Raylet implements AsyncDisposable {
     rmSync(this.#codeDir, { recursive: true, force: true });
   }
 }
+
+const ORPHANED: Failure = { code: 'ACTOR_UNAVAILABLE', message: 'the node of this actor is lost; it is made again when the principal that made it asks for its name', stack: '' };
 
 function nameKey(tenant: string, namespace: string, name: string): string {
   return JSON.stringify([tenant, namespace, name]);

@@ -58,7 +58,7 @@ class Node {
     this.raylet = new Raylet({
       nodeId: `n${number}`, nodeNumber: number, total: { cpuUnits: 0, memoryBytes: 0, custom: undefined }, maxWorkers: 0, runDir: dir, dataDir: dir, audit, clock, log: quiet, defaultIsolateBytes: 2 ** 20,
       decisions: { version: 1, decide: () => ({ allow: true, rule: 'test', policyVersion: 1 }) }, random: { bytes: (n: number) => crypto.getRandomValues(new Uint8Array(n)) },
-      pool: { close: async () => undefined } as unknown as RayletOptions['pool'], names: { register: async () => undefined, lookup: async () => undefined, release: async () => undefined }, verifyCredential: verify,
+      pool: { close: async () => undefined } as unknown as RayletOptions['pool'], names: { register: async () => false, lookup: async () => undefined, release: async () => undefined }, verifyCredential: verify,
     });
     closers.push(() => this.raylet[Symbol.asyncDispose]());
     this.raylet.setTenant('acme', 1, {}, true);

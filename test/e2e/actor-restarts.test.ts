@@ -2,6 +2,7 @@
 import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { Jobs } from '../../src/rpc/generated/bulkhead/v1/head_pb.js';
 import { Audit, Inspection } from '../../src/rpc/generated/bulkhead/v1/raylet_pb.js';
 import type { ActorHandle, Cluster, RemoteModule } from '../../src/sdk/sdk.ts';
 import { failure, TestCluster, until } from '../support/cluster.ts';
@@ -50,6 +51,11 @@ async function killWorkerOf(actor: { readonly id: string }, raylet = home): Prom
   const victims = cluster.workerPids(raylet).filter((pid) => cluster.jailOf(pid).includes(worker));
   expect(victims.length).toBeGreaterThan(0);
   for (const pid of victims) process.kill(pid, 'SIGKILL');
+}
+
+/** Of a look-up; '' when it found one. */
+async function codeOf(lookup: Promise<unknown>): Promise<string> {
+  return await lookup.then(() => '', (error: unknown) => (error as { code?: string }).code ?? 'no code');
 }
 
 async function inLife(actor: Restartable, life: number): Promise<void> {
@@ -199,7 +205,7 @@ describe('namespaces', () => {
     expect(again.id).toBe(b!.id);
     const found = await driver.actor<import('../support/work.ts').Counter>('one/same');
     expect(await driver.get(found.add(1))).toBe(2);
-    expect((await failure(driver.actor('same'))).code).toBe('DENIED');
+    expect(await codeOf(driver.actor('same'))).toBe('DENIED');
     await Promise.all([driver.kill(a!), driver.kill(b!)]);
   });
 
@@ -244,7 +250,7 @@ describe('out of scope', () => {
 
   it('one that a task left behind ends with the task, and its name is free', async () => {
     expect(await driver.get(work.dropCounter('left-behind'))).toBe(2);
-    await until('its name is free', async () => (await failure(driver.actor('left-behind'))) !== undefined);
+    await until('its name is free', async () => (await codeOf(driver.actor('left-behind'))) === 'DENIED');
   });
 
   it('detached ones stay', async () => {
@@ -284,6 +290,85 @@ describe('an actor on another node', () => {
     await inLife(actor, 2);
     expect((await shown(actor.id)).facts['node']).toBe(driver.nodeId);
     await Promise.all([actor, ...homes].map((a) => driver.kill(a)));
+  });
+});
+
+describe('a detached actor whose owner’s node is lost', () => {
+  async function attachedTo(profile: string, node: string): Promise<Cluster> {
+    for (let i = 0; i < 20; i++) {
+      const attached = await cluster.connect(profile);
+      if (attached.nodeId === cluster.node(node).nodeId) return attached;
+      await attached.close();
+    }
+    throw new Error(`no connection to ${node} came about`);
+  }
+
+  async function lookedUp(by: Cluster, name: string): Promise<Restartable> {
+    return await by.actor<import('../support/work.ts').Restartable>(name);
+  }
+
+  it('is made again for the principal that made it, when that asks for its name, and for no other', async () => {
+    await cluster.restart(other);
+    await cluster.settled();
+    const [owner, mine, theirs] = await Promise.all([attachedTo('acme-dev', other), attachedTo('acme-dev', home), attachedTo('acme-ana', home)]);
+    const module = await owner.module<Work>(WORK);
+    const made = await module.Restartable.options({ name: 'phoenix', detached: true, maxRestarts: 1 }).create('ash');
+    await owner.get(made.note(1));
+    expect((await shown(made.id, other)).facts['kept']).toBe('true');
+    const ref = await module.Restartable.options({ name: 'of-a-ref', detached: true, maxRestarts: 1 }).create((await owner.put('x')) as never);
+    await owner.get(ref.note(1));
+    expect((await shown(ref.id, other)).facts['kept']).toBe(undefined);
+    await owner.close();
+    await cluster.kill(other);
+    await until('the head has noticed', async () => (await codeOf(theirs.actor('phoenix'))) === 'ACTOR_UNAVAILABLE');
+    const twice = await Promise.all([lookedUp(mine, 'phoenix'), lookedUp(mine, 'phoenix')]);
+    expect(twice[0].id).toBe(twice[1].id);
+    expect(twice[0].id).not.toBe(made.id);
+    expect(await mine.get(twice[0].life())).toEqual({ life: 1, seed: 'ash' });
+    expect(await mine.get(twice[0].calls())).toEqual([]);
+    // Now it is there, for everyone of the tenant that may.
+    expect((await theirs.get((await lookedUp(theirs, 'phoenix')).life())).life).toBe(1);
+    expect(await codeOf(mine.actor('of-a-ref'))).toBe('DENIED');
+    await mine.kill(twice[0]);
+    await until('its name is free', async () => (await codeOf(mine.actor('phoenix'))) === 'DENIED');
+    await Promise.all([mine.close(), theirs.close()]);
+  });
+
+  it('that was only silent: one of the two lives on, the one that has the name', async () => {
+    await cluster.restart(other);
+    await cluster.settled();
+    const [owner, mine] = await Promise.all([attachedTo('acme-dev', other), attachedTo('acme-dev', home)]);
+    const module = await owner.module<Work>(WORK);
+    const made = await module.Restartable.options({ name: 'asleep', detached: true, maxRestarts: -1 }).create('x');
+    await owner.get(made.note(1));
+    const { pid } = cluster.node(other);
+    process.kill(pid, 'SIGSTOP');
+    try {
+      await until('it is made again', async () => {
+        const found = await lookedUp(mine, 'asleep').catch(() => undefined);
+        return found !== undefined && found.id !== made.id && (await mine.get(found.life())).life === 1;
+      });
+    } finally {
+      process.kill(pid, 'SIGCONT');
+    }
+    await until('the older one has ended', async () => (await shown(made.id, other)).state === 'DEAD');
+    expect((await shown(made.id, other)).reason).toContain('its name went to another actor');
+    const found = await lookedUp(mine, 'asleep');
+    expect((await mine.get(found.life())).life).toBe(1);
+    await mine.kill(found);
+    await Promise.all([owner.close().catch(() => undefined), mine.close()]);
+  });
+
+  it('is not made again after its job was stopped', async () => {
+    const [owner, mine, theirs] = await Promise.all([attachedTo('acme-dev', other), attachedTo('acme-dev', home), attachedTo('acme-ana', home)]);
+    const module = await owner.module<Work>(WORK);
+    await owner.get((await module.Restartable.options({ name: 'stopped', detached: true, maxRestarts: 1 }).create('x')).note(1));
+    const { jobId } = owner;
+    await cluster.kill(other);
+    await until('the head has noticed', async () => (await codeOf(theirs.actor('stopped'))) === 'ACTOR_UNAVAILABLE');
+    await (await cluster.as('acme-dev')).to(Jobs).stop({ jobId });
+    expect(await codeOf(mine.actor('stopped'))).toBe('DENIED');
+    await mine.close();
   });
 });
 

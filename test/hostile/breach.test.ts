@@ -147,7 +147,7 @@ describe('frames of a worker that is the attacker’s', () => {
           return log;
         },
       },
-      names: { register: async () => undefined, lookup: async () => undefined, release: async () => undefined },
+      names: { register: async () => false, lookup: async () => undefined, release: async () => undefined },
       random: { bytes: (n) => randomBytes(n) },
       log: { info: () => undefined, warn: (_, message) => sounds.push(message), error: (fields, message) => sounds.push(`${message} ${JSON.stringify(fields)}`) },
       verifyCredential: () => Promise.reject(new Error('a worker renewed a credential')), defaultIsolateBytes: 64 * 2 ** 20,

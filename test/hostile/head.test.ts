@@ -22,6 +22,7 @@ let admin: Caller;
 let ana: Caller;
 let eve: Caller;
 let node: Caller;
+let stolen: Awaited<ReturnType<typeof joined>>;
 let anasJob: string;
 let anasSession: string;
 
@@ -33,12 +34,13 @@ beforeAll(async () => {
   ana = await issued(admin, head.address, { tenant: 'acme', name: 'ana', roles: ['tenant-admin'] });
   eve = await issued(admin, head.address, { tenant: 'globex', name: 'eve', roles: ['tenant-admin'] });
   node = await joined(admin, head, 'n1');
+  stolen = await joined(admin, head, 'n9');
   ({ jobId: anasJob, sessionId: anasSession } = await ana.to(Sessions).open({ jobName: 'a' }));
   await ana.to(Policies).apply({ tenant: 'acme', fileName: 'p.yaml', content: Buffer.from('version: 1\ntenant: acme\nroles: {}\n') });
 });
 
 afterAll(async () => {
-  for (const caller of [admin, ana, eve, node]) caller?.[Symbol.dispose]();
+  for (const caller of [admin, ana, eve, node, stolen]) caller?.[Symbol.dispose]();
   const code = await head?.kill('SIGTERM');
   await dir?.[Symbol.asyncDispose]();
   expect(code).toBe(0);
@@ -157,6 +159,45 @@ describe('who may call what', () => {
       })(),
     ];
     expect(new Set(await Promise.all(calls.map(codeOf)))).toEqual(new Set(['DENIED']));
+  });
+
+  it('a node leaves no code to run as a principal, and gets none, without a session of that principal', async () => {
+    const names = stolen.to(NodeSync);
+    const restart = async (instance: string): Promise<void> => {
+      const stream = names.sync() as MessageStream<HeadUpdate, object>;
+      stream.write({ address: '127.0.0.1:4000', instance });
+      for await (const update of stream) if (update.policy !== undefined) break;
+      stream.end();
+    };
+    await restart('a');
+    const id = (n: number): Buffer => Buffer.concat([Buffer.from([1, 0, 0, 0, stolen.nodeNumber, 0, 0, 0]), Buffer.alloc(16, n)]);
+    const key = (name: string) => ({ tenant: 'acme', namespace: '', name });
+    const seed = { options: '{}', args: Buffer.from('secret arguments of acme'), code: Buffer.from('secret code of acme'), restarts: 0 };
+    using bob = await issued(admin, head.address, { tenant: 'acme', name: 'bob', roles: ['tenant-admin'] });
+    const [anas, bobs, eves] = await Promise.all([ana, bob, eve].map(async (caller) => (await caller.to(Sessions).open({ jobName: 's' })).credential));
+    const register = async (name: string, n: number, credential = '', more: object = {}) => (await names.registerActorName({ ...key(name), actorId: id(n), classInfo: '{}', credential, ...more })).kept;
+    for (const credential of ['', 'x.y.z', eves ?? '']) expect(await codeOf(register('left', 1, credential, { seed }))).toBe('DENIED');
+    expect([await register('bare', 2, anas), await register('kept', 7, anas, { seed })]).toEqual([false, true]);
+    // Not while its node lives, and then to its principal only.
+    const look = async (name: string, credential = '') => await names.lookupActorName({ ...key(name), credential }).then(({ found, orphaned, seed: given }) => [found, orphaned, given?.code]);
+    expect(await look('kept', anas)).toEqual([true, false, undefined]);
+    await restart('b');
+    expect(await look('bare', anas)).toEqual([false, false, undefined]);
+    expect(await look('kept', bobs)).toEqual([true, true, undefined]);
+    for (const credential of ['', eves ?? '']) expect(await codeOf(look('kept', credential))).toBe('DENIED');
+    const found = await names.lookupActorName({ ...key('kept'), credential: anas ?? '' });
+    expect([Buffer.from(found.seed?.code ?? []).toString(), Buffer.from(found.seed?.args ?? []).toString()]).toEqual(['secret code of acme', 'secret arguments of acme']);
+    // Who had the name may ask for it again without a driver, and learns when another has it; nobody else learns that.
+    expect([await register('kept', 7), await look('kept', anas)]).toEqual([true, [true, false, undefined]]);
+    await restart('c');
+    expect(await register('kept', 8, anas)).toBe(false);
+    expect([await codeOf(register('kept', 7)), await codeOf(register('kept', 9))]).toEqual(['INVALID_ARGUMENT', 'DENIED']);
+    // On disk it is readable to nobody without the tenant's key.
+    const files = (await readdir(join(dir.path, 'data'), { recursive: true, withFileTypes: true })).filter((f) => f.isFile()).map((f) => join(f.parentPath, f.name));
+    for (const file of files) {
+      const bytes = await readFile(file);
+      for (const text of ['secret arguments', Buffer.from('secret arguments of acme').toString('base64')]) expect([file, bytes.includes(text)]).toEqual([file, false]);
+    }
   });
 
   it('tenants call nothing of nodes', async () => {

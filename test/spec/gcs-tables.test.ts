@@ -1,9 +1,10 @@
 /** What the head's tables decide, each rule with its refusal; and that the driver acts in the one safe order. */
 import fc from 'fast-check';
 import { describe, expect, it, vi } from 'vitest';
-import { CLOCK_SKEW_MS, JOIN_TOKEN_TTL_MS, MAX_ENDED_JOBS_PER_TENANT, MAX_SESSIONS_PER_JOB, NODE_DEAD_AFTER_MS, SESSION_TTL_MS, STOPPED_JOBS_TOLD_FOR_MS } from '../../src/base/limits.ts';
+import { CLOCK_SKEW_MS, JOIN_TOKEN_TTL_MS, MAX_ACTOR_SEED_BYTES, MAX_ACTOR_SEED_BYTES_PER_TENANT, MAX_ENDED_JOBS_PER_TENANT, MAX_SESSIONS_PER_JOB, NODE_DEAD_AFTER_MS, SESSION_TTL_MS, STOPPED_JOBS_TOLD_FOR_MS } from '../../src/base/limits.ts';
 import { parseTenantName, parseTrustDomain, spiffeId } from '../../src/base/ids.ts';
 import type { HeadState } from '../../src/gcs/head-state.ts';
+import type { ActorNameEvent } from '../../src/gcs/core/actor-names.ts';
 import type { JobEvent } from '../../src/gcs/core/jobs.ts';
 import { hex, jobId, RecordingStore, testHead, TestClock } from './gcs-head.ts';
 
@@ -324,6 +325,59 @@ describe('actor names', () => {
     expect(head.actorNames.get('acme', 'prod', 'delays')).toBeDefined();
     await release(head);
     expect(head.actorNames.get('acme', 'prod', 'delays')).toBeUndefined();
+  });
+
+  describe('of actors that can be made again', () => {
+    const seed = { submitter: ANA, jobId: jobId(1), sealed: Buffer.from('code and arguments').toString('base64') };
+    const step = (head: HeadState, event: ActorNameEvent) => head.commit((now, out) => head.actorNames.step(event, now, out));
+    const gone = (head: HeadState, nodeId = 'n1') => step(head, { type: 'nodeGone', nodeId, limit: 10 });
+
+    it('3: are orphaned with their node, others are free; 4: anyone may take the name', async () => {
+      const { head } = await testHead();
+      await register(head, { seed });
+      await register(head, { name: 'plain', actorId: hex(2, 48) });
+      await gone(head);
+      expect(head.actorNames.get('acme', 'prod', 'delays')).toEqual({ ...row, seed, orphaned: true });
+      expect(head.actorNames.get('acme', 'prod', 'plain')).toBeUndefined();
+      // Whoever goes through the names of the node comes to an end.
+      expect(head.actorNames.ofNode('n1')).toEqual([]);
+      await register(head, { actorId: hex(3, 48), nodeId: 'n2' });
+      expect(head.actorNames.get('acme', 'prod', 'delays')).toEqual({ ...row, actorId: hex(3, 48), nodeId: 'n2', former: { actorId: row.actorId, nodeId: 'n1' } });
+      // Who lost it may be told so; nobody else is.
+      expect([[row.actorId, 'n1'], [hex(3, 48), 'n2'], [row.actorId, 'n2'], [hex(3, 48), 'n1']].map(([id = '', node = '']) => head.actorNames.heldBy('acme', 'prod', 'delays', id, node))).toEqual([true, true, false, false]);
+      await expect(register(head)).rejects.toEqual(refused('INVALID_ARGUMENT', 'exists already'));
+    });
+
+    it('4: are their old holder’s again, with what they are made of, when its node was only silent', async () => {
+      const { head } = await testHead();
+      await register(head, { seed });
+      await gone(head);
+      await register(head);
+      expect(head.actorNames.get('acme', 'prod', 'delays')).toEqual({ ...row, seed });
+    });
+
+    it('5: are forgotten with their job or tenant, and not while they live', async () => {
+      const { head } = await testHead();
+      await register(head, { seed });
+      expect(head.actorNames.orphansOf('acme', jobId(1))).toEqual([]);
+      await gone(head);
+      for (const [tenant, job] of [['globex', jobId(1)], ['acme', jobId(2)]] as const) await step(head, { type: 'jobStopped', tenant, jobId: job, limit: 10 });
+      expect(head.actorNames.orphansOf('acme', jobId(1))).toHaveLength(1);
+      await step(head, { type: 'jobStopped', tenant: 'acme', jobId: jobId(1), limit: 10 });
+      expect(head.actorNames.get('acme', 'prod', 'delays')).toBeUndefined();
+    });
+
+    it('take so much of the head, each and per tenant, and give it back', async () => {
+      const { head } = await testHead();
+      const large = { ...seed, sealed: 'A'.repeat(Math.floor((MAX_ACTOR_SEED_BYTES * 4) / 3)) };
+      expect(head.actorNames.mayKeep('acme', { ...large, sealed: `${large.sealed}AAAA` }, undefined)).toBe(false);
+      const most = MAX_ACTOR_SEED_BYTES_PER_TENANT / MAX_ACTOR_SEED_BYTES;
+      for (let i = 0; i < most; i++) await register(head, { name: `n${i}`, actorId: hex(i + 1, 48), seed: large });
+      expect([head.actorNames.mayKeep('acme', large, undefined), head.actorNames.mayKeep('globex', large, undefined), head.actorNames.mayKeep('acme', large, large)]).toEqual([false, true, true]);
+      await expect(register(head, { name: 'one-more', actorId: hex(99, 48), seed: large })).rejects.toEqual(refused('INVALID_ARGUMENT', 'too large'));
+      await release(head, { name: 'n0', actorId: hex(1, 48) });
+      expect(head.actorNames.mayKeep('acme', large, undefined)).toBe(true);
+    });
   });
 
   it('cannot reach another key by its spelling (property)', async () => {

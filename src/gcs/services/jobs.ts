@@ -6,6 +6,8 @@ import type { JobRow } from '../core/jobs.ts';
 import type { HeadContext } from '../ports.ts';
 import { isSystem, requireTenant } from './access.ts';
 
+const NAMES_PER_COMMIT = 100;
+
 const shown = (row: JobRow) => ({
   jobId: row.jobId, tenant: row.tenant, name: row.name, submitter: row.submitter, status: row.status, message: row.message, startedMs: BigInt(row.startedMs), endedMs: BigInt(row.endedMs),
 });
@@ -35,6 +37,8 @@ export function jobsService(context: HeadContext): Implementation<typeof Jobs> {
     async stop(call, request) {
       const row = await find(call, request.jobId, 'job.stop');
       await head.commit((nowMs, out) => head.jobs.step({ type: 'stop', jobId: row.jobId, by: call.principal.spiffeId, message: `stopped by ${call.principal.spiffeId}` }, nowMs, out));
+      // What it left on nodes that are lost is not made again.
+      while (head.actorNames.orphansOf(row.tenant, row.jobId).length > 0) await head.commit((nowMs, out) => head.actorNames.step({ type: 'jobStopped', tenant: row.tenant, jobId: row.jobId, limit: NAMES_PER_COMMIT }, nowMs, out));
       return shown(head.jobs.get(row.jobId));
     },
   };

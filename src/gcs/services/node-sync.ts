@@ -3,12 +3,12 @@
  * says who it is. A part is sent whole, so a slow reader skips states and never gets half of one, and what waits for it is bounded.
  */
 import { Buffer } from 'node:buffer';
-import type { MessageInitShape } from '@bufbuild/protobuf';
+import { fromBinary, toBinary, type MessageInitShape } from '@bufbuild/protobuf';
 import { BulkheadError } from '../../base/errors.ts';
-import { OBJECT_ID_BYTES, parseJobId, quote } from '../../base/ids.ts';
-import { MAX_ACTOR_NAME_CHARS, MAX_ENDED_SESSIONS_PER_REPORT, MAX_TENANTS, SECOND_THOUGHTS_MS } from '../../base/limits.ts';
+import { OBJECT_ID_BYTES, parseJobId, parseTenantName, quote } from '../../base/ids.ts';
+import { MAX_ACTOR_NAME_CHARS, MAX_ACTOR_SEED_BYTES, MAX_ENDED_SESSIONS_PER_REPORT, MAX_TENANTS, SECOND_THOUGHTS_MS } from '../../base/limits.ts';
 import { describeResources, UNITS_PER_CPU, type ResourceVector } from '../../base/resources.ts';
-import type { AuditCheckpoint, EndedSession, HeadUpdateSchema, MonthUsage, NodeReport, NodeSync, Resources } from '../../rpc/generated/bulkhead/v1/head_pb.js';
+import { ActorSeedSchema, type AuditCheckpoint, type EndedSession, type HeadUpdateSchema, type MonthUsage, type NodeReport, type NodeSync, type Resources } from '../../rpc/generated/bulkhead/v1/head_pb.js';
 import type { CallContext, Implementation } from '../../rpc/service-types.ts';
 import type { MessageStream } from '../../rpc/streams.ts';
 import type { JobRow } from '../core/jobs.ts';
@@ -223,12 +223,12 @@ export function nodeSyncService(context: HeadContext): Implementation<typeof Nod
    * A node asks about names for a job that it has a session of, and shows that job's credential: a stolen one learns and takes no names of
    * tenants that do not use it. What does not hold is one answer, and on record with both sides.
    */
-  const requireSession = async (call: CallContext, action: 'actor.create' | 'actor.find', { tenant, name, credential }: { readonly tenant: string; readonly name: string; readonly credential: string }): Promise<void> => {
+  const requireSession = async (call: CallContext, action: 'actor.create' | 'actor.find', { tenant, name, credential }: { readonly tenant: string; readonly name: string; readonly credential: string }): Promise<JobRow> => {
     const row = await jobOf(tenant, credential);
-    if (row === undefined) return deny(context, call, { tenant, action, kind: 'actor', name: name.slice(0, MAX_ACTOR_NAME_CHARS) }, 'wall');
+    if (row === undefined) return await deny(context, call, { tenant, action, kind: 'actor', name: name.slice(0, MAX_ACTOR_NAME_CHARS) }, 'wall');
     // Its driver's last calls may be under way when it says goodbye.
-    if (row.endedMs === 0 || (row.cut !== 'everything' && head.clock.nowMs() - row.endedMs <= SECOND_THOUGHTS_MS)) return;
-    await deny(context, call, { tenant, action, kind: 'actor', name: name.slice(0, MAX_ACTOR_NAME_CHARS) }, 'owner').catch((error: unknown) => {
+    if (row.endedMs === 0 || (row.cut !== 'everything' && head.clock.nowMs() - row.endedMs <= SECOND_THOUGHTS_MS)) return row;
+    return await deny(context, call, { tenant, action, kind: 'actor', name: name.slice(0, MAX_ACTOR_NAME_CHARS) }, 'owner').catch((error: unknown) => {
       if (!(error instanceof BulkheadError) || error.code !== 'DENIED') throw error;
       throw new BulkheadError('UNAUTHENTICATED', 'the job has ended: names of actors are registered and looked up only while a driver of the job is there');
     });
@@ -249,6 +249,9 @@ export function nodeSyncService(context: HeadContext): Implementation<typeof Nod
     const row = head.jobs.find(parseJobId(jti.split('_')[0]));
     return row?.tenant === tenant && row.submitter === principal.spiffeId ? row : undefined;
   };
+
+  /** What is sealed opens only as what it was sealed as. */
+  const sealedAs = (row: { readonly namespace: string; readonly name: string; readonly actorId: string }): string => JSON.stringify(['actor', row.namespace, row.name, row.actorId]);
 
   return {
     async sync(call: CallContext, stream) {
@@ -280,16 +283,31 @@ export function nodeSyncService(context: HeadContext): Implementation<typeof Nod
 
     async registerActorName(call, request) {
       const { tenant, namespace, name, classInfo } = request;
-      await requireSession(call, 'actor.create', request);
-      const row = { tenant, namespace, name, actorId: actorId(request.actorId, tenant, call.principal.name), classInfo, nodeId: call.principal.name };
-      await head.commit((nowMs, out) => head.actorNames.step({ type: 'register', row }, nowMs, out));
-      return { found: true, actorId: request.actorId, classInfo };
+      const nodeId = call.principal.name;
+      // Who has the name, or had it until its node was silent for too long, learns nothing new; its driver may have gone.
+      const hadIt = head.actorNames.heldBy(tenant, namespace, name, Buffer.from(request.actorId).toString('hex'), nodeId);
+      const job = hadIt ? await jobOf(tenant, request.credential) : await requireSession(call, 'actor.create', request);
+      const row = { tenant, namespace, name, actorId: actorId(request.actorId, tenant, nodeId), classInfo, nodeId };
+      const { seed } = request;
+      const small = seed !== undefined && seed.options.length + seed.args.length + seed.code.length <= MAX_ACTOR_SEED_BYTES;
+      const made = !small || job === undefined ? undefined : { submitter: job.submitter, jobId: job.jobId, sealed: await pki.seal(parseTenantName(tenant), toBinary(ActorSeedSchema, seed), sealedAs(row)) };
+      await head.commit((nowMs, out) => {
+        const keep = made !== undefined && head.actorNames.mayKeep(tenant, made, head.actorNames.get(tenant, namespace, name)?.seed);
+        head.actorNames.step({ type: 'register', row: keep ? { ...row, seed: made } : row }, nowMs, out);
+      });
+      return { found: true, actorId: request.actorId, classInfo, kept: head.actorNames.get(tenant, namespace, name)?.seed !== undefined };
     },
 
     async lookupActorName(call, request) {
-      await requireSession(call, 'actor.find', request);
+      const job = await requireSession(call, 'actor.find', request);
       const row = head.actorNames.get(request.tenant, request.namespace, request.name);
-      return row === undefined ? { found: false } : { found: true, actorId: Buffer.from(row.actorId, 'hex'), classInfo: row.classInfo };
+      if (row === undefined) return { found: false };
+      const { seed, orphaned = false } = row;
+      const mine = orphaned && seed !== undefined && job.submitter === seed.submitter;
+      return {
+        found: true, actorId: Buffer.from(row.actorId, 'hex'), classInfo: row.classInfo, orphaned,
+        ...(mine ? { seed: fromBinary(ActorSeedSchema, await pki.unseal(parseTenantName(row.tenant), seed.sealed, sealedAs(row))) } : {}),
+      };
     },
 
     async releaseActorName(call, request) {

@@ -54,6 +54,11 @@ export function actorResource(actor: Actor): Resource {
   return methodResource(actor, actor.template);
 }
 
+/** What a handle knows of the class, JSON. */
+export function classInfoOf({ template: { digestHex, exportName, options: { streams } } }: Actor): string {
+  return JSON.stringify({ digest: digestHex, export: exportName, ...(streams.length === 0 ? {} : { streams }) });
+}
+
 // --- coming to life -------------------------------------------------------------------------------------------------------
 
 /** Keeps the constructor's arguments of an actor that may start again: copied, so that the batch they came in can go. */

@@ -10,7 +10,7 @@ import { FORWARDED } from '../../base/usage-record.ts';
 import { ACTOR_STATE, CALL_KIND, NO_TIMEOUT, OP, type CallKind, type FrameReader } from '../../base/frame.ts';
 import { OBJECT_ID_BYTES, SESSION_PREFIX_BYTES, quote } from '../../base/ids.ts';
 import { MAX_CALLS_IN_FLIGHT, MAX_CODE_BYTES, MAX_CODE_BYTES_PER_TENANT, MAX_DEPENDENCIES, MAX_HELD_BYTES_PER_TENANT, MAX_INLINE_BYTES, MAX_OBJECT_BYTES, MAX_OBJECTS_PER_TENANT, MAX_REFS_PER_CALL, MAX_SCHEDULING_CLASSES_PER_TENANT, MAX_TASK_DEPTH, MAX_TEMPLATES_PER_CHANNEL, MAX_UPLOADS_PER_CHANNEL, MAX_WAITING_PER_CHANNEL } from '../../base/limits.ts';
-import { actorDied, actorLost, actorResource, callActor, findActor, keepSeed, methodResource, tellCreator } from './actors.ts';
+import { actorDied, actorLost, actorResource, callActor, classInfoOf, findActor, keepSeed, methodResource, tellCreator } from './actors.ts';
 import { DENIED_TEXT, hex, idIndex, idWord, type Core } from './core.ts';
 import { cancelTask } from './endings.ts';
 import { giveSame, remember, submittedBefore } from './idempotency.ts';
@@ -21,7 +21,7 @@ import { Actor, CHANNEL_KIND, failureOf, FunctionStats, OBJECT_STATUS, PENDING_K
 
 const MAX_OPTIONS_BYTES = 16_384;
 /** Of an export or a method. Both are in the record of every call, whatever they are for, so neither may be longer or of other characters. */
-const NAME = /^[\p{ID_Start}$_][\p{ID_Continue}$]{0,127}$/u;
+export const EXPORT_NAME = /^[\p{ID_Start}$_][\p{ID_Continue}$]{0,127}$/u;
 
 function refused(code: Failure['code'], message: string): Failure {
   return { code, message, stack: '' };
@@ -61,17 +61,23 @@ export function onCode(core: Core, channel: Channel, r: FrameReader): void {
   const seq = core.decide(channel, 'code.register', resource('code', { tenant: tenant.name, name, owner: channel.principal.spiffeId, code: name, size: total }), name, -1, 1, '');
   if (seq < 0) return rejectCall(core, channel, 0, DENIED);
   if (hex(core.config.sha256(upload.bytes)) !== upload.digestHex) return rejectCall(core, channel, 0, refused('INVALID_ARGUMENT', 'the code bundle does not have the digest it was sent under'));
-  const known = tenant.code.get(upload.digestHex);
+  if (!storeCode(core, tenant, upload.digestHex, upload.bytes)) rejectCall(core, channel, 0, refused('RESOURCE_EXHAUSTED', `the tenant's code in use on this node takes more than ${MAX_CODE_BYTES_PER_TENANT} bytes: let jobs and actors end`));
+}
+
+/** Keeps code whose digest was checked. False: there is no room. */
+export function storeCode(core: Core, tenant: TenantState, digestHex: string, source: Uint8Array): boolean {
+  const known = tenant.code.get(digestHex);
   if (known !== undefined) {
     // Last in the order of use.
-    tenant.code.delete(upload.digestHex);
-    tenant.code.set(upload.digestHex, known);
-    return;
+    tenant.code.delete(digestHex);
+    tenant.code.set(digestHex, known);
+    return true;
   }
-  if (!makeRoomForCode(core, tenant, total)) return rejectCall(core, channel, 0, refused('RESOURCE_EXHAUSTED', `the tenant's code in use on this node takes more than ${MAX_CODE_BYTES_PER_TENANT} bytes: let jobs and actors end`));
-  tenant.code.set(upload.digestHex, { digestHex: upload.digestHex, size: total });
-  tenant.codeBytes += codeCost(total);
-  core.out.push({ type: 'store-code', tenant, digestHex: upload.digestHex, source: upload.bytes });
+  if (!makeRoomForCode(core, tenant, source.length)) return false;
+  tenant.code.set(digestHex, { digestHex, size: source.length });
+  tenant.codeBytes += codeCost(source.length);
+  core.out.push({ type: 'store-code', tenant, digestHex, source });
+  return true;
 }
 
 /** A file of one octet takes a page. */
@@ -112,8 +118,8 @@ export function onDefine(core: Core, channel: Channel, r: FrameReader): void {
   };
   if (decideSession(core, channel, 'define') < 0) return refuse(DENIED);
   if (kind > CALL_KIND.ACTOR_METHOD) return refuse(refused('INVALID_ARGUMENT', `kind ${kind} is none of task, actor class, actor method`));
-  if (!NAME.test(exportName) && (kind !== CALL_KIND.ACTOR_METHOD || exportName !== '')) return refuse(refused('INVALID_ARGUMENT', `${quote(exportName)} is not the name of an export`));
-  if (kind === CALL_KIND.ACTOR_METHOD ? !NAME.test(methodName) : methodName !== '') return refuse(refused('INVALID_ARGUMENT', `${quote(methodName)} is not the name of a method`));
+  if (!EXPORT_NAME.test(exportName) && (kind !== CALL_KIND.ACTOR_METHOD || exportName !== '')) return refuse(refused('INVALID_ARGUMENT', `${quote(exportName)} is not the name of an export`));
+  if (kind === CALL_KIND.ACTOR_METHOD ? !EXPORT_NAME.test(methodName) : methodName !== '') return refuse(refused('INVALID_ARGUMENT', `${quote(methodName)} is not the name of a method`));
   if (kind !== CALL_KIND.ACTOR_METHOD && !channel.job.tenant.code.has(digestHex)) return refuse(refused('INVALID_ARGUMENT', `the code sha256:${digestHex} has not been registered`));
   let options;
   try {
@@ -416,7 +422,7 @@ export function onCreateActor(core: Core, channel: Channel, r: FrameReader): voi
   // What another raylet had made here, it restarts itself.
   if (template.options.maxRestarts !== 0 && channel.kind !== CHANNEL_KIND.PEER) keepSeed(actor);
   if (actor.name === '') core.waitingActors.add(actor);
-  else core.out.push({ type: 'register-name', actor, id: core.idOf(session, call.seq), classInfo: JSON.stringify({ digest: template.digestHex, export: template.exportName, ...(template.options.streams.length === 0 ? {} : { streams: template.options.streams }) }) });
+  else core.out.push({ type: 'register-name', actor, id: core.idOf(session, call.seq), classInfo: classInfoOf(actor) });
 }
 
 /** The head has answered whether the name was free. */

@@ -12,6 +12,7 @@ import type { Principal } from '../../base/principal.ts';
 import type { ResourceVector } from '../../base/resources.ts';
 import { actorDied, actorLost, drainCalls, endUnreachable, ownerEnded, placeWaitingActors, remoteActorChanged } from './actors.ts';
 import { actorWorkerStarted, unseatActors } from './actor-seats.ts';
+import { adoptActor, type ActorSeed } from './adoption.ts';
 import * as calls from './client-calls.ts';
 import { Core, idWord, type CoreConfig } from './core.ts';
 import { cancelTask, closeSlotChannel, enforceLimits, execEnded, leaveStream, remoteEnded, remoteLost, slotDied, workerDied } from './endings.ts';
@@ -424,6 +425,20 @@ export class RayletCore {
   nameRegistered(actor: Actor, failure: Failure | undefined): void {
     calls.onNameRegistered(this.state, actor, failure);
     this.settle();
+  }
+
+  /** Another has the name by now: this node was silent for so long that it was taken for dead. */
+  nameLost(actor: Actor): void {
+    actor.nameRegistered = false;
+    actorDied(this.state, actor, { code: 'ACTOR_DIED', message: 'its node was silent for too long, and its name went to another actor', stack: '' });
+    this.settle();
+  }
+
+  /** The node of a named actor is lost: makes it again for whoever asked, if that one may. Undefined: it is under way. */
+  adoptActor(channel: Channel, name: string, namespace: string, classInfo: string, seed: ActorSeed): Failure | undefined {
+    const failure = adoptActor(this.state, channel, name, namespace, classInfo, seed);
+    this.settle();
+    return failure;
   }
 
   nameFound(channel: Channel, request: number, found: { id: Uint8Array; classInfo: string } | Failure | undefined, auditSeq: number): void {

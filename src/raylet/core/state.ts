@@ -726,6 +726,8 @@ export class Actor {
   /** Its worker counts it among those whose isolates are being made. */
   booting = false;
   nameRegistered = false;
+  /** The head has what it is made of: it can be made again when this node is lost. */
+  kept = false;
   /** Kept while it may start again. */
   seed: CreationSeed | undefined = undefined;
   restarts = 0;

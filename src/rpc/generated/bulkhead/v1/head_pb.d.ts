@@ -1698,6 +1698,13 @@ export declare type RegisterActorNameRequest = Message<"bulkhead.v1.RegisterActo
    * @generated from field: string credential = 6;
    */
   credential: string;
+
+  /**
+   * Of a detached actor that may start again: what it is made of, for when this node is lost.
+   *
+   * @generated from field: bulkhead.v1.ActorSeed seed = 7;
+   */
+  seed?: ActorSeed | undefined;
 };
 
 /**
@@ -1705,6 +1712,41 @@ export declare type RegisterActorNameRequest = Message<"bulkhead.v1.RegisterActo
  * Use `create(RegisterActorNameRequestSchema)` to create a new message.
  */
 export declare const RegisterActorNameRequestSchema: GenMessage<RegisterActorNameRequest>;
+
+/**
+ * @generated from message bulkhead.v1.ActorSeed
+ */
+export declare type ActorSeed = Message<"bulkhead.v1.ActorSeed"> & {
+  /**
+   * Options of the class, JSON; arguments of the constructor as in CREATE_ACTOR, without refs; source of the bundle.
+   *
+   * @generated from field: string options = 1;
+   */
+  options: string;
+
+  /**
+   * @generated from field: bytes args = 2;
+   */
+  args: Uint8Array;
+
+  /**
+   * @generated from field: bytes code = 3;
+   */
+  code: Uint8Array;
+
+  /**
+   * Lives that were lost before.
+   *
+   * @generated from field: uint32 restarts = 4;
+   */
+  restarts: number;
+};
+
+/**
+ * Describes the message bulkhead.v1.ActorSeed.
+ * Use `create(ActorSeedSchema)` to create a new message.
+ */
+export declare const ActorSeedSchema: GenMessage<ActorSeed>;
 
 /**
  * @generated from message bulkhead.v1.LookupActorNameRequest
@@ -1798,6 +1840,25 @@ export declare type ActorName = Message<"bulkhead.v1.ActorName"> & {
    * @generated from field: string class_info = 3;
    */
   classInfo: string;
+
+  /**
+   * Its node is lost. The seed is only for a session of the principal that submitted the actor's job.
+   *
+   * @generated from field: bool orphaned = 4;
+   */
+  orphaned: boolean;
+
+  /**
+   * @generated from field: bulkhead.v1.ActorSeed seed = 5;
+   */
+  seed?: ActorSeed | undefined;
+
+  /**
+   * To a registration: the seed is kept.
+   *
+   * @generated from field: bool kept = 6;
+   */
+  kept: boolean;
 };
 
 /**
