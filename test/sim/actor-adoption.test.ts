@@ -62,7 +62,18 @@ describe('adoption', () => {
     world.drain(node);
     world.run(5_000);
     expect([actorsOf(node), world.ran]).toEqual([[], []]);
-    expect(node.core.state.tenants.get(1)?.heldBytes).toBe(0);
+    expect([node.core.state.tenants.get(1)?.heldBytes, node.core.state.tenants.get(1)?.actors]).toEqual([0, 0]);
+  });
+
+  it('counts in the quota of actors', () => {
+    const { world, node, client } = scene();
+    const tenant = node.core.state.tenants.get(1)!;
+    tenant.quota.actors = 1;
+    expect(node.core.adoptActor(client.channel, 'phoenix', '', INFO, SEED)).toBe(undefined);
+    expect([tenant.actors, node.core.adoptActor(client.channel, 'phoenix', '', INFO, SEED)?.code]).toEqual([1, 'QUOTA_EXCEEDED']);
+    world.drain(node);
+    world.run(5_000);
+    expect(tenant.actors).toBe(1);
   });
 
   it.each<[string, string, typeof SEED]>([

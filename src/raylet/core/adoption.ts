@@ -46,6 +46,7 @@ export function adoptActor(core: Core, channel: Channel, name: string, namespace
   }
   if (!options.detached || options.name !== name || options.namespace !== namespace || options.isolation === 'gvisor') return unusable('its options are not those of this actor');
   if (options.maxRestarts !== -1 && seed.restarts >= options.maxRestarts) return unusable(`it has used up its ${options.maxRestarts} restarts`);
+  if (tenant.actors >= tenant.quota.actors) return { code: 'QUOTA_EXCEEDED', message: `the tenant has ${tenant.actors} actors on this node, its quota is ${tenant.quota.actors}: kill some of them, or ask for a larger quota (actors)`, stack: '' };
   const code = `sha256:${digest}`;
   const target = resource('actor', { tenant: tenant.name, name, owner: channel.principal.spiffeId, label: options.label, code, function: exportName, cpus: options.resources.cpuUnits / 10_000, memory: options.resources.memoryBytes, isolation: options.isolation, detached: true });
   const session = core.newSession(tenant, channel.principal.spiffeId);
@@ -71,6 +72,7 @@ export function adoptActor(core: Core, channel: Channel, name: string, namespace
   actor.restarts = task.attempt = seed.restarts + 1;
   session.actors.set(INDEX, actor);
   job.actors.add(actor);
+  tenant.actors++;
   keepSeed(actor);
   core.out.push({ type: 'register-name', actor, id: core.idOf(session, INDEX), classInfo: classInfoOf(actor) });
   return undefined;
