@@ -35,7 +35,7 @@ describe('adoption', () => {
       world.run(5_000);
       expect([actor?.state, actor?.restarts]).toEqual([state, 2]);
     }
-    expect(node.core.state.available).toEqual(node.core.state.config.total);
+    expect([node.core.state.available, node.core.state.callsInFlight]).toEqual([node.core.state.config.total, 0]);
     expect(node.core.state.tenants.get(1)?.heldBytes).toBe(0);
   });
 

@@ -89,7 +89,7 @@ class Scene {
     this.world.run(20_000);
     for (const node of this.world.nodes) {
       const core = node.core.state;
-      expect(core.available).toEqual(core.config.total);
+      expect([core.available, core.callsInFlight]).toEqual([core.config.total, 0]);
       for (const tenant of core.tenants.values()) expect([tenant.cpuUnitsInUse, tenant.memoryBytesInUse, tenant.heldBytes, tenant.objectBytes, tenant.entries]).toEqual([0, 0, 0, 0, 0]);
       for (const worker of core.workers.values()) expect([worker.seats, worker.booting]).toEqual([0, 0]);
     }

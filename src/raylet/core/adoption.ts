@@ -61,13 +61,14 @@ export function adoptActor(core: Core, channel: Channel, name: string, namespace
     return created < 0 ? DENIED : { code: 'RESOURCE_EXHAUSTED', message: 'the tenant’s code in use on this node leaves no room for the actor’s: let jobs and actors end', stack: '' };
   }
   const template = new Template({
-    kind: CALL_KIND.ACTOR_CLASS, digestHex: digest, exportName, methodName: '', optionsJson: seed.options, options, stats: new FunctionStats(), resource: target, detail: `${code} ${exportName}`, schedulingClass: undefined,
+    originHex: session.prefixHex, kind: CALL_KIND.ACTOR_CLASS, digestHex: digest, exportName, methodName: '', optionsJson: seed.options, options, stats: new FunctionStats(), resource: target, detail: `${code} ${exportName}`, schedulingClass: undefined,
   });
   // Nobody reads what is written to it.
   const owner = new Channel(core.nextNumber(), CHANNEL_KIND.DRIVER, session, job, channel.principal, channel.depth, undefined);
   owner.closed = true;
   const task = new Task(owner, INDEX, template, seed.args.slice(), 0, NO_REFS_BYTES, seed.args.length, created, channel.depth, core.nowMs);
   owner.inFlight++;
+  core.callsInFlight++;
   const actor = new Actor(session, INDEX, job, template, task, name);
   actor.restarts = task.attempt = seed.restarts + 1;
   session.actors.set(INDEX, actor);
