@@ -331,6 +331,23 @@ describe('callers of an actor that restarts', () => {
   });
 });
 
+it('no actor is seated in a process whose end is under way for having been idle', () => {
+  const scene = new Scene({ maxRestarts: 0 });
+  const first = scene.create(DO.RETURN);
+  const { worker } = scene.actor(first);
+  scene.kill(first);
+  scene.world.nowMs += 60_000;
+  scene.world.tick();
+  expect(worker?.state, 'its end is under way, not over').toBe('ALIVE');
+  const id = scene.client.call(OP.CREATE_ACTOR, CLASS, DO.RETURN);
+  const call = scene.client.get([scene.client.call(OP.CALL_ACTOR, CALL, DO.RETURN, [], id)]);
+  scene.node.core.clientBatch(scene.client.channel, scene.client.out.take(), scene.world.nowMs);
+  scene.world.drain(scene.node);
+  scene.settle();
+  expect([worker?.state, scene.actor(id).state, call.answers, scene.actor(id).worker === worker]).toEqual(['DEAD', 'ALIVE', ['value'], false]);
+  scene.expectNothingLeft();
+});
+
 describe('handles', () => {
   it('in another object, task or actor keep an actor, also when the task that made it has ended', () => {
     const scene = new Scene({ maxRestarts: 1 });

@@ -243,6 +243,8 @@ function evictIdleWorker(core: Core, of: TenantState | undefined): boolean {
     }
   }
   if (oldest === undefined) return false;
+  // Whatever came into it before it has exited would die with it.
+  oldest.worker.ending = true;
   core.out.push({ type: 'kill-worker', worker: oldest.worker, reason: 'IDLE' });
   return true;
 }
@@ -381,6 +383,9 @@ export function retireIdleWorkers(core: Core): void {
     let busy = false;
     for (const slot of worker.slots.values()) if (slot.execs.size > 0 || slot.channel.inFlight > 0 || slot.actor !== undefined || slot.lease?.holding === true) busy = true;
     if (busy) worker.idleSinceMs = core.nowMs;
-    else if (core.nowMs - worker.idleSinceMs > IDLE_WORKER_KEPT_MS) core.out.push({ type: 'kill-worker', worker, reason: 'IDLE' });
+    else if (core.nowMs - worker.idleSinceMs > IDLE_WORKER_KEPT_MS && !worker.ending) {
+      worker.ending = true;
+      core.out.push({ type: 'kill-worker', worker, reason: 'IDLE' });
+    }
   }
 }
