@@ -48,6 +48,12 @@ export const MAX_TEMPLATES_PER_CHANNEL = 4_096;
 export const MAX_OBJECTS_PER_TENANT = 1_000_000;
 /** Different resource requests of one tenant's functions: the scheduler looks at each that has work whenever something happens. */
 export const MAX_SCHEDULING_CLASSES_PER_TENANT = 256;
+/** Labels of a node or of one selector, values of one condition, and selectors that one call may fall back to. */
+export const MAX_LABELS = 32;
+export const MAX_LABEL_VALUES = 32;
+export const MAX_SELECTORS = 8;
+/** Bundles of one placement group. */
+export const MAX_BUNDLES_PER_GROUP = 256;
 /** Octets of calls that are not finished, as they came: of one channel before its reads pause, of a tenant before new ones fail. */
 export const MAX_HELD_BYTES_PER_CHANNEL = 256 * 2 ** 20;
 export const MAX_HELD_BYTES_PER_TENANT = 1024 * 2 ** 20;

@@ -11,6 +11,7 @@ import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
 import { BulkheadError, type ErrorCode } from '../base/errors.ts';
+import type { Labels } from '../base/labels.ts';
 import { adminProfile, headDirectory, makeRunDirectory, rayletDirectory, removeGroups, removeRunDirectory, runDirectory } from './leftovers.ts';
 import { identify, isAlive, processesOf, readRecord, recordPath, removeRecord, runningProcesses, signalProcess, waitUntilGone, writeRecord, type ClusterRecord, type ProcessIdentity } from './process-record.ts';
 
@@ -38,6 +39,9 @@ export interface ClusterOptions {
   readonly cpus: number | undefined;
   readonly memoryBytes: number | undefined;
   readonly resources: Readonly<Record<string, number>>;
+  /** Labels of all raylets, and those of one by its name. */
+  readonly labels?: Labels;
+  readonly labelsOf?: Readonly<Record<string, Labels>>;
   readonly insecureDev: readonly string[];
 }
 
@@ -215,18 +219,25 @@ export class LocalCluster {
   }
 
   #headConfig(): object {
-    const { dataDir, listen, insecureDev } = this.options;
-    return { dataDir: headDirectory(dataDir), insecureDev: insecureDev.length > 0, ...(listen === undefined ? {} : { listen }), ...this.#metricsListen(0) };
+    const { dataDir, listen, insecureDev, raylets } = this.options;
+    // Who starts the cluster is its operator: what its raylets are called here, they may be called.
+    const nodeLabels: Record<string, string[]> = {};
+    for (let i = 1; i <= raylets; i++) for (const [key, value] of Object.entries(this.#labelsOf(`raylet-${i}`))) if (!(nodeLabels[key] ??= []).includes(value)) nodeLabels[key].push(value);
+    return { dataDir: headDirectory(dataDir), nodeLabels, insecureDev: insecureDev.length > 0, ...(listen === undefined ? {} : { listen }), ...this.#metricsListen(0) };
   }
 
   #rayletConfig(name: string, joinWith: object | undefined): object {
     const { dataDir, raylets, cpus, memoryBytes, resources, insecureDev } = this.options;
     const head = this.head as HeadReady;
     return {
-      dataDir: rayletDirectory(dataDir, name), runDir: join(runDirectory(dataDir), name), trustDomain: head.trustDomain, headAddress: head.address, resources, insecureDev,
+      dataDir: rayletDirectory(dataDir, name), runDir: join(runDirectory(dataDir), name), trustDomain: head.trustDomain, headAddress: head.address, resources, labels: this.#labelsOf(name), insecureDev,
       cpus: cpus ?? Math.max(1, Math.floor(availableParallelism() / raylets)), memoryBytes: memoryBytes ?? Math.floor((totalmem() * MEMORY_SHARE) / raylets),
       ...this.#metricsListen(Number(name.slice(name.lastIndexOf('-') + 1))), ...(joinWith === undefined ? {} : { join: joinWith }),
     };
+  }
+
+  #labelsOf(name: string): Labels {
+    return { ...this.options.labels, ...this.options.labelsOf?.[name] };
   }
 
   #metricsListen(offset: number): { readonly metricsListen?: string } {

@@ -67,6 +67,25 @@ function assignment(text: string, before: Readonly<Record<string, string>> = {})
   return { ...before, ...Object.fromEntries(pairs.map((pair) => [pair?.[1] ?? '', pair?.[2] ?? ''])) };
 }
 
+function labels(text: string, before: Readonly<Record<string, string>> = {}): Record<string, string> {
+  const pairs = text.split(',').map((pair) => /^((?:raylet-\d{1,4}:)?[A-Za-z][A-Za-z0-9_.:/-]{0,62})=([A-Za-z0-9][A-Za-z0-9._:/-]{0,127})$/.exec(pair.trim()));
+  if (pairs.includes(null)) throw new InvalidArgumentError('give NAME=VALUE, several with commas, for example zone=eu,disk=ssd.');
+  return { ...before, ...Object.fromEntries(pairs.map((pair) => [pair?.[1] ?? '', pair?.[2] ?? ''])) };
+}
+
+/** `raylet-2:zone` is one raylet's, `zone` everybody's. */
+function labelsByRaylet(given: Readonly<Record<string, string>>, raylets: number): { readonly own: Record<string, string>; readonly of: Record<string, Record<string, string>> } {
+  const own: Record<string, string> = {};
+  const of: Record<string, Record<string, string>> = {};
+  for (const [name, value] of Object.entries(given)) {
+    const one = /^raylet-(\d{1,4}):(.+)$/.exec(name);
+    if (one === null) own[name] = value;
+    else if (Number(one[1]) < 1 || Number(one[1]) > raylets) throw new UsageError(`--label: there is no raylet-${one[1]}; --raylets is ${raylets}`);
+    else (of[`raylet-${Number(one[1])}`] ??= {})[one[2] ?? ''] = value;
+  }
+  return { own, of };
+}
+
 function time(text: string): number {
   const ms = Date.parse(text);
   if (!Number.isFinite(ms)) throw new InvalidArgumentError('give a time as ISO 8601, for example 2026-03-01T08:00:00Z or 2026-03-01.');
@@ -86,7 +105,7 @@ function version(): string {
 }
 
 function clusterCommands(program: Command): void {
-  leaf<{ data?: string; raylets: number; listen?: string; metrics?: string; detach?: boolean; cpus?: number; memory?: string; resources?: Record<string, string>; insecureDev?: string[] }>(
+  leaf<{ data?: string; raylets: number; listen?: string; metrics?: string; detach?: boolean; cpus?: number; memory?: string; resources?: Record<string, string>; label?: Record<string, string>; insecureDev?: string[] }>(
     program, 'up', 'start a cluster on this machine: a head and raylets', { local: true },
     (c) => c
       .option('--data <dir>', 'data directory (default: ~/.bulkhead/cluster)')
@@ -97,6 +116,7 @@ function clusterCommands(program: Command): void {
       .option('--cpus <n>', 'CPUs of each raylet (default: an equal share of this machine)', number('CPUs', 0.0001, 10_000, false))
       .option('--memory <amount>', 'memory of each raylet, for example 2GiB')
       .option('--resources <k=v>', 'custom resources of each raylet', assignment)
+      .option('--label <k=v,...>', 'labels of the raylets, for example zone=eu; of one of them: raylet-2:zone=us; may be given again', labels)
       .option('--insecure-dev <layer...>', 'isolation layers that may be missing; stamped on every audit record')
       .addHelpText('after', "\nThe first start makes the certificate authority, the data directory and the administrator's profile."),
     async (terminal, _args, o) => {
@@ -109,8 +129,9 @@ function clusterCommands(program: Command): void {
         if (!/^\d+(\.\d{1,4})?$/.test(amount)) throw new UsageError(`--resources: the amount of ${name} is not a number`);
         return [name, Number(amount)];
       }));
+      const { own, of } = labelsByRaylet(o.label ?? {}, o.raylets);
       await up(terminal, {
-        dataDir: dataDirectory(o.data), raylets: o.raylets, listen: o.listen, metrics: o.metrics, cpus: o.cpus, memoryBytes: o.memory === undefined ? undefined : parseMemory(o.memory), resources, insecureDev: o.insecureDev ?? [], detach: o.detach === true,
+        dataDir: dataDirectory(o.data), raylets: o.raylets, listen: o.listen, metrics: o.metrics, cpus: o.cpus, memoryBytes: o.memory === undefined ? undefined : parseMemory(o.memory), resources, labels: own, labelsOf: of, insecureDev: o.insecureDev ?? [], detach: o.detach === true,
       });
     },
   );
@@ -247,10 +268,11 @@ function pkiCommands(program: Command): void {
   leaf(pki, 'rotate', 'a new authority; nothing that runs notices', {}, () => undefined, async (terminal, _args, o) => (await commands()).rotateAuthority(terminal, o.profile));
   leaf<{ reason: string }>(pki, 'revoke <whom>', 'end an identity everywhere: a SPIFFE ID, its path (tenant/acme/user/ana), or a serial number', {}, (c) => c.option('--reason <text>', 'kept in the audit log', ''), async (terminal, [whom = ''], o) =>
     (await commands()).revoke(terminal, whom, o.reason, o.profile));
-  leaf<{ node?: string; most?: Record<string, string>; out?: string }>(pki, 'join-token', 'a single-use token with which a node joins', {}, (c) => c.option('--node <id>', 'node id (default: one is chosen)')
+  leaf<{ node?: string; most?: Record<string, string>; label?: Record<string, string>; out?: string }>(pki, 'join-token', 'a single-use token with which a node joins', {}, (c) => c.option('--node <id>', 'node id (default: one is chosen)')
     .option('--most <k=v,...>', 'what the node may say at most that it has, for example cpus=64,memory=256GiB,gpu=8', assignment)
+    .option('--label <k=v,...>', 'labels that the node may have, for example zone=eu; may be given again', labels)
     .option('--out <file>', 'new file for token, address and trust bundle, readable by you only'), async (terminal, _args, o) =>
-    (await commands()).joinToken(terminal, { nodeId: o.node ?? '', most: o.most, out: o.out === undefined ? undefined : resolve(o.out) }, o.profile));
+    (await commands()).joinToken(terminal, { nodeId: o.node ?? '', most: o.most, labels: o.label ?? {}, out: o.out === undefined ? undefined : resolve(o.out) }, o.profile));
 }
 
 export function buildProgram(): Command {

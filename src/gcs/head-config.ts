@@ -4,6 +4,7 @@ import { isAbsolute } from 'node:path';
 import { z } from 'zod';
 import { BulkheadError } from '../base/errors.ts';
 import { parseTrustDomain, type TrustDomain } from '../base/ids.ts';
+import { LABEL_KEY, LABEL_VALUE } from '../base/labels.ts';
 import { MAX_AUDIT_BYTES_PER_TENANT, MAX_NODE_CPUS, MAX_NODE_CUSTOM, MAX_NODE_MEMORY_BYTES } from '../base/limits.ts';
 import { UNITS_PER_CPU } from '../base/resources.ts';
 import type { NodeMost } from './core/nodes.ts';
@@ -25,6 +26,8 @@ const ConfigSchema = z.strictObject({
   auditBytesPerTenant: z.int().min(2 ** 20).default(MAX_AUDIT_BYTES_PER_TENANT),
   /** What one node may say at most that it has, where its join token says nothing: a node that lies about it draws the others' work. */
   nodeMost: z.strictObject({ cpus: z.number().positive().max(1e6).default(MAX_NODE_CPUS), memoryBytes: z.int().positive().default(MAX_NODE_MEMORY_BYTES), each: z.number().positive().max(1e6).default(MAX_NODE_CUSTOM) }).prefault({}),
+  /** Labels that any node may say it has, with their values, where its join token says nothing. None: only what tokens say. */
+  nodeLabels: z.record(z.string().regex(LABEL_KEY), z.array(z.string().regex(LABEL_VALUE)).max(1_000)).default({}),
   insecureDev: z.boolean().default(false),
 });
 
@@ -53,10 +56,10 @@ export function parseHeadConfig(text: string): HeadConfig {
   }
   const parsed = ConfigSchema.safeParse(json);
   if (!parsed.success) return refuse(parsed.error.issues.map((i) => `${i.path.join('.') || 'it'}: ${i.message}`).join('; '));
-  const { dataDir, trustDomain, advertiseHost, metricsListen, nodeMost, ...rest } = parsed.data;
+  const { dataDir, trustDomain, advertiseHost, metricsListen, nodeMost, nodeLabels, ...rest } = parsed.data;
   if (!isAbsolute(dataDir) || dataDir.includes('\0')) return refuse('dataDir is not an absolute path');
   return {
-    ...rest, dataDir, advertiseHost, metricsListen, nodeMost: { cpuUnits: Math.floor(nodeMost.cpus * UNITS_PER_CPU), memoryBytes: nodeMost.memoryBytes, eachUnits: Math.floor(nodeMost.each * UNITS_PER_CPU) },
+    ...rest, dataDir, advertiseHost, metricsListen, nodeMost: { cpuUnits: Math.floor(nodeMost.cpus * UNITS_PER_CPU), memoryBytes: nodeMost.memoryBytes, eachUnits: Math.floor(nodeMost.each * UNITS_PER_CPU), labels: nodeLabels },
     trustDomain: trustDomain === undefined ? undefined : parseTrustDomain(trustDomain),
   };
 }

@@ -6,6 +6,7 @@
 import { parseSnapshot, type LiveDecisionPoint } from '../authz/authz.ts';
 import { BulkheadError, toSafeError } from '../base/errors.ts';
 import { parseJobId, parseNodeId, type JobId } from '../base/ids.ts';
+import { parseLabels, type Labels } from '../base/labels.ts';
 import { HEARTBEAT_MS, MAX_ENDED_SESSIONS_KEPT, MAX_ENDED_SESSIONS_PER_REPORT, NODE_DEAD_AFTER_MS } from '../base/limits.ts';
 import type { ResourceVector } from '../base/resources.ts';
 import { TrustBundle, type Revocations, type SvidSource } from '../pki/pki.ts';
@@ -30,6 +31,7 @@ export interface HeadLinkOptions {
   readonly instance: string;
   readonly address: () => string;
   readonly total: ResourceVector;
+  readonly labels: Labels;
   readonly insecureDev: boolean;
   readonly log: RayletLog;
 }
@@ -77,7 +79,7 @@ export class HeadLink implements ActorNames, AsyncDisposable {
 
   /** One stream, from its first report to its end. */
   async #run(channel: RpcChannel): Promise<void> {
-    const { log, total, insecureDev } = this.#options;
+    const { log, total, labels, insecureDev } = this.#options;
     // Not when a stream takes over from another: to the head that was no silence.
     const again = this.#answered !== undefined && this.#stream === undefined;
     let stream: MessageStream<HeadUpdate, object> | undefined;
@@ -99,7 +101,7 @@ export class HeadLink implements ActorNames, AsyncDisposable {
       const told = new Map<string, string>();
       if (this.#stream === undefined) this.#stream = opened;
       else this.#heir = opened;
-      stream.write({ ...this.#facts(), address: this.#options.address(), total: wireResources(total), insecureDev, instance: this.#options.instance });
+      stream.write({ ...this.#facts(), address: this.#options.address(), total: wireResources(total), labels: { ...labels }, insecureDev, instance: this.#options.instance });
       let reportedMs = performance.now();
       timer = setInterval(() => {
         // This process stood still for so long that the head may have taken the node for dead.
@@ -205,7 +207,7 @@ export class HeadLink implements ActorNames, AsyncDisposable {
       for (const node of update.nodes.nodes) {
         if (node.nodeNumber === nodeNumber || node.state !== 'alive') continue;
         alive.add(node.nodeNumber);
-        raylet.core.setNode(parseNodeId(node.nodeId), node.nodeNumber, node.address, node.spiffeId, coreResources(node.total), node.queuedTasks > 0 ? { cpuUnits: 0, memoryBytes: 0, custom: undefined } : coreResources(node.available));
+        raylet.core.setNode(parseNodeId(node.nodeId), node.nodeNumber, node.address, node.spiffeId, coreResources(node.total), node.queuedTasks > 0 ? { cpuUnits: 0, memoryBytes: 0, custom: undefined } : coreResources(node.available), parseLabels(node.labels));
       }
       for (const number of [...raylet.core.state.nodes.keys()]) if (!alive.has(number)) raylet.core.removeNode(number);
       raylet.core.settle();

@@ -5,6 +5,7 @@ import { availableParallelism, totalmem } from 'node:os';
 import { z } from 'zod';
 import { BulkheadError } from '../base/errors.ts';
 import { parseTrustDomain, type TrustDomain } from '../base/ids.ts';
+import { LABEL_KEY, LABEL_VALUE, parseLabels, type Labels } from '../base/labels.ts';
 import { MAX_AUDIT_BYTES_PER_TENANT } from '../base/limits.ts';
 import { parseUnits, UNITS_PER_CPU, type ResourceVector } from '../base/resources.ts';
 
@@ -26,6 +27,8 @@ const ConfigSchema = z.strictObject({
   cpus: z.number().positive().max(10_000).optional(),
   memoryBytes: z.int().positive().optional(),
   resources: z.record(z.string().regex(/^[A-Za-z][A-Za-z0-9_.:-]{0,62}$/), z.number().nonnegative()).default({}),
+  /** What the operator calls this node by; refused beyond what its join token or the head's configuration allows. */
+  labels: z.record(z.string().regex(LABEL_KEY), z.string().regex(LABEL_VALUE)).default({}),
   warmWorkers: z.int().min(0).max(64).default(2),
   maxWorkers: z.int().min(1).max(4_096).default(64),
   /** Of each tenant's audit log on this node, in bytes; then its calls are refused here. */
@@ -44,6 +47,7 @@ export interface RayletConfig {
   readonly headAddress: string;
   readonly join: { readonly token: string; readonly attestationAddress: string; readonly trustBundle: string } | undefined;
   readonly total: ResourceVector;
+  readonly labels: Labels;
   readonly warmWorkers: number;
   readonly maxWorkers: number;
   readonly auditBytesPerTenant: number;
@@ -63,10 +67,10 @@ export function parseRayletConfig(text: string): RayletConfig {
   const parsed = ConfigSchema.safeParse(json);
   // Only where and what: a value in it may be the join token.
   if (!parsed.success) return refuse(parsed.error.issues.map((i) => `${i.path.join('.') || 'it'}: ${i.message}`).join('; '));
-  const { cpus, memoryBytes, resources, trustDomain, join, advertise, metricsListen, ...rest } = parsed.data;
+  const { cpus, memoryBytes, resources, trustDomain, join, advertise, metricsListen, labels, ...rest } = parsed.data;
   const custom = Object.entries(resources).map(([name, amount]) => [name, parseUnits(`resource ${name}`, amount)] as const);
   return {
-    ...rest, trustDomain: parseTrustDomain(trustDomain), join, advertise, metricsListen,
+    ...rest, trustDomain: parseTrustDomain(trustDomain), join, advertise, metricsListen, labels: parseLabels(labels),
     total: {
       cpuUnits: cpus === undefined ? availableParallelism() * UNITS_PER_CPU : parseUnits('cpus', cpus),
       // A part stays with the operating system, the raylet itself and the page cache.

@@ -159,10 +159,10 @@ export async function startRaylet(config: RayletConfig, log: RayletLog): Promise
   let address = '';
   const link = new HeadLink({
     channel: headChannel, raylet: () => raylet as Raylet, identity, decisions, revocations, nodeNumber, instance: randomBytes(8).toString('hex'), address: () => config.advertise ?? address,
-    total: config.total, insecureDev: weakened, log,
+    total: config.total, labels: config.labels, insecureDev: weakened, log,
   });
   const running: Raylet = (raylet = new Raylet({
-    nodeId, nodeNumber, total: config.total, maxWorkers: config.maxWorkers, runDir: config.runDir, dataDir: config.dataDir, decisions, audit: weakened ? stampedLogs(audit) : audit, pool, names: link, clock: systemClock,
+    nodeId, nodeNumber, total: config.total, labels: config.labels, maxWorkers: config.maxWorkers, runDir: config.runDir, dataDir: config.dataDir, decisions, audit: weakened ? stampedLogs(audit) : audit, pool, names: link, clock: systemClock,
     random: systemRandom, log, verifyCredential: verify, defaultIsolateBytes: DEFAULT_ISOLATE_BYTES,
     lastUsage: async (tenant) => {
       for await (const { record } of tail(audit, tenant, { action: USAGE_EVENT, limit: 1 })) return record.detail;

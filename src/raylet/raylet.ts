@@ -11,6 +11,7 @@ import { callBudget, hasBudget, type MonthUsage } from '../base/budget.ts';
 import { BulkheadError, toSafeError } from '../base/errors.ts';
 import { CHUNK_HEADER_BYTES, OP } from '../base/frame.ts';
 import { parseTenantName, type JobId, type TenantName } from '../base/ids.ts';
+import { NO_LABELS, type Labels } from '../base/labels.ts';
 import { CHUNK_BYTES, MAX_ACTOR_SEED_BYTES, MAX_CALLS_IN_FLIGHT, MAX_HELD_BYTES_PER_CHANNEL, MAX_NAME_CALLS_PER_TENANT, MAX_UNREAD_BYTES, UNREAD_PAUSE_BYTES } from '../base/limits.ts';
 import type { Principal } from '../base/principal.ts';
 import { parseMemory, parseUnits, UNITS_PER_CPU, type ResourceVector } from '../base/resources.ts';
@@ -83,6 +84,7 @@ export interface RayletOptions {
   readonly nodeId: string;
   readonly nodeNumber: number;
   readonly total: ResourceVector;
+  readonly labels?: Labels;
   readonly maxWorkers: number;
   /** On tmpfs: objects, code and workers' directories. */
   readonly runDir: string;
@@ -145,7 +147,7 @@ export class Raylet implements AsyncDisposable {
   constructor(options: RayletOptions) {
     this.#options = options;
     this.core = new RayletCore({
-      nodeId: options.nodeId, nodeNumber: options.nodeNumber, total: options.total, maxWorkers: options.maxWorkers, random: options.random, decisions: options.decisions,
+      nodeId: options.nodeId, nodeNumber: options.nodeNumber, total: options.total, labels: options.labels ?? NO_LABELS, maxWorkers: options.maxWorkers, random: options.random, decisions: options.decisions,
       sha256: (bytes) => createHash('sha256').update(bytes).digest(), defaultIsolateBytes: options.defaultIsolateBytes,
     });
     this.#intake = new Intake({ core: this.core, clock: options.clock, flush: () => this.flush(), malformed: (source, error) => this.#malformed(source, error), keepPace: (source) => this.#keepPace(source) });

@@ -5,6 +5,7 @@
 import { BulkheadError } from '../base/errors.ts';
 import { quote } from '../base/ids.ts';
 import { DEFAULT_STREAM_BYTES, DEFAULT_STREAM_ITEMS, MAX_FAN_OUT, MAX_RETRY_DELAY_MS, MAX_RETURNS, MAX_STREAM_BYTES, MAX_STREAM_ITEMS, MAX_TASK_DEPTH } from '../base/limits.ts';
+import { parseFallback, parseSelector } from '../base/labels.ts';
 import { parseMemory, parseUnits } from '../base/resources.ts';
 import type { StreamWindow } from './object-stream.ts';
 
@@ -28,6 +29,8 @@ export interface MethodOptions extends CallOptions {
   readonly maxTaskRetries?: number;
 }
 
+export type LabelSelector = Readonly<Record<string, string | { readonly in?: readonly string[]; readonly notIn?: readonly string[]; readonly exists?: boolean }>>;
+
 interface PlacementOptions {
   /** Fractions allowed, four decimals; default 1 for tasks, 0 for a living actor. */
   readonly cpus?: number;
@@ -35,9 +38,13 @@ interface PlacementOptions {
   readonly memory?: number | string;
   /** Custom resources by name. */
   readonly resources?: Readonly<Record<string, number>>;
-  /** Labels that the node must have. */
-  readonly labels?: Readonly<Record<string, string>>;
-  readonly nodeAffinity?: string;
+  /** Labels that the node must have, all of them: `{ zone: 'eu', tier: { in: ['a', 'b'] }, spot: { exists: false } }`. */
+  readonly labels?: LabelSelector;
+  /** What to ask for instead while no living node meets `labels`, in this order; `{}` is any node. */
+  readonly fallback?: readonly { readonly labels?: LabelSelector }[];
+  /** A node by its id; with `soft` another one will do while that one is not there. */
+  readonly nodeAffinity?: string | { readonly node: string; readonly soft?: boolean };
+  /** `'spread'`: over the nodes in turn. */
   readonly scheduling?: 'default' | 'spread';
   readonly isolation?: 'isolate' | 'gvisor';
   /** Label of the results, for policies. */
@@ -116,6 +123,19 @@ function table(what: string, check: Check): Check {
   };
 }
 
+/** What the raylet will read, read here first, where the mistake is. */
+function checked(parse: (value: unknown) => unknown): Check {
+  return (name, value) => {
+    try {
+      parse(value);
+    } catch (error) {
+      if (error instanceof BulkheadError) throw new BulkheadError('INVALID_ARGUMENT', `option ${name}: ${error.safeMessage}`);
+      throw error;
+    }
+    return value;
+  };
+}
+
 const PLACEMENT: Readonly<Record<string, Check>> = {
   cpus: (name, value) => {
     parseUnits(name, value);
@@ -126,8 +146,14 @@ const PLACEMENT: Readonly<Record<string, Check>> = {
     parseUnits(name, value);
     return value;
   }),
-  labels: table('texts by name', text),
-  nodeAffinity: text,
+  labels: checked(parseSelector),
+  fallback: checked(parseFallback),
+  nodeAffinity: (name, value) => {
+    if (typeof value === 'string') return text(name, value);
+    if (typeof value !== 'object' || value === null || Object.keys(value).some((key) => key !== 'node' && key !== 'soft')) return refuse(name, value, 'give the id of a node, or { node, soft }');
+    const { node, soft = false } = value as { node?: unknown; soft?: unknown };
+    return { node: text(`${name}.node`, node), soft: flag(`${name}.soft`, soft) };
+  },
   scheduling: oneOf('default', 'spread'),
   isolation: oneOf('isolate', 'gvisor'),
   label: text,

@@ -63,7 +63,7 @@ async function world(answers: (n: number, tell: (name: string) => void, takeOver
   const link = new HeadLink({
     channel: () => createChannel({ identity, peers: fixture.peers, address: `127.0.0.1:${port}`, expectedSpiffeId: 'spiffe://cluster.test/system/head' }),
     raylet: () => raylet, identity: identity as unknown as SvidSource, decisions: new LiveDecisionPoint(), revocations: new Revocations(), nodeNumber: 1, instance: 'one', address: () => '127.0.0.1:1',
-    total: nothing, insecureDev: false, log: { info: () => undefined, warn: () => undefined, error: () => undefined },
+    total: nothing, labels: {}, insecureDev: false, log: { info: () => undefined, warn: () => undefined, error: () => undefined },
   });
   closers.push(() => link[Symbol.asyncDispose]());
   link.start();

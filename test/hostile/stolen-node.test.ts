@@ -227,10 +227,10 @@ it.each([
   nodes.absorb('nodes/n1', { id: 'n1', number: 1, joinedMs: 0, instance: '' });
   const out: Parameters<Nodes['step']>[2] = [];
   const facts = { available: total, policyVersion: 1, revocationVersion: 1, queuedTasks: 0 };
-  const register = (most: { cpuUnits: number; memoryBytes: number; eachUnits: number }): void => nodes.step({ type: 'register', id: 'n1', address: '127.0.0.1:4000', total, most, insecureDev: false, instance: 'i1', facts }, 1, out);
-  expect(() => register({ cpuUnits: 20_000, memoryBytes: 1_000, eachUnits: 10_000 })).toThrow(said);
+  const register = (most: { cpuUnits: number; memoryBytes: number; labels: Record<string, string[]>; eachUnits: number }): void => nodes.step({ type: 'register', id: 'n1', address: '127.0.0.1:4000', total, labels: {}, most, insecureDev: false, instance: 'i1', facts }, 1, out);
+  expect(() => register({ cpuUnits: 20_000, memoryBytes: 1_000, labels: {}, eachUnits: 10_000 })).toThrow(said);
   expect([nodes.get('n1')?.state, nodes.get('n1')?.available.cpuUnits, out]).toEqual(['dead', 0, []]);
-  register({ cpuUnits: 20_001, memoryBytes: 1_001, eachUnits: 10_001 });
+  register({ cpuUnits: 20_001, memoryBytes: 1_001, labels: {}, eachUnits: 10_001 });
   expect(out.find((e) => e.type === 'record')).toMatchObject({ event: 'node.joined', detail: expect.stringContaining(said.replaceAll("'", '')) });
 });
 
@@ -241,7 +241,7 @@ it('what a node says is free is never more than what it has, so that it does not
   const total = { cpuUnits: 20_000, memoryBytes: 1_000, custom: { gpu: 10_000 } };
   const facts = (available: ResourceVector) => ({ available, policyVersion: 1, revocationVersion: 1, queuedTasks: 0 });
   const lie = facts({ cpuUnits: 1e10, memoryBytes: Number.MAX_SAFE_INTEGER, custom: { gpu: 1e10, tpu: 50_000, constructor: 50_000 } });
-  nodes.step({ type: 'register', id: 'n1', address: '127.0.0.1:4000', total, most: { cpuUnits: 20_000, memoryBytes: 1_000, eachUnits: 10_000 }, insecureDev: false, instance: 'i1', facts: lie }, 1, out);
+  nodes.step({ type: 'register', id: 'n1', address: '127.0.0.1:4000', total, labels: {}, most: { cpuUnits: 20_000, memoryBytes: 1_000, labels: {}, eachUnits: 10_000 }, insecureDev: false, instance: 'i1', facts: lie }, 1, out);
   expect(nodes.get('n1')?.available).toEqual(total);
   const honest = { cpuUnits: 5_000, memoryBytes: 10, custom: { gpu: 0 } };
   nodes.step({ type: 'report', id: 'n1', facts: facts(honest) }, 2, out);
@@ -252,4 +252,31 @@ it('what a node says is free is never more than what it has, so that it does not
   const told = out.length;
   nodes.step({ type: 'report', id: 'n1', facts: lie }, 4, out);
   expect(out.length).toBe(told);
+});
+
+it.each<[string, Record<string, string>, Record<string, string> | undefined, Record<string, string[]>]>([
+  ['nobody gave it', { zone: 'eu' }, undefined, {}], ['the operator gave to no node with this value', { zone: 'eu' }, undefined, { zone: ['us'] }],
+  ['its token gave another value', { zone: 'eu' }, { zone: 'us' }, { zone: ['eu'] }], ['its token does not name, though other nodes may have it', { gpu: 'a100' }, { zone: 'eu' }, { gpu: ['a100'] }],
+  ['is of every object', { constructor: 'x' }, undefined, {}],
+])('a node that claims a label that %s is refused, so that a stolen one draws no labelled work', (_what, labels, mayHave, all) => {
+  const nodes = new Nodes();
+  nodes.absorb('nodes/n1', { id: 'n1', number: 1, joinedMs: 0, instance: '', ...(mayHave === undefined ? {} : { mayHave }) });
+  const out: Parameters<Nodes['step']>[2] = [];
+  const total = { cpuUnits: 10_000, memoryBytes: 1_000, custom: undefined };
+  const register = (claims: Record<string, string>): void => nodes.step({ type: 'register', id: 'n1', address: '127.0.0.1:4000', total, labels: claims, most: { cpuUnits: 10_000, memoryBytes: 1_000, eachUnits: 0, labels: all }, insecureDev: false, instance: 'i1', facts: { available: total, policyVersion: 1, revocationVersion: 1, queuedTasks: 0 } }, 1, out);
+  expect(() => register(labels)).toThrow('which it may not');
+  expect([nodes.get('n1')?.state, nodes.get('n1')?.labels, out]).toEqual(['dead', {}, []]);
+  register({ ...mayHave });
+  expect(nodes.get('n1')?.labels).toEqual({ ...mayHave });
+  expect(out.find((e) => e.type === 'record')).toMatchObject({ event: 'node.joined', ...(mayHave === undefined ? {} : { detail: expect.stringContaining('labels ') }) });
+});
+
+it('a newer join token says anew which labels a node may have', () => {
+  const nodes = new Nodes();
+  nodes.absorb('nodes/n1', { id: 'n1', number: 1, joinedMs: 0, instance: '', mayHave: { zone: 'eu' } });
+  const out: Parameters<Nodes['step']>[2] = [];
+  nodes.step({ type: 'reserve', id: 'n1', by: 'admin', mayHave: { zone: 'us' } }, 1, out);
+  expect(out).toMatchObject([{ type: 'put', row: { mayHave: { zone: 'us' } } }]);
+  nodes.step({ type: 'reserve', id: 'n1', by: 'admin' }, 1, out);
+  expect(out[1]).toMatchObject({ type: 'put', row: expect.not.objectContaining({ mayHave: expect.anything() }) });
 });

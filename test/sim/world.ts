@@ -214,6 +214,8 @@ export interface WorldOptions {
   readonly cpus: number;
   readonly seed: number;
   readonly decide?: (request: DecisionRequest) => boolean;
+  /** Of the nodes in their order. */
+  readonly labels?: readonly Readonly<Record<string, string>>[];
   /** Of both tenants, on every node. */
   readonly quota?: Partial<TenantQuota>;
   /** Batches are read in pieces of this many frames at most, with whatever else happens in between. */
@@ -229,6 +231,7 @@ export class World {
   nowMs = 1_000_000;
   readonly #queues = new Map<string, (() => void)[]>();
   readonly #held: { readonly log: SimLog; readonly needed: number; readonly go: () => void; readonly key: object }[] = [];
+  readonly #labels = new Map<SimNode, Readonly<Record<string, string>>>();
   readonly hanging = new Set<{ node: SimNode; slot: Slot; exec: number }>();
   /** What isolates were given to run, in the order they got it. */
   readonly ran: { readonly node: number; readonly kind: number; readonly caller: number; readonly seq: number; readonly attempt: number; readonly payload: Uint8Array }[] = [];
@@ -245,7 +248,7 @@ export class World {
     const decisions: PolicyDecisionPoint = { version: 1, decide: (request) => ({ allow: request.resource.attributes.tenant === request.principal.tenant && (options.decide?.(request) ?? true), rule: 'sim', policyVersion: 1 }) };
     for (let i = 1; i <= options.nodes; i++) {
       const core = new RayletCore({
-        nodeId: `node-${i}`, nodeNumber: i, total: { cpuUnits: options.cpus * 10_000, memoryBytes: 2 ** 33, custom: undefined }, maxWorkers: 16, decisions, defaultIsolateBytes: 2 ** 26,
+        nodeId: `node-${i}`, nodeNumber: i, total: { cpuUnits: options.cpus * 10_000, memoryBytes: 2 ** 33, custom: undefined }, labels: options.labels?.[i - 1] ?? {}, maxWorkers: 16, decisions, defaultIsolateBytes: 2 ** 26,
         random: { bytes: (n) => Uint8Array.from({ length: n }, () => Math.floor(this.random() * 256)) }, sha256: () => CODE_DIGEST,
       });
       const node = new SimNode(core);
@@ -263,8 +266,13 @@ export class World {
     for (const other of this.nodes) {
       if (other === node || this.#lost.has(other)) continue;
       const { config, available } = other.core.state;
-      node.core.setNode(config.nodeId, config.nodeNumber, '', `spiffe://sim/node/${config.nodeId}`, config.total, available);
+      node.core.setNode(config.nodeId, config.nodeNumber, '', `spiffe://sim/node/${config.nodeId}`, config.total, available, this.#labels.get(other) ?? config.labels);
     }
+  }
+
+  /** As if the node had left and come again with other labels: the others are told with the next tick. */
+  relabel(node: SimNode, labels: Readonly<Record<string, string>>): void {
+    this.#labels.set(node, labels);
   }
 
   client(nodeIndex: number, tenantNumber: number, name = 'ana'): SimClient {

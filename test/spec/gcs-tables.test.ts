@@ -172,7 +172,7 @@ describe('nodes', () => {
     return test;
   };
   const register = (head: HeadState, id = 'n1', more = {}) =>
-    head.commit((now, out) => head.nodes.step({ type: 'register', id, address: '127.0.0.1:4000', total: NOTHING, most: { cpuUnits: 640_000, memoryBytes: 2 ** 40, eachUnits: 80_000 }, insecureDev: false, instance: 'i1', facts: FACTS, ...more }, now, out));
+    head.commit((now, out) => head.nodes.step({ type: 'register', id, address: '127.0.0.1:4000', total: NOTHING, labels: {}, most: { cpuUnits: 640_000, memoryBytes: 2 ** 40, labels: {}, eachUnits: 80_000 }, insecureDev: false, instance: 'i1', facts: FACTS, ...more }, now, out));
 
   it('keeps the number of a node across restarts and re-joins', async () => {
     const { head, store } = await known();

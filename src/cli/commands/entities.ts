@@ -63,7 +63,7 @@ export async function list(terminal: Terminal, text: string, options: { readonly
     const { nodes } = await session.to(Cluster).listNodes({}, { timeoutMs: CALL_TIMEOUT_MS });
     const sorted = [...nodes].sort((a, b) => (a.nodeId < b.nodeId ? -1 : 1));
     terminal.answer({ nodes: sorted });
-    return terminal.table(NODE_HEADERS, sorted.map(nodeRow), [6, 7]);
+    return terminal.table(NODE_HEADERS, sorted.map(nodeRow), [7, 8]);
   }
   if (kind === 'jobs') {
     const { jobs } = await session.to(Jobs).list({ tenant: options.tenant ?? session.tenant ?? '' }, { timeoutMs: CALL_TIMEOUT_MS });
@@ -92,7 +92,7 @@ export async function get(terminal: Terminal, text: string, id: string, tenant: 
     const node = nodes.find((n) => n.nodeId === id);
     if (node === undefined) throw new BulkheadError('DENIED', (await import('../../rpc/rpc.ts')).DENIED_TEXT);
     terminal.answer(node);
-    return terminal.table(NODE_HEADERS, [nodeRow(node)], [6, 7]);
+    return terminal.table(NODE_HEADERS, [nodeRow(node)], [7, 8]);
   }
   if (kind === 'jobs') {
     const job = await session.to(Jobs).get({ jobId: id }, { timeoutMs: CALL_TIMEOUT_MS });

@@ -45,10 +45,10 @@ function wireMost(most: Readonly<Record<string, string>>): { cpuUnits: bigint; m
 }
 
 /** The token goes to a file that only its owner can read, or to stdout where it is asked for. */
-export async function joinToken(terminal: Terminal, { nodeId, most, out }: { readonly nodeId: string; readonly most: Readonly<Record<string, string>> | undefined; readonly out: string | undefined }, profile: string | undefined): Promise<void> {
+export async function joinToken(terminal: Terminal, { nodeId, most, labels, out }: { readonly nodeId: string; readonly most: Readonly<Record<string, string>> | undefined; readonly labels: Readonly<Record<string, string>>; readonly out: string | undefined }, profile: string | undefined): Promise<void> {
   const bound = most === undefined ? {} : { most: wireMost(most) };
   await using session = await CallerSession.open(profile);
-  const { token, expiresMs, attestationAddress, trustBundle } = await session.to(Identities).createJoinToken({ nodeId, ...bound }, { timeoutMs: CALL_TIMEOUT_MS });
+  const { token, expiresMs, attestationAddress, trustBundle } = await session.to(Identities).createJoinToken({ nodeId, labels, ...bound }, { timeoutMs: CALL_TIMEOUT_MS });
   const join = { token, attestationAddress, trustBundle };
   if (out !== undefined) {
     try {

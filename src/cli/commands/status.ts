@@ -1,4 +1,5 @@
 /** `bulkhead status`: the cluster at a glance. */
+import { describeLabels } from '../../base/labels.ts';
 import type { Node } from '../../rpc/generated/bulkhead/v1/head_pb.js';
 import { Cluster } from '../../rpc/generated/bulkhead/v1/head_pb.js';
 import { CALL_TIMEOUT_MS, CallerSession } from '../session.ts';
@@ -13,11 +14,11 @@ export function nodeRow(node: Node): Cell[] {
     node.nodeId, { text: node.state, colour: node.state === 'alive' ? 'green' : 'red' }, node.address, of(cpus(node.available?.cpuUnits), cpus(node.total?.cpuUnits)),
     of(bytesText(Number(node.available?.memoryBytes ?? 0n)), bytesText(Number(node.total?.memoryBytes ?? 0n))),
     Object.keys(node.total?.custom ?? {}).sort().map((name) => `${name}=${cpus(node.available?.custom[name] ?? node.total?.custom[name])}`).join(' '),
-    String(node.queuedTasks), String(node.policyVersion), [node.insecureDev ? 'INSECURE-DEV' : '', node.state === 'alive' ? '' : `last seen ${durationText(Date.now() - Number(node.lastSeenMs))} ago`].filter((text) => text !== '').join(', '),
+    describeLabels(node.labels), String(node.queuedTasks), String(node.policyVersion), [node.insecureDev ? 'INSECURE-DEV' : '', node.state === 'alive' ? '' : `last seen ${durationText(Date.now() - Number(node.lastSeenMs))} ago`].filter((text) => text !== '').join(', '),
   ];
 }
 
-export const NODE_HEADERS = ['NODE', 'STATE', 'ADDRESS', 'CPUS', 'MEMORY', 'RESOURCES', 'QUEUED', 'POLICY', 'REASON'];
+export const NODE_HEADERS = ['NODE', 'STATE', 'ADDRESS', 'CPUS', 'MEMORY', 'RESOURCES', 'LABELS', 'QUEUED', 'POLICY', 'REASON'];
 
 export async function status(terminal: Terminal, profile: string | undefined): Promise<void> {
   await using session = await CallerSession.open(profile);
@@ -29,5 +30,5 @@ export async function status(terminal: Terminal, profile: string | undefined): P
   terminal.say(`nodes ${alive} alive of ${nodes.length}, tenants ${s.tenants}, policy version ${s.policyVersion}, gateway ${s.gateway === '' ? 'none' : s.gateway}`);
   if (s.insecureDev || nodes.some((n) => n.insecureDev)) terminal.warn('INSECURE-DEV: isolation layers may be missing; see bulkhead doctor');
   terminal.say('');
-  terminal.table(NODE_HEADERS, nodes.map(nodeRow), [6, 7]);
+  terminal.table(NODE_HEADERS, nodes.map(nodeRow), [7, 8]);
 }

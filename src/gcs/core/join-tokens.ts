@@ -4,6 +4,7 @@
  */
 import { BulkheadError } from '../../base/errors.ts';
 import { parseNodeId, parseSha256Hex, type NodeId } from '../../base/ids.ts';
+import { describeLabels, type Labels } from '../../base/labels.ts';
 import { JOIN_TOKEN_TTL_MS, MAX_JOIN_TOKENS } from '../../base/limits.ts';
 import { describeResources, type ResourceVector } from '../../base/resources.ts';
 import { full, type Effect, type Table } from './table.ts';
@@ -15,10 +16,12 @@ export interface JoinTokenRow {
   readonly by: string;
   /** What the node may say that it has; amounts of 0: the head's own limits. */
   readonly most?: ResourceVector;
+  /** Labels that the node may say it has; left out: the head's own limits. */
+  readonly labels?: Labels;
 }
 
 export type JoinTokenEvent =
-  | { readonly type: 'create'; readonly digest: string; readonly nodeId: string; readonly by: string; readonly most?: ResourceVector | undefined }
+  | { readonly type: 'create'; readonly digest: string; readonly nodeId: string; readonly by: string; readonly most?: ResourceVector | undefined; readonly labels?: Labels | undefined }
   | { readonly type: 'redeem'; readonly digest: string }
   | { readonly type: 'tick' };
 
@@ -41,8 +44,8 @@ export class JoinTokens implements Table<JoinTokenEvent> {
         const digest = parseSha256Hex(event.digest);
         const nodeId = parseNodeId(event.nodeId);
         if (this.#rows.size >= MAX_JOIN_TOKENS) throw full('open join tokens', MAX_JOIN_TOKENS, 'use them or let them expire');
-        out.push({ type: 'put', key: this.prefix + digest, row: { digest, nodeId, expiresMs: nowMs + JOIN_TOKEN_TTL_MS, by: event.by, ...(event.most === undefined ? {} : { most: event.most }) } satisfies JoinTokenRow });
-        out.push({ type: 'record', tenant: '', event: 'join-token.created', principal: event.by, kind: 'pki', resource: nodeId, detail: event.most === undefined ? '' : `at most ${describeResources(event.most)}` });
+        out.push({ type: 'put', key: this.prefix + digest, row: { digest, nodeId, expiresMs: nowMs + JOIN_TOKEN_TTL_MS, by: event.by, ...(event.most === undefined ? {} : { most: event.most }), ...(event.labels === undefined ? {} : { labels: event.labels }) } satisfies JoinTokenRow });
+        out.push({ type: 'record', tenant: '', event: 'join-token.created', principal: event.by, kind: 'pki', resource: nodeId, detail: [event.most === undefined ? '' : `at most ${describeResources(event.most)}`, event.labels === undefined ? '' : `labels ${describeLabels(event.labels)}`].filter((part) => part !== '').join('; ') });
         return;
       }
       case 'redeem': {

@@ -5,6 +5,7 @@
  * it may come back.
  */
 import { parseNodeId, quote, type NodeId } from '../../base/ids.ts';
+import { describeLabels, NO_LABELS, type Labels } from '../../base/labels.ts';
 import { MAX_NODES, NODE_DEAD_AFTER_MS } from '../../base/limits.ts';
 import { describeResources, NO_RESOURCES, UNITS_PER_CPU, type ResourceVector } from '../../base/resources.ts';
 import { full, refuse, unknown, type Effect, type Table } from './table.ts';
@@ -18,6 +19,8 @@ interface NodeRow {
   readonly instance: string;
   /** From its newest join token: what it may say at most that it has; amounts of 0: the head's own limits. */
   readonly most?: ResourceVector;
+  /** From the same token: labels that it may say it has; left out: the head's own limits. */
+  readonly mayHave?: Labels;
 }
 
 /** The head's own limits to what a node may say that it has. */
@@ -26,6 +29,8 @@ export interface NodeMost {
   readonly memoryBytes: number;
   /** Of each custom resource. */
   readonly eachUnits: number;
+  /** Labels that nodes may say they have, with the values that count. */
+  readonly labels: Readonly<Record<string, readonly string[]>>;
 }
 
 export interface NodeReportFacts {
@@ -39,14 +44,15 @@ export interface NodeState extends NodeRow, NodeReportFacts {
   readonly state: 'alive' | 'dead';
   readonly address: string;
   readonly total: ResourceVector;
+  readonly labels: Labels;
   readonly insecureDev: boolean;
   /** 0: never in this life of the head. */
   readonly lastSeenMs: number;
 }
 
 export type NodeEvent =
-  | { readonly type: 'reserve'; readonly id: string; readonly by: string; readonly most?: ResourceVector | undefined }
-  | { readonly type: 'register'; readonly id: string; readonly address: string; readonly total: ResourceVector; readonly most: NodeMost; readonly insecureDev: boolean; readonly instance: string; readonly facts: NodeReportFacts }
+  | { readonly type: 'reserve'; readonly id: string; readonly by: string; readonly most?: ResourceVector | undefined; readonly mayHave?: Labels | undefined }
+  | { readonly type: 'register'; readonly id: string; readonly address: string; readonly total: ResourceVector; readonly labels: Labels; readonly most: NodeMost; readonly insecureDev: boolean; readonly instance: string; readonly facts: NodeReportFacts }
   | { readonly type: 'report'; readonly id: string; readonly facts: NodeReportFacts }
   | { readonly type: 'leave'; readonly id: string }
   | { readonly type: 'tick' };
@@ -70,6 +76,14 @@ function requireWithin(id: string, total: ResourceVector, own: ResourceVector | 
   }
 }
 
+/** Work that asks for a label goes to whoever has it: a node has those that its token, or the operator for all nodes, gave it, and no other. */
+function requireLabels(id: string, labels: Labels, own: Labels | undefined, most: NodeMost): void {
+  for (const [key, value] of Object.entries(labels)) {
+    const allowed = own === undefined ? (Object.hasOwn(most.labels, key) && most.labels[key]?.includes(value) === true) : Object.hasOwn(own, key) && own[key] === value;
+    if (!allowed) refuse(`node ${quote(id)} says it has the label ${key}=${value}, which it may not: correct its configuration, or let it join again with a token from 'bulkhead pki join-token --node ${id} --label ${key}=${value}' (for all nodes: nodeLabels in the head's configuration)`);
+  }
+}
+
 /** A node that says it has more free than it has at all would draw the others' work to it. */
 function credible(facts: NodeReportFacts, total: ResourceVector): NodeReportFacts {
   const { available } = facts;
@@ -83,7 +97,8 @@ function credible(facts: NodeReportFacts, total: ResourceVector): NodeReportFact
   };
 }
 
-const NOTHING_REPORTED: NodeReportFacts & Pick<NodeState, 'state' | 'address' | 'total' | 'insecureDev' | 'lastSeenMs'> & { readonly most?: ResourceVector } = { state: 'dead', address: '', total: NO_RESOURCES, available: NO_RESOURCES, policyVersion: 0, revocationVersion: 0, queuedTasks: 0, insecureDev: false, lastSeenMs: 0 };
+type Reported = NodeReportFacts & Pick<NodeState, 'state' | 'address' | 'total' | 'labels' | 'insecureDev' | 'lastSeenMs'> & Pick<NodeRow, 'most' | 'mayHave'>;
+const NOTHING_REPORTED: Reported = { state: 'dead', address: '', total: NO_RESOURCES, labels: NO_LABELS, available: NO_RESOURCES, policyVersion: 0, revocationVersion: 0, queuedTasks: 0, insecureDev: false, lastSeenMs: 0 };
 const INSTANCE = /^[a-zA-Z0-9-]{0,64}$/;
 const HOST_PORT = /^(?:[a-zA-Z0-9](?:[a-zA-Z0-9.-]{0,253}[a-zA-Z0-9])?|\[[0-9a-fA-F:]{2,39}\]):([1-9]\d{0,4})$/;
 
@@ -95,6 +110,11 @@ function parseAddress(text: string): string {
 function sameResources(a: ResourceVector, b: ResourceVector): boolean {
   const names = new Set([...Object.keys(a.custom ?? {}), ...Object.keys(b.custom ?? {})]);
   return a.cpuUnits === b.cpuUnits && a.memoryBytes === b.memoryBytes && [...names].every((n) => a.custom?.[n] === b.custom?.[n]);
+}
+
+/** What a token said, for the node's row; nothing where it said nothing. */
+function bounds({ most, mayHave }: { readonly most?: ResourceVector | undefined; readonly mayHave?: Labels | undefined }): { readonly most?: ResourceVector; readonly mayHave?: Labels } {
+  return { ...(most === undefined ? {} : { most }), ...(mayHave === undefined ? {} : { mayHave }) };
 }
 
 export class Nodes implements Table<NodeEvent> {
@@ -120,13 +140,16 @@ export class Nodes implements Table<NodeEvent> {
       case 'reserve': return this.#reserve(event, nowMs, out);
       case 'register': {
         const before = this.#known(event.id);
-        const { address, total, insecureDev, instance, facts } = event;
+        const { address, total, labels, insecureDev, instance, facts } = event;
         requireWithin(before.id, total, before.most, event.most);
+        requireLabels(before.id, labels, before.mayHave, event.most);
         if (!INSTANCE.test(instance)) return refuse(`instance ${quote(instance)} is not '' or up to 64 letters and digits`);
-        this.#nodes.set(before.id, { ...before, ...credible(facts, total), state: 'alive', address: parseAddress(address), total, insecureDev, lastSeenMs: nowMs });
+        this.#nodes.set(before.id, { ...before, ...credible(facts, total), state: 'alive', address: parseAddress(address), total, labels, insecureDev, lastSeenMs: nowMs });
         out.push({ type: 'push', part: 'nodes' });
-        if (before.instance !== instance) out.push({ type: 'put', key: this.prefix + before.id, row: { id: before.id, number: before.number, joinedMs: before.joinedMs, instance, ...(before.most === undefined ? {} : { most: before.most }) } satisfies NodeRow });
-        if (before.state !== 'alive' || before.instance !== instance || !sameResources(before.total, total)) out.push({ type: 'record', tenant: '', event: 'node.joined', principal: '', kind: 'node', resource: before.id, detail: `${insecureDev ? 'insecure-dev ' : ''}says it has ${describeResources(total)}` });
+        if (before.instance !== instance) out.push({ type: 'put', key: this.prefix + before.id, row: { id: before.id, number: before.number, joinedMs: before.joinedMs, instance, ...bounds(before) } satisfies NodeRow });
+        if (before.state === 'alive' && before.instance === instance && sameResources(before.total, total) && describeLabels(before.labels) === describeLabels(labels)) return;
+        const called = describeLabels(labels);
+        out.push({ type: 'record', tenant: '', event: 'node.joined', principal: '', kind: 'node', resource: before.id, detail: `${insecureDev ? 'insecure-dev ' : ''}says it has ${describeResources(total)}${called === '' ? '' : `, labels ${called}`}` });
         return;
       }
       case 'report': {
@@ -159,14 +182,14 @@ export class Nodes implements Table<NodeEvent> {
     return node;
   }
 
-  #reserve(event: { readonly id: string; readonly by: string; readonly most?: ResourceVector | undefined }, nowMs: number, out: Effect[]): void {
+  #reserve(event: { readonly id: string; readonly by: string; readonly most?: ResourceVector | undefined; readonly mayHave?: Labels | undefined }, nowMs: number, out: Effect[]): void {
     const id = parseNodeId(event.id);
-    const own = event.most === undefined ? {} : { most: event.most };
+    const own = bounds(event);
     const before = this.#nodes.get(id);
     if (before !== undefined) {
       // The newest token counts, also one that says nothing.
       const { number, joinedMs, instance } = before;
-      if (JSON.stringify(before.most) !== JSON.stringify(event.most)) out.push({ type: 'put', key: this.prefix + id, row: { id, number, joinedMs, instance, ...own } satisfies NodeRow });
+      if (JSON.stringify(bounds(before)) !== JSON.stringify(own)) out.push({ type: 'put', key: this.prefix + id, row: { id, number, joinedMs, instance, ...own } satisfies NodeRow });
       return;
     }
     if (this.#nodes.size >= MAX_NODES) throw full('nodes', MAX_NODES, 'reuse the id of a node that is gone');
@@ -180,7 +203,7 @@ export class Nodes implements Table<NodeEvent> {
     const id = key.slice(this.prefix.length);
     if (row === undefined) this.#nodes.delete(id);
     else {
-      const { most: _before, ...known } = this.#nodes.get(id) ?? NOTHING_REPORTED;
+      const { most: _most, mayHave: _mayHave, ...known } = this.#nodes.get(id) ?? NOTHING_REPORTED;
       this.#nodes.set(id, { ...known, ...(row as NodeRow) });
     }
   }

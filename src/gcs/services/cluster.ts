@@ -15,7 +15,7 @@ export function shownResources(r: ResourceVector) {
 export function shownNode(node: NodeState, trustDomain: TrustDomain, whole: boolean) {
   return {
     nodeId: node.id, nodeNumber: node.number, address: node.address, spiffeId: spiffeId(trustDomain, { kind: 'node', node: node.id }), state: node.state, total: shownResources(node.total),
-    policyVersion: node.policyVersion, lastSeenMs: BigInt(node.lastSeenMs), insecureDev: node.insecureDev,
+    policyVersion: node.policyVersion, lastSeenMs: BigInt(node.lastSeenMs), insecureDev: node.insecureDev, labels: { ...node.labels },
     ...(whole ? { available: shownResources(node.available), queuedTasks: node.queuedTasks } : {}),
   };
 }

@@ -2,6 +2,7 @@
 import { createHash } from 'node:crypto';
 import { BulkheadError } from '../../base/errors.ts';
 import { parseLocalName, parseNodeId, parseSpiffeId, parseTenantName, quote, spiffeId, type SpiffeId } from '../../base/ids.ts';
+import { parseLabels } from '../../base/labels.ts';
 import { CLOCK_SKEW_MS, JOIN_TOKEN_TTL_MS, SVID_TTL_MS } from '../../base/limits.ts';
 import type { Identities } from '../../rpc/generated/bulkhead/v1/head_pb.js';
 import type { Implementation } from '../../rpc/service-types.ts';
@@ -124,9 +125,10 @@ export function identitiesService(context: HeadContext): Implementation<typeof I
       await requireTenant(context, call, { tenant: '', action: 'pki.join-token', kind: 'pki', name: request.nodeId.slice(0, 64) });
       const nodeId = request.nodeId === '' ? `node-${Buffer.from(random.bytes(4)).toString('hex')}` : parseNodeId(request.nodeId);
       const most = request.most === undefined ? undefined : resources(request.most);
+      const labels = Object.keys(request.labels).length === 0 ? undefined : parseLabels(request.labels);
       const token = Buffer.from(random.bytes(JOIN_TOKEN_BYTES)).toString('base64url');
       const expiresMs = await head.commit((nowMs, out) => {
-        head.joinTokens.step({ type: 'create', digest: joinTokenDigest(token), nodeId, by: call.principal.spiffeId, most }, nowMs, out);
+        head.joinTokens.step({ type: 'create', digest: joinTokenDigest(token), nodeId, by: call.principal.spiffeId, most, labels }, nowMs, out);
         return nowMs + JOIN_TOKEN_TTL_MS;
       });
       return { token, expiresMs: BigInt(expiresMs), attestationAddress: context.addresses.attestation, trustBundle: pki.trustBundlePem() };

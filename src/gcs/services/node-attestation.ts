@@ -20,7 +20,7 @@ export function nodeAttestationService(context: HeadContext): { attest(call: unk
       const nodeId = await head.commit((nowMs, out) => {
         const token = head.joinTokens.open(digest, nowMs);
         head.joinTokens.step({ type: 'redeem', digest }, nowMs, out);
-        head.nodes.step({ type: 'reserve', id: token.nodeId, by: token.by, most: token.most }, nowMs, out);
+        head.nodes.step({ type: 'reserve', id: token.nodeId, by: token.by, most: token.most, mayHave: token.labels }, nowMs, out);
         return token.nodeId;
       });
       const issued = await issueFirst(context, spiffeId(pki.trustDomain, { kind: 'node', node: nodeId }), request.csr, SVID_TTL_MS);

@@ -6,6 +6,7 @@ import { Buffer } from 'node:buffer';
 import { fromBinary, toBinary, type MessageInitShape } from '@bufbuild/protobuf';
 import { BulkheadError } from '../../base/errors.ts';
 import { OBJECT_ID_BYTES, parseJobId, parseTenantName, quote } from '../../base/ids.ts';
+import { describeLabels, parseLabels } from '../../base/labels.ts';
 import { MAX_ACTOR_NAME_CHARS, MAX_ACTOR_SEED_BYTES, MAX_ENDED_SESSIONS_PER_REPORT, MAX_TENANTS, SECOND_THOUGHTS_MS } from '../../base/limits.ts';
 import { describeResources, UNITS_PER_CPU, type ResourceVector } from '../../base/resources.ts';
 import { ActorSeedSchema, type AuditCheckpoint, type EndedSession, type HeadUpdateSchema, type MonthUsage, type NodeReport, type NodeSync, type Resources } from '../../rpc/generated/bulkhead/v1/head_pb.js';
@@ -162,12 +163,13 @@ export function nodeSyncService(context: HeadContext): Implementation<typeof Nod
 
   const register = async (nodeId: string, report: NodeReport): Promise<void> => {
     const total = resources(report.total);
+    const labels = parseLabels(report.labels);
     const isNew = await head.commit((nowMs, out) => {
       const before = head.nodes.get(nodeId)?.instance;
-      head.nodes.step({ type: 'register', id: nodeId, address: report.address, total, most: context.nodeMost, insecureDev: report.insecureDev, instance: report.instance, facts: facts(report) }, nowMs, out);
+      head.nodes.step({ type: 'register', id: nodeId, address: report.address, total, labels, most: context.nodeMost, insecureDev: report.insecureDev, instance: report.instance, facts: facts(report) }, nowMs, out);
       return before !== report.instance;
     }).catch(async (error: unknown) => {
-      if (error instanceof BulkheadError && error.code === 'INVALID_ARGUMENT') await context.appendAudit('', { type: 'lifecycle', timeMs: head.clock.nowMs(), event: 'node.refused', principal: '', resourceKind: 'node', resource: nodeId, index: -1, detail: `says it has ${describeResources(total)}` });
+      if (error instanceof BulkheadError && error.code === 'INVALID_ARGUMENT') await context.appendAudit('', { type: 'lifecycle', timeMs: head.clock.nowMs(), event: 'node.refused', principal: '', resourceKind: 'node', resource: nodeId, index: -1, detail: `says it has ${describeResources(total)}${Object.keys(labels).length === 0 ? '' : `, labels ${describeLabels(labels)}`}` });
       throw error;
     });
     // What the earlier process of this node held is gone.

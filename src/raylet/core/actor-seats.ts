@@ -7,6 +7,7 @@ import { MAX_ACTORS_PER_WORKER } from '../../base/limits.ts';
 import { add, fits, subtract, UNITS_PER_CPU } from '../../base/resources.ts';
 import type { Core } from './core.ts';
 import { openSlot, sendExec } from './dispatch.ts';
+import { allowedPlaces, type Place } from './placement.ts';
 import { isolateBytes, roomForWorker } from './scheduler.ts';
 import { CHANNEL_KIND, TASK_STATE, Worker, type Actor, type RemoteNode, type Task } from './state.ts';
 import { cancelRemote, forward, killRemote, takeBackTasks, upstreamTo } from './upstreams.ts';
@@ -18,38 +19,62 @@ export function isStarting(actor: Actor): boolean {
 
 /** Finds a place for an actor: here when its resources are free, else on a node that reported room, else it waits. */
 export function placeActor(core: Core, actor: Actor): boolean {
-  const { resources } = actor.template.options;
-  const { tenant } = actor.job;
-  if (fits(resources, core.available) && tenant.cpuUnitsInUse + resources.cpuUnits <= tenant.quota.cpuUnits && tenant.memoryBytesInUse + resources.memoryBytes <= tenant.quota.memoryBytes) {
-    const worker = actorWorker(core, actor);
-    if (worker === undefined) return false;
-    core.available = subtract(core.available, resources);
-    tenant.cpuUnitsInUse += resources.cpuUnits;
-    tenant.memoryBytesInUse += resources.memoryBytes;
-    actor.holding = true;
-    worker.seats++;
-    worker.booting++;
-    actor.booting = true;
-    actor.worker = worker;
-    if (worker.state === 'ALIVE') seatActor(core, actor);
-    return true;
+  const { resources, placement } = actor.template.options;
+  const forwarded = actor.creation.channel.kind === CHANNEL_KIND.PEER;
+  // Who sent it here has chosen its place.
+  if (placement === undefined || forwarded) {
+    const seated = seatHere(core, actor);
+    if (seated !== undefined) return seated;
+    if (forwarded || !mayLeave(core, actor)) return false;
+    for (const node of core.nodes.values()) if (moveActor(core, actor, node)) return true;
+    return false;
   }
-  // A job whose drivers have gone renews its credential no more: other nodes would refuse it.
-  if (actor.creation.channel.kind === CHANNEL_KIND.PEER || actor.job.credentialEndsMs <= core.nowMs) return false;
-  for (const node of core.nodes.values()) {
-    if (!fits(resources, node.available) || !core.reachable(node.number)) continue;
-    moveActor(core, actor, node);
-    return true;
+  const places = allowedPlaces(core, placement, resources);
+  // Actors of one class in turn; where one is, the next begins behind.
+  const first = placement.spread ? core.spreadTurn++ % Math.max(places.length, 1) : 0;
+  for (let i = 0; i < places.length; i++) {
+    const { number } = places[(first + i) % places.length] as Place;
+    const node = core.nodes.get(number);
+    if (node === undefined) {
+      const seated = seatHere(core, actor);
+      if (seated !== undefined) return seated;
+    } else if (mayLeave(core, actor) && moveActor(core, actor, node)) return true;
   }
   return false;
 }
 
-function moveActor(core: Core, actor: Actor, node: RemoteNode): void {
+/** A job whose drivers have gone renews its credential no more: other nodes would refuse it. */
+function mayLeave(core: Core, actor: Actor): boolean {
+  return actor.job.credentialEndsMs > core.nowMs;
+}
+
+/** False: what it needs is free here, and it waits for a worker; undefined: there is no room here. */
+function seatHere(core: Core, actor: Actor): boolean | undefined {
+  const { resources } = actor.template.options;
+  const { tenant } = actor.job;
+  if (!fits(resources, core.available) || tenant.cpuUnitsInUse + resources.cpuUnits > tenant.quota.cpuUnits || tenant.memoryBytesInUse + resources.memoryBytes > tenant.quota.memoryBytes) return undefined;
+  const worker = actorWorker(core, actor);
+  if (worker === undefined) return false;
+  core.available = subtract(core.available, resources);
+  tenant.cpuUnitsInUse += resources.cpuUnits;
+  tenant.memoryBytesInUse += resources.memoryBytes;
+  actor.holding = true;
+  worker.seats++;
+  worker.booting++;
+  actor.booting = true;
+  actor.worker = worker;
+  if (worker.state === 'ALIVE') seatActor(core, actor);
+  return true;
+}
+
+function moveActor(core: Core, actor: Actor, node: RemoteNode): boolean {
+  if (!fits(actor.template.options.resources, node.available) || !core.reachable(node.number)) return false;
   const task = actor.creation;
   const upstream = upstreamTo(core, node.number, actor.job, task.channel.principal.kind === 'job', task.depth);
   actor.upstream = upstream;
   node.available = subtract(node.available, actor.template.options.resources);
   forward(core, upstream, task, OP.CREATE_ACTOR, undefined);
+  return true;
 }
 
 /** A process makes one isolate at a time; with this many waiting in each, another process is worth its start. */

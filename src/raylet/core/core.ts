@@ -7,6 +7,7 @@ import type { Action, DecisionRequest, PolicyDecisionPoint, Resource } from '../
 import { resource } from '../../base/decision.ts';
 import { BulkheadError } from '../../base/errors.ts';
 import { OBJECT_ID_BYTES, SESSION_PREFIX_BYTES, objectIdText, type JobId, type ObjectIdText } from '../../base/ids.ts';
+import type { Labels } from '../../base/labels.ts';
 import { CLOCK_SKEW_MS, CUT_BATCH_BYTES, MAX_INTRUSIONS_TOLD, MAX_OBJECTS_PER_TENANT, MAX_OWED_RECORDS_PER_TENANT, NODE_DEAD_AFTER_MS, SESSION_TTL_MS } from '../../base/limits.ts';
 import type { ResourceVector } from '../../base/resources.ts';
 import type { RandomSource } from '../../base/time.ts';
@@ -18,6 +19,7 @@ export interface CoreConfig {
   readonly nodeId: string;
   readonly nodeNumber: number;
   readonly total: ResourceVector;
+  readonly labels: Labels;
   readonly maxWorkers: number;
   readonly random: RandomSource;
   readonly decisions: PolicyDecisionPoint;
@@ -144,6 +146,8 @@ export class Core {
   readonly waitingActors = new WaitingActors();
   readonly timed = new Set<Task>();
   servedCounter = 0;
+  /** Counts actors that are spread. */
+  spreadTurn = 0;
   /** The client batch that is being read, once a call in it keeps it. */
   held: HeldBatch | undefined = undefined;
   /** Calls of all tenants that have begun and not ended. */

@@ -7,6 +7,7 @@ import { quote } from '../../base/ids.ts';
 import { DEFAULT_STREAM_BYTES, DEFAULT_STREAM_ITEMS, MAX_FAN_OUT, MAX_RETRY_DELAY_MS, MAX_RETURNS, MAX_STREAM_BYTES, MAX_STREAM_ITEMS, MAX_STREAMING_METHODS, MAX_TASK_DEPTH } from '../../base/limits.ts';
 import type { ResourceVector } from '../../base/resources.ts';
 import { parseUnits } from '../../base/resources.ts';
+import { parsePlacement, type Placement } from './placement.ts';
 
 /** How far a stream may be ahead of its reader. */
 export interface StreamWindow {
@@ -51,6 +52,8 @@ export interface FunctionOptions {
   readonly streams: readonly string[];
   /** W3C trace context of the driver that traces its calls; '': it does not. Carried and told to the code, never acted on. */
   readonly traceparent: string;
+  /** Where it may run; undefined: anywhere. */
+  readonly placement: Placement | undefined;
 }
 
 const MAX_RETRY_NAMES = 16;
@@ -109,7 +112,11 @@ const PARSERS: Readonly<Record<string, Parser>> = Object.freeze({
   label: (v: unknown) => shortText('label', v, NAME, NAME_FORM),
   traceparent: (v: unknown) => shortText('traceparent', v, TRACEPARENT, 'a W3C traceparent of version 00'),
   isolation: (v: unknown) => (v === 'isolate' || v === 'gvisor' ? v : refuse("isolation must be 'isolate' or 'gvisor'")),
-  scheduling: (v: unknown) => (v === 'default' || v === 'spread' ? v : refuse("scheduling must be 'default' or 'spread'")),
+  // Looked at together: `parsePlacement`.
+  labels: (v: unknown) => v,
+  fallback: (v: unknown) => v,
+  nodeAffinity: (v: unknown) => v,
+  scheduling: (v: unknown) => v,
   detached: (v: unknown) => (typeof v === 'boolean' ? v : refuse('detached must be true or false')),
   getIfExists: (v: unknown) => (typeof v === 'boolean' ? v : refuse('getIfExists must be true or false')),
   maxRestarts: (v: unknown) => integer('maxRestarts', v, -1, 1_000),
@@ -164,5 +171,6 @@ export function parseFunctionOptions(json: string, isActor: boolean): FunctionOp
     maxPendingCalls: (given['maxPendingCalls'] as number | undefined) ?? 0,
     streams: (given['streams'] as string[] | undefined) ?? NO_NAMES,
     traceparent: (given['traceparent'] as string | undefined) ?? '',
+    placement: parsePlacement(given),
   };
 }

@@ -6,6 +6,7 @@
 import { BulkheadError } from '../../base/errors.ts';
 import { CALL_KIND, FrameReader, OP } from '../../base/frame.ts';
 import type { JobId, TenantName } from '../../base/ids.ts';
+import { NO_LABELS, type Labels } from '../../base/labels.ts';
 import { MAX_SESSIONS_PER_JOB } from '../../base/limits.ts';
 import type { AuditLog } from '../../base/audit-record.ts';
 import type { Principal } from '../../base/principal.ts';
@@ -59,8 +60,8 @@ export class RayletCore {
     tenant.history.clear();
   }
 
-  setNode(nodeId: string, number: number, address: string, spiffeId: string, total: ResourceVector, available: ResourceVector): void {
-    this.state.nodes.set(number, { nodeId, number, address, spiffeId, total, available });
+  setNode(nodeId: string, number: number, address: string, spiffeId: string, total: ResourceVector, available: ResourceVector, labels: Labels = NO_LABELS): void {
+    this.state.nodes.set(number, { nodeId, number, address, spiffeId, total, available, labels });
   }
 
   removeNode(number: number): void {

@@ -7,6 +7,7 @@ import { fits, type ResourceVector } from '../../base/resources.ts';
 import type { Core } from './core.ts';
 import { taskName } from './dispatch.ts';
 import { isLocal } from './objects.ts';
+import { allowedPlaces, nowhere, type Place, type Placement } from './placement.ts';
 import { CHANNEL_KIND, OBJECT_STATUS, PENDING_KIND, TASK_STATE, type Actor, type Channel, type ObjectEntry, type Task, type TenantState } from './state.ts';
 
 /** Of the holders of one object, and the arguments of one call. */
@@ -67,7 +68,7 @@ function startReason(core: Core, actor: Actor): string {
   if (actor.creation.missing > 0) return waitsFor(core, actor.creation);
   if (actor.name !== '' && !actor.nameRegistered) return 'waits for the head to register its name';
   if (actor.upstream !== undefined) return `is created on node ${nodeName(core, actor.upstream.nodeNumber)}`;
-  if (actor.worker === undefined) return lacks(core, actor.template.options.resources, actor.job.tenant) ?? noWorker(core, actor.job.tenant);
+  if (actor.worker === undefined) return lacks(core, actor.template.options.resources, actor.job.tenant, placementOf(actor.creation)) ?? noWorker(core, actor.job.tenant);
   return actor.worker.state === 'STARTING' ? 'a worker is starting' : 'its constructor runs';
 }
 
@@ -75,7 +76,7 @@ function startReason(core: Core, actor: Actor): string {
 export function pendingReason(core: Core, task: Task): string {
   const c = task.template.schedulingClass;
   if (c === undefined) return '';
-  const lack = lacks(core, c.resources, c.job.tenant);
+  const lack = lacks(core, c.resources, c.job.tenant, c.placement);
   if (lack !== undefined) return lack;
   if (c.starting > 0) return 'a worker is starting';
   if (c.leases.size > 0) return `waits for its turn: ${c.leases.size} of its tenant’s workers run tasks like it`;
@@ -88,16 +89,31 @@ function noWorker(core: Core, tenant: TenantState): string {
 }
 
 /** What keeps a request of resources from being met; undefined: nothing does. */
-function lacks(core: Core, wanted: ResourceVector, tenant: TenantState): string | undefined {
+function lacks(core: Core, wanted: ResourceVector, tenant: TenantState, placement: Placement | undefined): string | undefined {
   const { quota } = tenant;
   const gib = (bytes: number): string => `${Math.round(bytes / 2 ** 20)} MiB`;
   if (wanted.cpuUnits > quota.cpuUnits) return `needs ${cpus(wanted.cpuUnits)}, tenant quota ${quota.cpuUnits / 10_000}: it can never start`;
   if (wanted.memoryBytes > quota.memoryBytes) return `needs ${gib(wanted.memoryBytes)}, tenant quota ${gib(quota.memoryBytes)}: it can never start`;
+  if (placement !== undefined) return nowhere(core, placement, wanted, describe(wanted)) ?? noRoom(core, wanted, tenant, allowedPlaces(core, placement, wanted));
   if (!fits(wanted, core.config.total) && ![...core.nodes.values()].some((n) => fits(wanted, n.total))) return `infeasible: no node has ${describe(wanted)}`;
   if (tenant.cpuUnitsInUse + wanted.cpuUnits > quota.cpuUnits) return `needs ${cpus(wanted.cpuUnits)}, tenant quota ${quota.cpuUnits / 10_000}, of which ${tenant.cpuUnitsInUse / 10_000} in use`;
   if (tenant.memoryBytesInUse + wanted.memoryBytes > quota.memoryBytes) return `needs ${gib(wanted.memoryBytes)}, tenant quota ${gib(quota.memoryBytes)}, of which ${gib(tenant.memoryBytesInUse)} in use`;
   if (!fits(wanted, core.available)) return `needs ${describe(wanted)}, this node has ${describe(core.available)} free`;
   return undefined;
+}
+
+/** Of the places that a call may run in. */
+function noRoom(core: Core, wanted: ResourceVector, tenant: TenantState, places: readonly Place[]): string | undefined {
+  const { quota } = tenant;
+  const here = places.some(({ number }) => number === core.config.nodeNumber);
+  if (here && tenant.cpuUnitsInUse + wanted.cpuUnits > quota.cpuUnits) return `needs ${cpus(wanted.cpuUnits)}, tenant quota ${quota.cpuUnits / 10_000}, of which ${tenant.cpuUnitsInUse / 10_000} in use`;
+  if (places.some(({ available }) => fits(wanted, available))) return undefined;
+  return places.length === 1 ? `needs ${describe(wanted)}, node ${places[0]?.nodeId} has not so much free` : `needs ${describe(wanted)}, none of the ${places.length} nodes that it may run on has so much free`;
+}
+
+/** Of what another raylet sent here it was that one's to choose. */
+function placementOf(task: Task): Placement | undefined {
+  return task.channel.kind === CHANNEL_KIND.PEER ? undefined : task.template.options.placement;
 }
 
 function cpus(units: number): string {

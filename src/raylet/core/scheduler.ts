@@ -7,6 +7,7 @@ import { OP } from '../../base/frame.ts';
 import { MAX_SCHEDULING_CLASSES_PER_TENANT } from '../../base/limits.ts';
 import { add, fits, subtract, type ResourceVector } from '../../base/resources.ts';
 import type { Core } from './core.ts';
+import { allowedPlaces, type Place, type Placement } from './placement.ts';
 import { concludeTask, openSlot, sendExec } from './dispatch.ts';
 import { forward, upstreamTo } from './upstreams.ts';
 import { CHANNEL_KIND, Lease, OBJECT_STATUS, RemoteLease, SchedulingClass, TASK_STATE, Worker, type Failure, type Job, type RemoteNode, type Slot, type Task, type TenantState } from './state.ts';
@@ -27,16 +28,16 @@ const HOST_CPUS = 0.5;
 /** Blocked execs that may pile up in one isolate. */
 const MAX_BLOCKED_PER_LEASE = 4_096;
 
-/** The class of a job's tasks that need these resources; undefined when its tenant has too many classes already. */
-export function classFor(core: Core, job: Job, resources: ResourceVector, isolation: string): SchedulingClass | undefined {
+/** The class of a job's tasks that need these resources, in these places; undefined when its tenant has too many classes already. */
+export function classFor(core: Core, job: Job, resources: ResourceVector, isolation: string, placement: Placement | undefined): SchedulingClass | undefined {
   const custom = resources.custom === undefined ? '' : Object.keys(resources.custom).sort().map((k) => `${k}=${resources.custom?.[k] ?? 0}`).join(',');
-  const key = `${isolation}|${resources.cpuUnits}|${resources.memoryBytes}|${custom}`;
+  const key = `${isolation}|${resources.cpuUnits}|${resources.memoryBytes}|${custom}${placement === undefined ? '' : `|${placement.key}`}`;
   let found = job.classes.get(key);
   if (found === undefined) {
     // An isolate may speak on for a moment after its job has ended.
     if (core.jobs.get(job.id) !== job || job.tenant.classes >= MAX_SCHEDULING_CLASSES_PER_TENANT) return undefined;
     job.tenant.classes++;
-    found = new SchedulingClass(job, resources);
+    found = new SchedulingClass(job, resources, placement);
     job.classes.set(key, found);
     core.classes.add(found);
   }
@@ -118,6 +119,58 @@ function reclaim(core: Core, lease: Lease): void {
 }
 
 function serve(core: Core, c: SchedulingClass, contended: boolean): void {
+  if (c.placement === undefined) {
+    serveHere(core, c, contended);
+    if (c.queue.length > c.starting) spill(core, c);
+  } else servePlaced(core, c, c.placement, contended);
+  if (c.queue.length > 0 && c.leases.size === 0) {
+    const failure = workersFailure(core, c.job.tenant, 'tasks');
+    // What another node has room for, now or when it is asked again, waits for that.
+    if (failure !== undefined && core.nodes.size === 0) for (let task = c.queue.shift(); task !== undefined; task = c.queue.shift()) concludeTask(core, task, failure);
+  }
+}
+
+/** Only where its labels, its node or its group allow; what may run nowhere waits, and `pendingReason` says why. */
+function servePlaced(core: Core, c: SchedulingClass, placement: Placement, contended: boolean): void {
+  const places = allowedPlaces(core, placement, c.resources);
+  if (placement.spread && places.length > 1) return spread(core, c, places);
+  for (const { number } of places) {
+    if (number === core.config.nodeNumber) serveHere(core, c, contended);
+    else if (c.queue.length > c.starting) spillTo(core, c, core.nodes.get(number) as RemoteNode);
+  }
+}
+
+/** One task to each place in turn, as long as any has room. */
+function spread(core: Core, c: SchedulingClass, places: readonly Place[]): void {
+  for (let without = 0; without < places.length && c.queue.length > c.starting; ) {
+    const { number } = places[c.turn % places.length] as Place;
+    c.turn = (c.turn + 1) % places.length;
+    const taken = number === core.config.nodeNumber ? giveOne(core, c) : spillOne(core, c, core.nodes.get(number) as RemoteNode) === 'taken';
+    without = taken ? 0 : without + 1;
+  }
+}
+
+/** A task to a lease here that has nothing to do, or to one that is started for it. */
+function giveOne(core: Core, c: SchedulingClass): boolean {
+  for (const lease of c.leases) {
+    if (lease.slot === undefined || lease.active > 0 || lease.draining) continue;
+    if (!lease.holding) {
+      if (!fits(c.resources, core.available) || !withinQuota(c)) continue;
+      lease.holding = true;
+      lease.heldSinceMs = core.nowMs;
+      hold(core, c);
+    }
+    const task = c.queue.shift();
+    if (task === undefined) return false;
+    core.timed.delete(task);
+    lease.active++;
+    sendExec(core, lease.slot, task);
+    return true;
+  }
+  return fits(c.resources, core.available) && withinQuota(c) && c.starting < 64 && startLease(core, c);
+}
+
+function serveHere(core: Core, c: SchedulingClass, contended: boolean): void {
   for (const lease of c.leases) {
     if (c.queue.length === 0) return;
     if (lease.slot === undefined) continue;
@@ -137,12 +190,6 @@ function serve(core: Core, c: SchedulingClass, contended: boolean): void {
   // Leases that are starting will take one task each; more are wanted for what is left beyond that.
   while (c.queue.length > c.starting && fits(c.resources, core.available) && withinQuota(c) && c.starting < 64) {
     if (!startLease(core, c)) break;
-  }
-  if (c.queue.length > c.starting) spill(core, c);
-  if (c.queue.length > 0 && c.leases.size === 0) {
-    const failure = workersFailure(core, c.job.tenant, 'tasks');
-    // What another node has room for, now or when it is asked again, waits for that.
-    if (failure !== undefined && core.nodes.size === 0) for (let task = c.queue.shift(); task !== undefined; task = c.queue.shift()) concludeTask(core, task, failure);
   }
 }
 
@@ -315,24 +362,30 @@ export function requeue(core: Core, task: Task): void {
 /** Forwards what finds no room here to nodes that reported some. A task that was forwarded once is not forwarded again. */
 function spill(core: Core, c: SchedulingClass): void {
   if (core.nodes.size === 0) return;
-  for (const node of core.nodes.values()) {
-    while (c.queue.length > c.starting) {
-      const task = c.queue.shift();
-      if (task === undefined) return;
-      if (task.channel.kind === CHANNEL_KIND.PEER) {
-        c.queue.unshift(task);
-        return;
-      }
-      const lease = remoteLease(core, c, node, task);
-      if (lease === undefined) {
-        c.queue.unshift(task);
-        break;
-      }
-      core.timed.delete(task);
-      lease.inFlight++;
-      forward(core, lease.upstream, task, OP.SUBMIT, undefined);
-    }
+  for (const node of core.nodes.values()) if (!spillTo(core, c, node)) return;
+}
+
+/** As much as the node has room for. False: nothing that is next may go anywhere. */
+function spillTo(core: Core, c: SchedulingClass, node: RemoteNode): boolean {
+  while (c.queue.length > c.starting) {
+    const how = spillOne(core, c, node);
+    if (how !== 'taken') return how === 'full';
   }
+  return true;
+}
+
+function spillOne(core: Core, c: SchedulingClass, node: RemoteNode): 'taken' | 'full' | 'stays' {
+  const task = c.queue.shift();
+  if (task === undefined) return 'stays';
+  const lease = task.channel.kind === CHANNEL_KIND.PEER ? undefined : remoteLease(core, c, node, task);
+  if (lease === undefined) {
+    c.queue.unshift(task);
+    return task.channel.kind === CHANNEL_KIND.PEER ? 'stays' : 'full';
+  }
+  core.timed.delete(task);
+  lease.inFlight++;
+  forward(core, lease.upstream, task, OP.SUBMIT, undefined);
+  return 'taken';
 }
 
 /** What the submitter calls runs there as the submitter, and what its tasks call as the job: they never share a channel. */

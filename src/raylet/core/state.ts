@@ -7,11 +7,13 @@ import type { Resource } from '../../base/decision.ts';
 import type { BulkheadError, ErrorCode } from '../../base/errors.ts';
 import { FrameWriter, type CallKind } from '../../base/frame.ts';
 import type { JobId, TenantName, WorkerId } from '../../base/ids.ts';
+import type { Labels } from '../../base/labels.ts';
 import { MAX_ISOLATES_PER_WORKER, MAX_TASK_DEPTH } from '../../base/limits.ts';
 import type { Principal } from '../../base/principal.ts';
 import type { ResourceVector } from '../../base/resources.ts';
 import { CallHistory } from './call-history.ts';
 import type { FunctionOptions, StreamWindow } from './function-options.ts';
+import type { Placement } from './placement.ts';
 
 export interface TenantQuota {
   /** Units of 1/10,000 cpu in use at once on this node; Infinity: none. */
@@ -496,15 +498,20 @@ export class Stream {
 export class SchedulingClass {
   readonly job: Job;
   readonly resources: ResourceVector;
+  /** Undefined: anywhere. */
+  readonly placement: Placement | undefined;
+  /** Of those that are spread: the node that is tried first next time. */
+  turn = 0;
   readonly queue = new TaskQueue();
   readonly leases = new Set<Lease>();
   /** By node and by who its tasks run as there: `remoteLeaseKey`. */
   readonly remoteLeases = new Map<number, RemoteLease>();
   starting = 0;
 
-  constructor(job: Job, resources: ResourceVector) {
+  constructor(job: Job, resources: ResourceVector, placement: Placement | undefined) {
     this.job = job;
     this.resources = resources;
+    this.placement = placement;
   }
 }
 
@@ -762,6 +769,7 @@ export interface RemoteNode {
   readonly number: number;
   readonly address: string;
   readonly spiffeId: string;
+  readonly labels: Labels;
   total: ResourceVector;
   /** As last reported, less what was forwarded since. */
   available: ResourceVector;

@@ -448,6 +448,13 @@ export declare type CreateJoinTokenRequest = Message<"bulkhead.v1.CreateJoinToke
    * @generated from field: bulkhead.v1.Resources most = 2;
    */
   most?: Resources | undefined;
+
+  /**
+   * Labels that the node may say it has, each with this value; none: the head's own limits.
+   *
+   * @generated from field: map<string, string> labels = 3;
+   */
+  labels: { [key: string]: string };
 };
 
 /**
@@ -1301,6 +1308,13 @@ export declare type Node = Message<"bulkhead.v1.Node"> & {
    * @generated from field: bool insecure_dev = 11;
    */
   insecureDev: boolean;
+
+  /**
+   * What the operator calls it by; work asks for nodes by these.
+   *
+   * @generated from field: map<string, string> labels = 12;
+   */
+  labels: { [key: string]: string };
 };
 
 /**
@@ -1407,6 +1421,13 @@ export declare type NodeReport = Message<"bulkhead.v1.NodeReport"> & {
    * @generated from field: repeated bulkhead.v1.MonthUsage month_usage = 11;
    */
   monthUsage: MonthUsage[];
+
+  /**
+   * First message only: the node's labels. Refused beyond what its join token or the head's configuration allows.
+   *
+   * @generated from field: map<string, string> labels = 12;
+   */
+  labels: { [key: string]: string };
 };
 
 /**
