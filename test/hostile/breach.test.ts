@@ -33,7 +33,7 @@ const HOSTILE_PRELUDE = `(function () {
         for (let at = 0; at + 5 <= b.length;) {
           const end = at + 4 + u32(b, at);
           if (b[at + 4] === 0x60) {
-            let rest = at + 5 + 4 + 1 + 4 + 4; const d = b[rest] | (b[rest + 1] << 8); rest += 2;
+            let rest = at + 5 + 4 + 1 + 4 + 4 + 4; const d = b[rest] | (b[rest + 1] << 8); rest += 2;
             if (d === 0) { for (let i = rest; i < end; i++) { if (u32(b, i) === 0xeeeeeeee && i + 4 <= end) { out.push(b[at + 5], b[at + 6], b[at + 7], b[at + 8]); i += 3; } else out.push(b[i]); } }
           } else if (b[at + 4] >= 0x41 && b[at + 4] <= 0x4a) {
             const text = 'told ' + b[at + 4].toString(16) + ' '; const said = [];
