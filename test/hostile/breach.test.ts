@@ -74,8 +74,8 @@ class Driver {
     const state = raylet.core.state.tenants.get(number);
     if (state === undefined) throw new Error('no such tenant');
     this.channel = raylet.openChannel(CHANNEL_KIND.DRIVER, raylet.ensureJob(parseJobId(job), state, user, principal, 'x', Date.now() + 300_000, Date.now()), user, 0, {
-      write: (octets) => {
-        this.frames.push(...splitFrames(octets));
+      write: (octets, tail) => {
+        this.frames.push(...splitFrames(tail === undefined ? octets : Buffer.concat([octets, tail])));
         return true;
       },
       pause: () => undefined, resume: () => undefined,
