@@ -95,6 +95,8 @@ it('sums of usage are sums of calls, and both are the audit log’s', { timeout:
   // The administrator may count; another tenant, or who has no such right, may not.
   expect(of(await usage('admin', ' --tenant globex'), 'tasks')).toBe(1);
   for (const [line, profile] of [['usage --tenant acme', 'globex-siem'], ['usage --tenant nobody', 'globex-siem'], ['usage', 'acme-dev']] as const) expect((await run(line, profile)).code, line).toBe(3);
+  // Nor is a name that nobody has a tenant that used nothing.
+  for (const line of ['usage --tenant nosuch', 'usage --tenant NO_NAME', 'usage --csv --tenant nosuch']) expect(await run(line, 'admin'), line).toMatchObject({ code: 3, out: '', err: expect.stringMatching(/there is no tenant 'no/i) });
   expect((await run('usage --csv --json', 'acme-siem')).code).toBe(2);
   expect(cluster.faults()).toEqual([]);
 });

@@ -2,8 +2,9 @@
  * `bulkhead usage`: what a tenant used, from the audit logs of all nodes; as a table, JSON, or CSV in the FOCUS format. Must never: show a sum
  * that leaves a node out without saying so, or a price (there is none here).
  */
-import { BulkheadError } from '../../base/errors.ts';
-import { Cluster } from '../../rpc/generated/bulkhead/v1/head_pb.js';
+import { BulkheadError, toSafeError } from '../../base/errors.ts';
+import { quote } from '../../base/ids.ts';
+import { Cluster, Tenants } from '../../rpc/generated/bulkhead/v1/head_pb.js';
 import { Audit, type UsageHour } from '../../rpc/generated/bulkhead/v1/raylet_pb.js';
 import { CALL_TIMEOUT_MS, CallerSession } from '../session.ts';
 import { bytesText, printable, timeText, UsageError, type Terminal } from '../terminal.ts';
@@ -76,6 +77,16 @@ export function focusCsv(trustDomain: string, tenant: string, hours: readonly Us
   return `${[COLUMNS.join(','), ...lines].join('\r\n')}\r\n`;
 }
 
+/** Who is of no tenant may count any, and a name that nobody has would count nothing: a typing error must not look like a tenant at rest. */
+async function requireTenant(session: CallerSession, tenant: string): Promise<void> {
+  try {
+    await session.to(Tenants).show({ tenant }, { timeoutMs: CALL_TIMEOUT_MS });
+  } catch (thrown) {
+    const error = toSafeError(thrown);
+    throw error.code === 'DENIED' || error.code === 'INVALID_ARGUMENT' ? new BulkheadError('DENIED', `there is no tenant ${quote(tenant)}, or you may not see it; 'bulkhead tenant list' shows those there are`) : error;
+  }
+}
+
 export async function usage(terminal: Terminal, options: { readonly tenant: string | undefined; readonly fromMs: number | undefined; readonly toMs: number | undefined; readonly csv: boolean; readonly partial: boolean }, profile: string | undefined): Promise<void> {
   if (options.csv && terminal.json) throw new UsageError('give --json or --csv, not both');
   await using session = await CallerSession.open(profile);
@@ -84,6 +95,7 @@ export async function usage(terminal: Terminal, options: { readonly tenant: stri
   const now = new Date();
   const fromMs = options.fromMs ?? Date.UTC(now.getUTCFullYear(), now.getUTCMonth(), 1);
   const toMs = options.toMs ?? now.getTime();
+  if (session.tenant === undefined) await requireTenant(session, tenant);
   const { nodes } = await session.to(Cluster).listNodes({}, { timeoutMs: CALL_TIMEOUT_MS });
   const { answers, unreachable } = await terminal.progress('reading the audit logs', session.ask(await session.raylets(), async (raylet) => {
     const found: UsageHour[] = [];
