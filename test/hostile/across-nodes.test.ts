@@ -99,9 +99,9 @@ it('a tenant whose workers crash in a loop waits, and its tasks run in the end; 
       for (const pid of one.workerPids('raylet-1').filter((p) => one.jailOf(p).includes(id))) process.kill(pid, 'SIGKILL');
     }
     return false;
-  });
+  }, 90_000);
   const late = work.add.options({ maxRetries: 0 })(1, 2);
   expect(await globex.get(globex.task(() => 'at once')())).toBe('at once');
   expect(await acme.get([patient, late])).toEqual([1_000, 3]);
   await Promise.all([acme, globex].map((driver) => driver.close()));
-});
+}, 150_000);
