@@ -2,7 +2,7 @@
  * What a tenant used on this node, from its audit log alone: calls are the decisions that allowed them, the rest is the sum of usage records.
  * By hours, in integers. Must never: count what is not on disk, or a call that another node counts.
  */
-import { CALL_ACTIONS, FORWARDED, NO_USAGE, parseUsage, USAGE_EVENT, type Usage } from '../base/usage-record.ts';
+import { CALL_ACTIONS, FORWARDED, NO_USAGE, parseUsage, RECONSTRUCTED, USAGE_EVENT, type Usage } from '../base/usage-record.ts';
 import type { AuditStore } from './audit-store.ts';
 import { tail } from './audit-query.ts';
 
@@ -26,7 +26,7 @@ export async function usageByHour(store: AuditStore, tenant: string, fromMs: num
   if (!store.has(tenant)) return [];
   for await (const { record } of tail(store, tenant, { from: 0, fromMs, ...(toMs === 0 ? {} : { toMs }), signal })) {
     if (record.type === 'decision') {
-      if (!record.allow || !CALL_ACTIONS.includes(record.action) || record.detail.endsWith(FORWARDED)) continue;
+      if (!record.allow || !CALL_ACTIONS.includes(record.action) || record.detail.endsWith(FORWARDED) || record.detail.endsWith(RECONSTRUCTED)) continue;
       const { calls } = at(record.timeMs);
       calls.set(record.action, (calls.get(record.action) ?? 0) + record.count);
     } else if (record.event === USAGE_EVENT) {

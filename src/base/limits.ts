@@ -12,6 +12,18 @@ export const CHUNK_BYTES = 512 * 2 ** 10;
 export const MAX_OBJECT_BYTES = 2 * 2 ** 30;
 /** A value of another tenant that is copied for a task at once: all calls of the node wait for so long. */
 export const MAX_COPY_BYTES = 64 * 2 ** 20;
+/** Objects of a node that are being written to disk at once; more would only share the same disk. */
+export const MAX_SPILLS_AT_ONCE = 16;
+/** Disk that a node's spilled objects take, where its configuration says nothing, bytes. */
+export const MAX_SPILL_BYTES = 64 * 2 ** 30;
+/** One encrypted piece of a spilled object: as much as is held in memory to verify it. */
+export const SPILL_CHUNK_BYTES = 1 * 2 ** 20;
+/** What a tenant's calls leave behind so that their lost results can be computed again: octets of arguments on one node, and how many; the oldest go first. */
+export const MAX_LINEAGE_BYTES_PER_TENANT = 64 * 2 ** 20;
+export const MAX_LINEAGE_PER_TENANT = 10_000;
+/** A lost object that needs a lost object that needs …: so deep, and each so often. */
+export const MAX_RECONSTRUCTION_DEPTH = 32;
+export const MAX_RECONSTRUCTIONS = 16;
 /** Refs that gets and waits of one channel wait for at once. */
 export const MAX_WAITING_PER_CHANNEL = 1_000_000;
 /** Frames for one receiver are handed on when they are this many, so that no batch nears the limit of a message. */

@@ -8,6 +8,8 @@ import type { MonthUsage } from './budget.ts';
 export const USAGE_EVENT = 'usage.metered';
 /** Ends the detail of decisions about calls that another node had decided first and forwarded: counted there. */
 export const FORWARDED = ' forwarded';
+/** Ends the detail of decisions about tasks that run again because their results were lost: the raylet's doing, as tries after a failure are. */
+export const RECONSTRUCTED = ' reconstructed';
 /** Decisions that are calls, where they were allowed. */
 export const CALL_ACTIONS: readonly string[] = ['task.submit', 'actor.create', 'actor.call'];
 

@@ -44,6 +44,7 @@ export function recordIssued(head: HeadState): (issued: IssuedCertificate) => Pr
 
 const NONCE_BYTES = 12;
 const TAG_BYTES = 16;
+const DATA_KEY_BYTES = 32;
 
 export function headPki(parts: { readonly authority: CertificateAuthority; readonly sessions: JwtAuthority; readonly keyManager: KeyManager; readonly keyManagerName: string; readonly clock: Pick<Clock, 'nowMs'> }): HeadPki {
   const { authority, sessions, keyManager, keyManagerName, clock } = parts;
@@ -67,6 +68,10 @@ export function headPki(parts: { readonly authority: CertificateAuthority; reado
       await authority.rotateJwtKey();
     },
     createTenantKey: (tenant: TenantName) => keyManager.createTenantKey(tenant),
+    createDataKey: async (tenant: TenantName, nodeId: string) => {
+      const key = randomBytes(DATA_KEY_BYTES);
+      return { key, wrapped: await keyManager.wrap(tenant, key, Buffer.from(`spill ${nodeId}`, 'utf8')) };
+    },
     destroyTenantKey: (tenant: TenantName) => keyManager.destroyTenantKey(tenant),
     verifySession: (credential) => verifySession(credential, { audience: SESSION_AUDIENCE, nowMs: clock.nowMs(), bundle: authority.bundle() }),
     seal: async (tenant, bytes, what) => {

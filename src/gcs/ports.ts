@@ -50,6 +50,8 @@ export interface HeadPki {
   /** A new intermediate and a new JWT key; nothing that was issued before ends. */
   rotate(): Promise<void>;
   createTenantKey(tenant: TenantName): Promise<void>;
+  /** A fresh data key for what a node writes to its disk for the tenant, and the same wrapped for that node. */
+  createDataKey(tenant: TenantName, nodeId: string): Promise<{ readonly key: Uint8Array; readonly wrapped: Uint8Array }>;
   /** Crypto-shredding: resolves when everything wrapped for the tenant is unreadable. */
   destroyTenantKey(tenant: TenantName): Promise<void>;
   /** Who a session credential that a raylet shows is of. Throws UNAUTHENTICATED when it was not issued here, was altered, or has ended. */

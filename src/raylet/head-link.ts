@@ -9,6 +9,7 @@ import { parseJobId, parseNodeId, type JobId } from '../base/ids.ts';
 import { parseLabels, type Labels } from '../base/labels.ts';
 import { HEARTBEAT_MS, MAX_ENDED_SESSIONS_KEPT, MAX_ENDED_SESSIONS_PER_REPORT, NODE_DEAD_AFTER_MS } from '../base/limits.ts';
 import type { ResourceVector } from '../base/resources.ts';
+import type { DataKey } from '../objects/spill-files.ts';
 import { TrustBundle, type Revocations, type SvidSource } from '../pki/pki.ts';
 import { NodeSync, type HeadUpdate, type Resources } from '../rpc/generated/bulkhead/v1/head_pb.js';
 import { client, type Client, type MessageStream, type RpcChannel } from '../rpc/rpc.ts';
@@ -240,6 +241,13 @@ export class HeadLink implements ActorNames, AsyncDisposable {
 
   async release(tenant: string, namespace: string, name: string, id: Uint8Array): Promise<void> {
     if (!this.#closed) await this.#client().releaseActorName({ tenant, namespace, name, actorId: id }, { timeoutMs: NAME_CALL_TIMEOUT_MS });
+  }
+
+  /** A key for what this node writes to its disk for a tenant. */
+  async dataKey(tenant: string): Promise<DataKey> {
+    const { key, wrapped } = await this.#client().dataKey({ tenant }, { timeoutMs: NAME_CALL_TIMEOUT_MS });
+    if (key.length !== 32) throw new BulkheadError('INTERNAL', 'the head answered with a data key that is none');
+    return { key, wrapped };
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

@@ -26,7 +26,7 @@ const OTHERS = '(others)';
 const SLICE = 1_000;
 /** Objects of a tenant, and as many tasks, actors and sessions that they are in; what has ended comes on top. */
 const MAX_LOOKED_AT = 2 * MAX_OBJECTS_PER_TENANT;
-const OBJECT_STATES = ['PENDING', 'INLINE', 'STORED', 'REMOTE', 'FAILED'];
+const OBJECT_STATES = ['PENDING', 'INLINE', 'STORED', 'REMOTE', 'FAILED', 'SPILLED'];
 
 export interface InspectionContext {
   readonly raylet: Raylet;

@@ -1,12 +1,12 @@
 /** The raylet's configuration: one JSON document on stdin, parsed strictly. The join token in it is a secret: read once, never kept. */
 import { readFileSync } from 'node:fs';
-import { isAbsolute } from 'node:path';
+import { isAbsolute, join as joinPath } from 'node:path';
 import { availableParallelism, totalmem } from 'node:os';
 import { z } from 'zod';
 import { BulkheadError } from '../base/errors.ts';
 import { parseTrustDomain, type TrustDomain } from '../base/ids.ts';
 import { LABEL_KEY, LABEL_VALUE, parseLabels, type Labels } from '../base/labels.ts';
-import { MAX_AUDIT_BYTES_PER_TENANT } from '../base/limits.ts';
+import { MAX_AUDIT_BYTES_PER_TENANT, MAX_SPILL_BYTES } from '../base/limits.ts';
 import { parseUnits, UNITS_PER_CPU, type ResourceVector } from '../base/resources.ts';
 
 const address = z.string().regex(/^(?:[A-Za-z0-9._-]{1,253}|\[[0-9a-fA-F:]{2,45}\]):\d{1,5}$/, "expected 'host:port' (port 0: any free one)");
@@ -26,6 +26,11 @@ const ConfigSchema = z.strictObject({
   join: z.strictObject({ token: z.string().min(16).max(256), attestationAddress: address, trustBundle: z.string().max(65_536) }).optional(),
   cpus: z.number().positive().max(10_000).optional(),
   memoryBytes: z.int().positive().optional(),
+  /** Memory (tmpfs) and disk that objects' files may take; beyond the first they are moved to disk, encrypted. */
+  objectMemoryBytes: z.int().min(2 ** 20).optional(),
+  spillBytes: z.int().nonnegative().default(MAX_SPILL_BYTES),
+  /** Where, on a disk; in the data directory when left out. Emptied at each start. */
+  spillDir: directory.optional(),
   resources: z.record(z.string().regex(/^[A-Za-z][A-Za-z0-9_.:-]{0,62}$/), z.number().nonnegative()).default({}),
   /** What the operator calls this node by; refused beyond what its join token or the head's configuration allows. */
   labels: z.record(z.string().regex(LABEL_KEY), z.string().regex(LABEL_VALUE)).default({}),
@@ -48,6 +53,9 @@ export interface RayletConfig {
   readonly join: { readonly token: string; readonly attestationAddress: string; readonly trustBundle: string } | undefined;
   readonly total: ResourceVector;
   readonly labels: Labels;
+  readonly objectMemoryBytes: number;
+  readonly spillBytes: number;
+  readonly spillDir: string;
   readonly warmWorkers: number;
   readonly maxWorkers: number;
   readonly auditBytesPerTenant: number;
@@ -67,14 +75,18 @@ export function parseRayletConfig(text: string): RayletConfig {
   const parsed = ConfigSchema.safeParse(json);
   // Only where and what: a value in it may be the join token.
   if (!parsed.success) return refuse(parsed.error.issues.map((i) => `${i.path.join('.') || 'it'}: ${i.message}`).join('; '));
-  const { cpus, memoryBytes, resources, trustDomain, join, advertise, metricsListen, labels, ...rest } = parsed.data;
+  const { cpus, memoryBytes, objectMemoryBytes, spillDir, resources, trustDomain, join, advertise, metricsListen, labels, ...rest } = parsed.data;
+  // A part stays with the operating system, the raylet itself and the page cache.
+  const memory = memoryBytes ?? Math.floor(totalmem() * 0.7);
   const custom = Object.entries(resources).map(([name, amount]) => [name, parseUnits(`resource ${name}`, amount)] as const);
   return {
     ...rest, trustDomain: parseTrustDomain(trustDomain), join, advertise, metricsListen, labels: parseLabels(labels),
+    // As Ray has it.
+    objectMemoryBytes: objectMemoryBytes ?? Math.floor(memory * 0.3),
+    spillDir: spillDir ?? joinPath(rest.dataDir, 'spill'),
     total: {
       cpuUnits: cpus === undefined ? availableParallelism() * UNITS_PER_CPU : parseUnits('cpus', cpus),
-      // A part stays with the operating system, the raylet itself and the page cache.
-      memoryBytes: memoryBytes ?? Math.floor(totalmem() * 0.7),
+      memoryBytes: memory,
       custom: custom.length === 0 ? undefined : Object.fromEntries(custom),
     },
   };

@@ -164,6 +164,7 @@ export async function startRaylet(config: RayletConfig, log: RayletLog): Promise
   const running: Raylet = (raylet = new Raylet({
     nodeId, nodeNumber, total: config.total, labels: config.labels, maxWorkers: config.maxWorkers, runDir: config.runDir, dataDir: config.dataDir, decisions, audit: weakened ? stampedLogs(audit) : audit, pool, names: link, clock: systemClock,
     random: systemRandom, log, verifyCredential: verify, defaultIsolateBytes: DEFAULT_ISOLATE_BYTES,
+    objectMemoryBytes: config.objectMemoryBytes, spillBytes: config.spillBytes, spillDir: config.spillDir, dataKey: (tenant) => link.dataKey(tenant),
     lastUsage: async (tenant) => {
       for await (const { record } of tail(audit, tenant, { action: USAGE_EVENT, limit: 1 })) return record.detail;
       return undefined;

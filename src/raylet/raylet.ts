@@ -18,12 +18,14 @@ import { parseMemory, parseUnits, UNITS_PER_CPU, type ResourceVector } from '../
 import { parseDuration, type Clock, type RandomSource } from '../base/time.ts';
 import { parseMonth, USAGE_EVENT } from '../base/usage-record.ts';
 import { ObjectFiles, type ObjectReader } from '../objects/object-files.ts';
+import { SpillFiles, type DataKey } from '../objects/spill-files.ts';
 import type { WorkerPool } from '../sandbox/worker-pool.ts';
 import type { WorkerExit, WorkerProcess } from '../sandbox/worker-process.ts';
 import { Attachments } from './attachments.ts';
 import { classInfoOf } from './core/actors.ts';
 import type { ActorSeed } from './core/adoption.ts';
 import type { Effect } from './core/effects.ts';
+import { overMemory } from './core/object-memory.ts';
 import { RayletCore } from './core/raylet-core.ts';
 import { Channel, CHANNEL_KIND, failureOf, NO_QUOTA, Worker, type Actor, type ChannelKind, type Failure, type Job, type Slot, type TenantQuota, type TenantState, type Upstream } from './core/state.ts';
 import { Intake, type Source } from './intake.ts';
@@ -99,6 +101,12 @@ export interface RayletOptions {
   /** Verifies a session credential that a client renewed. */
   readonly verifyCredential: (credential: string) => Promise<{ principal: Principal; jobId: JobId; issuedMs: number; expiresMs: number }>;
   readonly defaultIsolateBytes: number;
+  /** Memory and disk that objects' files may take; everything stays in memory where they are left out. */
+  readonly objectMemoryBytes?: number;
+  readonly spillBytes?: number;
+  readonly spillDir?: string;
+  /** The head's key for what is written to disk for a tenant. */
+  readonly dataKey?: (tenant: string) => Promise<DataKey>;
   /** Detail of the last usage record in a tenant's log; undefined: there is none. */
   readonly lastUsage?: (tenant: string) => Promise<string | undefined>;
 }
@@ -116,6 +124,7 @@ interface ChannelShell {
 export class Raylet implements AsyncDisposable {
   readonly core: RayletCore;
   readonly objects: ObjectFiles;
+  readonly spills: SpillFiles;
   readonly logs: JobLogs;
   readonly processes = new Map<Worker, WorkerProcess>();
   readonly #options: RayletOptions;
@@ -149,9 +158,11 @@ export class Raylet implements AsyncDisposable {
     this.core = new RayletCore({
       nodeId: options.nodeId, nodeNumber: options.nodeNumber, total: options.total, labels: options.labels ?? NO_LABELS, maxWorkers: options.maxWorkers, random: options.random, decisions: options.decisions,
       sha256: (bytes) => createHash('sha256').update(bytes).digest(), defaultIsolateBytes: options.defaultIsolateBytes,
+      objectMemoryBytes: options.objectMemoryBytes ?? Number.POSITIVE_INFINITY, spillBytes: options.spillBytes ?? 0,
     });
     this.#intake = new Intake({ core: this.core, clock: options.clock, flush: () => this.flush(), malformed: (source, error) => this.#malformed(source, error), keepPace: (source) => this.#keepPace(source) });
     this.objects = new ObjectFiles(join(options.runDir, 'objects'));
+    this.spills = new SpillFiles({ dir: options.spillDir ?? join(options.dataDir, 'spill'), dataKey: options.dataKey ?? (() => Promise.reject(new BulkheadError('UNAVAILABLE', 'this node has no keys for its disk'))) });
     this.#codeDir = join(options.runDir, 'code');
     mkdirSync(this.#codeDir, { recursive: true, mode: 0o711 });
     this.logs = new JobLogs(join(options.dataDir, 'logs'), undefined, (error) => options.log.error({ err: error }, 'what a job printed could not be written'));
@@ -206,6 +217,7 @@ export class Raylet implements AsyncDisposable {
   /** Its jobs have ended; its bytes go: objects, code, what it printed. Its audit log stays, for its auditors. */
   #forgetTenant(tenant: TenantName): void {
     this.objects.forget(tenant);
+    this.spills.forget(tenant);
     rmSync(join(this.#codeDir, tenant), { recursive: true, force: true });
     this.logs.forget(tenant);
   }
@@ -335,7 +347,7 @@ export class Raylet implements AsyncDisposable {
 
   /** Back-pressure: a client that is far ahead of its results, or does not read them, is not read from. */
   #throttle(channel: Channel, shell: ChannelShell): void {
-    const over = shell.blocked || channel.inFlight > MAX_CALLS_IN_FLIGHT || channel.heldBytes > MAX_HELD_BYTES_PER_CHANNEL || channel.unreadBytes > UNREAD_PAUSE_BYTES || shell.outbox.waitingBytes > HIGH_WATER_BYTES || this.peers?.behind(channel.job) === true;
+    const over = shell.blocked || channel.inFlight > MAX_CALLS_IN_FLIGHT || channel.heldBytes > MAX_HELD_BYTES_PER_CHANNEL || channel.unreadBytes > UNREAD_PAUSE_BYTES || (this.core.state.spilling.size > 0 && overMemory(this.core.state, channel.job.tenant)) || shell.outbox.waitingBytes > HIGH_WATER_BYTES || this.peers?.behind(channel.job) === true;
     if (over === shell.paused || shell.port === undefined) return;
     shell.paused = over;
     if (over) shell.port.pause();
@@ -463,9 +475,10 @@ export class Raylet implements AsyncDisposable {
     this.#options.log.error({ err: error, effect: effect.type }, 'an effect failed');
     if (effect.type === 'seal-staged') {
       // What was announced is not there: whoever asks for it is told, instead of waiting for a file that never comes.
-      this.core.sealFailed(effect.fileName);
+      this.core.sealFailed(effect.entry, effect.fileName);
       this.#kill(effect.worker, 'MISBEHAVED');
-    } else if (effect.type === 'stream-file') this.core.valueLost(effect.channel, effect.request, effect.position, effect.needed);
+    } else if (effect.type === 'spill-file') this.core.spilled(effect.entry, effect.fileName, effect.spillName, effect.size, failureOf(safe), this.#options.clock.nowMs());
+    else if (effect.type === 'stream-file') this.core.valueLost(effect.channel, effect.request, effect.position, effect.needed);
     else if (effect.type === 'attach' || effect.type === 'load-code' || effect.type === 'open-slot') this.#kill(effect.slot.worker, 'MISBEHAVED');
     else if (effect.type === 'copy-file') this.core.copyFailed(effect.to, effect.copyName);
     else if (effect.type === 'write-part' && effect.fileName.startsWith('in-')) this.core.transferFailed(effect.fileName, failureOf(safe));
@@ -528,6 +541,13 @@ export class Raylet implements AsyncDisposable {
       case 'delete-file':
         this.#attachments.detach(effect.fileName);
         return this.objects.delete(effect.tenant.name, effect.fileName);
+      case 'spill-file':
+        return this.#spill(effect);
+      case 'restore-file':
+        void this.#restore(effect);
+        return;
+      case 'delete-spill':
+        return this.spills.delete(effect.tenant.name, effect.spillName);
       case 'stream-file':
         return this.#streamFile(effect);
       case 'register-name':
@@ -669,6 +689,39 @@ export class Raylet implements AsyncDisposable {
     const process = this.processes.get(effect.worker);
     if (process === undefined) throw new BulkheadError('WORKER_DIED', 'the worker is gone');
     process.takeStaged(effect.slotNumber, effect.staged, effect.size, this.objects.destination(effect.worker.tenant.name, effect.fileName));
+  }
+
+  // --- memory and disk --------------------------------------------------------------------------------------------------------
+
+  #spill(effect: Effect & { readonly type: 'spill-file' }): void {
+    const { entry, tenant, fileName, spillName, size, id, version } = effect;
+    const reader = this.objects.reader(tenant.name, fileName);
+    const done = (failure: Failure | undefined): void => {
+      reader.close();
+      if (this.#closed) return;
+      this.core.spilled(entry, fileName, spillName, size, failure, this.#options.clock.nowMs());
+      this.flush();
+    };
+    this.spills.write({ tenant: tenant.name, fileName: spillName, id, version, size }, reader).then(() => done(undefined), (error: unknown) => {
+      this.#options.log.warn({ err: error, tenant: tenant.name }, 'an object could not be moved to disk; it stays in memory, and moving is tried again');
+      done(failureOf(toSafeError(error)));
+    });
+  }
+
+  async #restore(effect: Effect & { readonly type: 'restore-file' }): Promise<void> {
+    const { entry, tenant, fileName, spillName, size, id, version } = effect;
+    let failure: Failure | undefined;
+    try {
+      await this.spills.read({ tenant: tenant.name, fileName: spillName, id, version, size }, (offset, bytes, last) => this.objects.writePart(tenant.name, fileName, offset, bytes, last));
+    } catch (error) {
+      if (this.#closed) return;
+      this.#options.log.warn({ err: error, tenant: tenant.name }, 'an object could not be read back from disk');
+      this.objects.delete(tenant.name, fileName);
+      failure = failureOf(toSafeError(error));
+    }
+    if (this.#closed) return;
+    this.core.restored(entry, spillName, fileName, size, failure, this.#options.clock.nowMs());
+    this.flush();
   }
 
   // --- transfers --------------------------------------------------------------------------------------------------------------
@@ -912,6 +965,7 @@ export class Raylet implements AsyncDisposable {
     this.#metering.finish(this.#options.clock.nowMs());
     this.logs.flush();
     this.objects.close();
+    this.spills.close();
     rmSync(this.#codeDir, { recursive: true, force: true });
   }
 }
@@ -957,6 +1011,7 @@ export function parseQuota(quota: Readonly<Record<string, string>>): TenantQuota
     cpuUnits: given('cpus', (text) => parseUnits('cpus', Number(text))) ?? NO_QUOTA.cpuUnits,
     memoryBytes: given('memory', parseMemory) ?? NO_QUOTA.memoryBytes,
     objectBytes: given('objects', parseMemory) ?? NO_QUOTA.objectBytes,
+    objectMemoryBytes: given('objectMemory', parseMemory) ?? NO_QUOTA.objectMemoryBytes,
     tasks: given('tasks', Number) ?? NO_QUOTA.tasks,
     actors: given('actors', Number) ?? NO_QUOTA.actors,
     workers: given('workers', Number) ?? NO_QUOTA.workers,

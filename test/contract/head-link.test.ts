@@ -52,7 +52,7 @@ async function world(answers: (n: number, tell: (name: string) => void, takeOver
         mine.end = 'lost';
       }
     },
-    registerActorName: never, lookupActorName: never, releaseActorName: never,
+    registerActorName: never, lookupActorName: never, releaseActorName: never, dataKey: never,
   });
   closers.push(() => server.close());
   const { port } = await server.listen('127.0.0.1:0');

@@ -262,8 +262,8 @@ describe('server streams', () => {
 });
 
 describe('typed streams', () => {
-  const rows = ['Sync', 'RegisterActorName', 'LookupActorName', 'ReleaseActorName'].map((name) => row(`bulkhead.v1.NodeSync/${name}`, { callers: ['node'], tenant: 'none', action: 'node.sync', resource: 'node' }));
-  const names = { registerActorName: async () => ({}), lookupActorName: async () => ({}), releaseActorName: async () => ({}) };
+  const rows = ['Sync', 'RegisterActorName', 'LookupActorName', 'ReleaseActorName', 'DataKey'].map((name) => row(`bulkhead.v1.NodeSync/${name}`, { callers: ['node'], tenant: 'none', action: 'node.sync', resource: 'node' }));
+  const names = { registerActorName: async () => ({}), lookupActorName: async () => ({}), releaseActorName: async () => ({}), dataKey: async () => ({}) };
 
   it('carry messages both ways until each side has ended', async () => {
     const reports: number[] = [];

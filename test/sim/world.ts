@@ -9,7 +9,7 @@ import { parseTenantName, type JobId } from '../../src/base/ids.ts';
 import { principalFromSpiffeId } from '../../src/base/principal.ts';
 import { makeId } from '../../src/raylet/core/core.ts';
 import { RayletCore } from '../../src/raylet/core/raylet-core.ts';
-import { CHANNEL_KIND, NO_QUOTA, type Channel, type HeldBatch, type Slot, type TenantQuota, type Upstream, type Worker } from '../../src/raylet/core/state.ts';
+import { CHANNEL_KIND, NO_QUOTA, type Channel, type Failure, type HeldBatch, type Slot, type TenantQuota, type Upstream, type Worker } from '../../src/raylet/core/state.ts';
 
 /** mulberry32: small, fast and good enough to choose what happens next. */
 export function seeded(seed: number): () => number {
@@ -49,6 +49,9 @@ export class SimNode {
   readonly core: RayletCore;
   readonly logs = new Map<number, SimLog>();
   readonly pools = new Map<Worker, Map<number, Slot>>();
+  /** Names of files in memory, and of those on disk with the write that they are. */
+  readonly files = new Set<string>();
+  readonly spills = new Map<string, number>();
 
   constructor(core: RayletCore) {
     this.core = core;
@@ -147,6 +150,13 @@ export class SimClient {
     this.more(stream, count, count);
   }
 
+  /** Puts a value of so many octets, which becomes a file. */
+  putLarge(size: number): Uint8Array {
+    const seq = this.nextSeq++;
+    this.out.begin(OP.PUT_CHUNK).u32(0).u32(seq).u64(size).u64(0).raw(new Uint8Array(size)).end();
+    return makeId(this.prefix, seq);
+  }
+
   get(refs: readonly Uint8Array[]): ClientCall {
     const call: ClientCall = { request: this.nextRequest++, refs, answers: refs.map(() => undefined) };
     this.calls.set(call.request, call);
@@ -222,11 +232,17 @@ export interface WorldOptions {
   readonly pieces?: number;
   /** Milliseconds for which the crash-loop breaker lets a tenant start no worker. */
   readonly startsIn?: (tenant: string, nowMs: number) => number;
+  /** Of every node; everything stays in memory where they are left out. */
+  readonly objectMemoryBytes?: number;
+  readonly spillBytes?: number;
+  /** What comes of a write to disk or a read back. */
+  readonly disk?: (what: 'write' | 'read') => Failure | undefined;
 }
 
 export class World {
   readonly random: () => number;
   readonly #startsIn: (tenant: string, nowMs: number) => number;
+  readonly #disk: (what: 'write' | 'read') => Failure | undefined;
   readonly nodes: SimNode[] = [];
   nowMs = 1_000_000;
   readonly #queues = new Map<string, (() => void)[]>();
@@ -244,11 +260,13 @@ export class World {
   constructor(options: WorldOptions) {
     this.random = seeded(options.seed);
     this.#pieces = options.pieces;
+    this.#disk = options.disk ?? (() => undefined);
     this.#startsIn = options.startsIn ?? (() => 0);
     const decisions: PolicyDecisionPoint = { version: 1, decide: (request) => ({ allow: request.resource.attributes.tenant === request.principal.tenant && (options.decide?.(request) ?? true), rule: 'sim', policyVersion: 1 }) };
     for (let i = 1; i <= options.nodes; i++) {
       const core = new RayletCore({
         nodeId: `node-${i}`, nodeNumber: i, total: { cpuUnits: options.cpus * 10_000, memoryBytes: 2 ** 33, custom: undefined }, labels: options.labels?.[i - 1] ?? {}, maxWorkers: 16, decisions, defaultIsolateBytes: 2 ** 26,
+        objectMemoryBytes: options.objectMemoryBytes ?? Number.POSITIVE_INFINITY, spillBytes: options.spillBytes ?? 0,
         random: { bytes: (n) => Uint8Array.from({ length: n }, () => Math.floor(this.random() * 256)) }, sha256: () => CODE_DIGEST,
       });
       const node = new SimNode(core);
@@ -395,6 +413,7 @@ export class World {
             node.core.slotClosed(e.slot);
             break;
           case 'stream-file': {
+            this.#seen(node, node.files, e.fileName, false);
             const out = new FrameWriter();
             if (e.channel.kind === CHANNEL_KIND.PEER) out.begin(OP.VALUE_DIGEST).u32(e.request).u32(e.position).raw(new Uint8Array(32)).end();
             out.begin(OP.VALUE_CHUNK).u32(e.request).u32(e.position).u64(e.size).u64(0).raw(new Uint8Array(e.size)).end();
@@ -404,6 +423,43 @@ export class World {
           }
           case 'check-file':
             node.core.fileChecked(e.upstream, e.request, e.fileName, true);
+            break;
+          case 'seal-staged':
+            this.#seen(node, node.files, e.fileName, true);
+            break;
+          case 'write-part':
+            if (e.offset === 0) this.#seen(node, node.files, e.fileName, true);
+            break;
+          case 'copy-file':
+            this.#seen(node, node.files, e.fileName, false);
+            node.files.add(e.copyName);
+            break;
+          case 'attach':
+            this.#seen(node, node.files, e.fileName, false);
+            break;
+          case 'delete-file':
+            node.files.delete(e.fileName);
+            break;
+          case 'spill-file':
+            this.#seen(node, node.files, e.fileName, false);
+            this.push(`disk ${core.config.nodeNumber}`, () => {
+              const failure = this.#disk('write');
+              if (failure === undefined) node.spills.set(e.spillName, e.version);
+              node.core.spilled(e.entry, e.fileName, e.spillName, e.size, failure, this.nowMs);
+              this.drain(node);
+            });
+            break;
+          case 'restore-file':
+            this.push(`disk ${core.config.nodeNumber}`, () => {
+              let failure = this.#disk('read');
+              if (failure === undefined && node.spills.get(e.spillName) !== e.version) failure = { code: 'OBJECT_LOST', message: 'not what was written', stack: '' };
+              if (failure === undefined) node.files.add(e.fileName);
+              node.core.restored(e.entry, e.spillName, e.fileName, e.size, failure, this.nowMs);
+              this.drain(node);
+            });
+            break;
+          case 'delete-spill':
+            node.spills.delete(e.spillName);
             break;
           case 'open-upstream':
             this.#openUpstream(node, e.upstream, e.depth);
@@ -453,6 +509,12 @@ export class World {
       for (const part of parts) this.#send(upstream, node.logs.get(upstream.job.tenant.number) as SimLog, part.needed, () => this.#peers.get(upstream)?.send(part.batch));
     }
     if (core.out.length > 0) this.drain(node);
+  }
+
+  /** A file that is read is there, and no name is used twice. */
+  #seen(node: SimNode, files: Set<string>, fileName: string, made: boolean): void {
+    if (files.has(fileName) === made) throw new Error(`node ${node.core.state.config.nodeNumber}: ${fileName} ${made ? 'is made twice' : 'is read and not there'}`);
+    if (made) files.add(fileName);
   }
 
   #logOf(node: SimNode, channel: Channel): SimLog {

@@ -32,6 +32,7 @@ const QUOTA: Readonly<Record<string, (value: string) => void>> = {
   cpus: (v) => void (/^\d/.test(v) ? parseUnits('quota cpus', Number(v)) : refuse(`quota cpus ${quote(v)} is not a number`)),
   memory: (v) => void parseMemory(/^\d+$/.test(v) ? Number(v) : v),
   objects: (v) => void parseMemory(/^\d+$/.test(v) ? Number(v) : v),
+  objectMemory: (v) => void parseMemory(/^\d+$/.test(v) ? Number(v) : v),
   tasks: (v) => void (COUNT.test(v) || refuse(`quota tasks ${quote(v)} is not a whole number`)),
   actors: (v) => void (COUNT.test(v) || refuse(`quota actors ${quote(v)} is not a whole number`)),
   idle: (v) => void parseDuration(v),

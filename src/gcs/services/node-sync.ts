@@ -312,6 +312,16 @@ export function nodeSyncService(context: HeadContext): Implementation<typeof Nod
       };
     },
 
+    async dataKey(call, request) {
+      const nodeId = call.principal.name;
+      const row = head.tenants.get(request.tenant);
+      if (row?.state !== 'active') return await deny(context, call, { tenant: '', action: 'node.sync', kind: 'tenant', name: request.tenant.slice(0, 64) }, 'owner');
+      const made = await pki.createDataKey(row.name, nodeId);
+      // The tenant's auditors see which nodes hold keys for its data; on record before the key leaves.
+      await context.appendAudit(row.name, { type: 'lifecycle', timeMs: head.clock.nowMs(), event: 'key.issued', principal: call.principal.spiffeId, resourceKind: 'tenant', resource: row.name, index: -1, detail: `data key of node ${nodeId}` });
+      return made;
+    },
+
     async releaseActorName(call, request) {
       const { tenant, namespace, name } = request;
       await head.commit((nowMs, out) => head.actorNames.step({ type: 'release', tenant, namespace, name, actorId: Buffer.from(request.actorId).toString('hex'), nodeId: call.principal.name }, nowMs, out));

@@ -98,6 +98,7 @@ function creationAgain(core: Core, actor: Actor): Task {
   task.contained = [...seed.contained];
   for (const entry of [...seed.deps, ...seed.contained]) entry.pins++;
   for (const entry of seed.deps) {
+    entry.uses++;
     if (isLocal(entry)) continue;
     task.missing++;
     awaitEntry(core, entry, { call: undefined, position: 0, task });

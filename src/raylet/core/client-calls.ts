@@ -14,8 +14,9 @@ import { actorDied, actorLost, actorResource, callActor, classInfoOf, findActor,
 import { DENIED_TEXT, hex, idIndex, idWord, type Core } from './core.ts';
 import { cancelTask } from './endings.ts';
 import { giveSame, remember, submittedBefore } from './idempotency.ts';
+import { giveMemory, noMemoryFor, takeMemory } from './memory-books.ts';
 import { parseFunctionOptions } from './function-options.ts';
-import { answerWait, awaitEntry, block, checkStagedSize, createEntry, DENIED, findEntry, isLocal, LOST, refuseValue, releaseIndex, settleFailed, settleFile, settleInline, takeBack, writeValue } from './objects.ts';
+import { answerWait, awaitEntry, block, checkStagedSize, createEntry, DENIED, findEntry, isLocal, isReady, LOST, refuseValue, releaseIndex, settleFailed, settleFile, settleInline, takeBack, writeValue } from './objects.ts';
 import { classFor, enqueue } from './scheduler.ts';
 import { Actor, CHANNEL_KIND, failureOf, FunctionStats, OBJECT_STATUS, PENDING_KIND, PendingCall, Stream, Task, TASK_STATE, Template, type Channel, type Failure, type ObjectEntry, type Session, type TenantState } from './state.ts';
 
@@ -253,6 +254,7 @@ function makeTask(core: Core, channel: Channel, r: FrameReader, call: ParsedCall
     task.depPositions = positions;
     for (const entry of deps) {
       entry.pins++;
+      entry.uses++;
       if (isLocal(entry)) continue;
       task.missing++;
       awaitEntry(core, entry, { call: undefined, position: 0, task });
@@ -520,9 +522,12 @@ export function onPutChunk(core: Core, channel: Channel, r: FrameReader): void {
     // A file of one octet takes a page and a name on the tmpfs that all tenants share, and is counted as one octet.
     if (total <= MAX_INLINE_BYTES) return settleFailed(core, entry, refused('INVALID_ARGUMENT', `an object of ${total} bytes is sent whole: only those of more than ${MAX_INLINE_BYTES} bytes come in parts`));
     if (tenant.objectBytes + total > tenant.quota.objectBytes) return settleFailed(core, entry, refused('QUOTA_EXCEEDED', `an object of ${total} bytes does not fit the tenant's quota of ${tenant.quota.objectBytes} bytes on this node (${tenant.objectBytes} in use)`));
+    const noMemory = noMemoryFor(core, tenant, total);
+    if (noMemory !== undefined) return settleFailed(core, entry, noMemory);
     if (channel.puts.size >= MAX_UPLOADS_PER_CHANNEL) return settleFailed(core, entry, refused('RESOURCE_EXHAUSTED', `more than ${MAX_UPLOADS_PER_CHANNEL} objects are being sent at once: finish some of them first`));
     // Counted from its first part on: what is only begun takes memory too.
     tenant.objectBytes += total;
+    takeMemory(core, tenant, total);
     channel.puts.set(seq, { total, offset: 0, fileName: `put-${channel.session.prefixHex}-${seq}` });
   }
   const upload = channel.puts.get(seq);
@@ -534,6 +539,7 @@ export function onPutChunk(core: Core, channel: Channel, r: FrameReader): void {
   if (!last) return;
   channel.puts.delete(seq);
   channel.job.tenant.objectBytes -= total;
+  giveMemory(core, channel.job.tenant, total);
   const entry = channel.session.objects.get(seq);
   if (entry !== undefined) settleFile(core, entry, upload.fileName, total);
   else core.out.push({ type: 'delete-file', tenant: channel.job.tenant, fileName: upload.fileName });
@@ -545,6 +551,7 @@ export function dropUpload(core: Core, channel: Channel, seq: number): void {
   if (upload === undefined) return;
   channel.puts.delete(seq);
   channel.job.tenant.objectBytes -= upload.total;
+  giveMemory(core, channel.job.tenant, upload.total);
   core.out.push({ type: 'delete-file', tenant: channel.job.tenant, fileName: upload.fileName });
 }
 
@@ -561,7 +568,7 @@ export function onPutStaged(core: Core, channel: Channel, r: FrameReader): void 
   r.finish();
   if (entry === undefined) return;
   const fileName = `put-${channel.session.prefixHex}-${seq}`;
-  core.out.push({ type: 'seal-staged', worker, slotNumber: channel.slot?.number ?? 0, staged, fileName, size });
+  core.out.push({ type: 'seal-staged', worker, slotNumber: channel.slot?.number ?? 0, staged, fileName, size, entry });
   settleFile(core, entry, fileName, size);
 }
 
@@ -621,7 +628,7 @@ export function onGet(core: Core, channel: Channel, r: FrameReader, kind: number
     const entry = entries[i];
     const failure = failures[i];
     if (failure !== undefined || entry === undefined) refuseValue(core, channel, request, i, failure ?? LOST, needed);
-    else if (isLocal(entry)) writeValue(core, channel, request, i, entry, needed, kind);
+    else if (isLocal(entry) || (kind === PENDING_KIND.RESOLVE && entry.status === OBJECT_STATUS.SPILLED)) writeValue(core, channel, request, i, entry, needed, kind);
     else if (channel.waiting >= MAX_WAITING_PER_CHANNEL) refuseValue(core, channel, request, i, TOO_MANY_WAITING, needed);
     else {
       pending ??= new PendingCall(channel, request, kind, needed, parent, 0);
@@ -651,13 +658,13 @@ export function onWait(core: Core, channel: Channel, r: FrameReader): void {
   const ready: number[] = (call.ready = []);
   for (let i = 0; i < entries.length; i++) {
     const entry = entries[i];
-    if (entry === undefined || isLocal(entry) || entry.status === OBJECT_STATUS.REMOTE) ready.push(i);
+    if (entry === undefined || isReady(entry)) ready.push(i);
   }
   if (ready.length >= call.need || timeoutMs === 0) return answerWait(core, call);
   if (channel.waiting >= MAX_WAITING_PER_CHANNEL) return failRequest(core, channel, request, TOO_MANY_WAITING, needed);
   for (let i = 0; i < entries.length; i++) {
     const entry = entries[i];
-    if (entry === undefined || isLocal(entry) || entry.status === OBJECT_STATUS.REMOTE) continue;
+    if (entry === undefined || isReady(entry)) continue;
     call.positions++;
     channel.waiting++;
     awaitEntry(core, entry, { call, position: i, task: undefined });

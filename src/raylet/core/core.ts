@@ -26,6 +26,9 @@ export interface CoreConfig {
   readonly sha256: (bytes: Uint8Array) => Uint8Array;
   /** Memory of an isolate whose task or actor asks for none, bytes. */
   readonly defaultIsolateBytes: number;
+  /** What objects' files may take: of memory, and of disk beyond that. */
+  readonly objectMemoryBytes: number;
+  readonly spillBytes: number;
 }
 
 export function hex(bytes: Uint8Array): string {
@@ -129,6 +132,22 @@ export class Core {
   /** Tasks whose arguments have all arrived, and remote values that somebody wants here: taken up at the end of the step. */
   woken: Task[] = [];
   fetches: ObjectEntry[] = [];
+  /** Octets of objects' files in memory, on their way to disk, and there (object-memory.ts). */
+  fileBytes = 0;
+  spillingBytes = 0;
+  spilledBytes = 0;
+  readonly spilling = new Set<ObjectEntry>();
+  /** Some limit is passed: looked at when the step ends. */
+  pressed = false;
+  /** Why nothing can leave memory now, and when that is tried again. */
+  spillRefused = '';
+  spillAfterMs = 0;
+  /** Spilled objects that somebody waits for; how many are being read; those that could not be. */
+  readonly restores: ObjectEntry[] = [];
+  restoring = 0;
+  readonly restoreLater: ObjectEntry[] = [];
+  /** Lost objects whose tasks are to run again: taken up at the end of the step. */
+  rebuilds: Task[] = [];
   /** Entries and sessions of other nodes that this step made; those that nothing holds at its end go. */
   readonly fresh: ObjectEntry[] = [];
   readonly freshSessions: Session[] = [];

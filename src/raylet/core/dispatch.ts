@@ -6,6 +6,7 @@ import { CALL_KIND, OP, STREAMS } from '../../base/frame.ts';
 import { idTextOf } from '../../base/ids.ts';
 import { MAX_FRAME_BYTES } from '../../base/limits.ts';
 import type { Core } from './core.ts';
+import { noteAttached } from './memory-books.ts';
 import { fileFor, lend, putToFile, releaseIndex, settleFailed, unpin } from './objects.ts';
 import { beginAttempt, endStream } from './streams.ts';
 import { CHANNEL_KIND, Channel, OBJECT_STATUS, Slot, TASK_STATE, type Failure, type Job, type Task, type Template, type Worker } from './state.ts';
@@ -98,6 +99,7 @@ export function sendExec(core: Core, slot: Slot, task: Task): void {
       if (entry.status === OBJECT_STATUS.INLINE) out.u8(0).bytes(entry.value as Uint8Array);
       else {
         const attachment = slot.nextAttachment++;
+        noteAttached(core, entry, slot);
         core.out.push({ type: 'attach', slot, attachment, fileName: fileFor(core, entry, slot.job.tenant) as string, size: entry.size });
         out.u8(1).u32(attachment);
       }
@@ -144,7 +146,12 @@ export function concludeTask(core: Core, task: Task, failure: Failure | undefine
     }
   }
   if (task.stream !== undefined) endStream(core, task, failure);
-  if (task.deps !== undefined) for (const entry of task.deps) unpin(core, entry);
+  if (task.deps !== undefined) {
+    for (const entry of task.deps) {
+      entry.uses--;
+      unpin(core, entry);
+    }
+  }
   if (task.contained !== undefined) for (const entry of task.contained) unpin(core, entry);
   task.deps = undefined;
   task.contained = undefined;

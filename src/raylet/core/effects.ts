@@ -14,10 +14,13 @@ export type Effect =
   | { readonly type: 'attach'; readonly slot: Slot; readonly attachment: number; readonly fileName: string; readonly size: number }
   | { readonly type: 'store-code'; readonly tenant: TenantState; readonly digestHex: string; readonly source: Uint8Array }
   | { readonly type: 'delete-code'; readonly tenant: TenantState; readonly digestHex: string }
-  | { readonly type: 'seal-staged'; readonly worker: Worker; readonly slotNumber: number; readonly staged: number; readonly fileName: string; readonly size: number }
+  | { readonly type: 'seal-staged'; readonly worker: Worker; readonly slotNumber: number; readonly staged: number; readonly fileName: string; readonly size: number; readonly entry: ObjectEntry }
   | { readonly type: 'write-part'; readonly tenant: TenantState; readonly fileName: string; readonly offset: number; readonly bytes: Uint8Array; readonly last: boolean }
   | { readonly type: 'copy-file'; readonly from: TenantState; readonly fileName: string; readonly to: TenantState; readonly copyName: string; readonly size: number; readonly entry: ObjectEntry }
   | { readonly type: 'delete-file'; readonly tenant: TenantState; readonly fileName: string }
+  | { readonly type: 'spill-file'; readonly entry: ObjectEntry; readonly tenant: TenantState; readonly fileName: string; readonly size: number; readonly spillName: string; readonly id: Uint8Array; readonly version: number }
+  | { readonly type: 'restore-file'; readonly entry: ObjectEntry; readonly tenant: TenantState; readonly spillName: string; readonly size: number; readonly fileName: string; readonly id: Uint8Array; readonly version: number }
+  | { readonly type: 'delete-spill'; readonly tenant: TenantState; readonly spillName: string }
   | { readonly type: 'stream-file'; readonly channel: Channel; readonly owner: TenantState; readonly request: number; readonly position: number; readonly fileName: string; readonly size: number; readonly needed: number; readonly entry: ObjectEntry }
   | { readonly type: 'check-file'; readonly upstream: Upstream; readonly request: number; readonly tenant: TenantState; readonly fileName: string; readonly digest: Uint8Array }
   | { readonly type: 'register-name'; readonly actor: Actor; readonly id: Uint8Array; readonly classInfo: string }

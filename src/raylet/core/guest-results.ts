@@ -40,8 +40,9 @@ export function onResult(core: Core, slot: Slot, r: FrameReader, results: number
       const size = r.u64();
       checkStagedSize(size);
       if (entry === undefined || task === undefined) continue;
-      const fileName = `obj-${task.channel.session.prefixHex}-${task.seq + i}`;
-      core.out.push({ type: 'seal-staged', worker: slot.worker, slotNumber: slot.number, staged, fileName, size });
+      // Not its index: what is computed again must not take the place of what is there.
+      const fileName = `res-${task.channel.session.prefixHex}-${core.nextNumber()}`;
+      core.out.push({ type: 'seal-staged', worker: slot.worker, slotNumber: slot.number, staged, fileName, size, entry });
       settleFile(core, entry, fileName, size);
     } else throw new BulkheadError('INVALID_ARGUMENT', `result form ${form}`);
   }

@@ -3,10 +3,11 @@
  * and never changes. Counting is the raylet's own; what a worker says about references is a claim about its own session only.
  */
 import { BulkheadError } from '../../base/errors.ts';
-import { OP } from '../../base/frame.ts';
-import { CHUNK_BYTES, MAX_ANSWER_BYTES, MAX_COPY_BYTES, MAX_OBJECT_BYTES, MAX_OBJECTS_PER_TENANT } from '../../base/limits.ts';
+import { CALL_KIND, OP } from '../../base/frame.ts';
+import { CHUNK_BYTES, MAX_ANSWER_BYTES, MAX_COPY_BYTES, MAX_LINEAGE_BYTES_PER_TENANT, MAX_LINEAGE_PER_TENANT, MAX_OBJECT_BYTES, MAX_OBJECTS_PER_TENANT } from '../../base/limits.ts';
 import { DENIED_TEXT, idIndex, makeId, type Core } from './core.ts';
-import { CHANNEL_KIND, OBJECT_STATUS, ObjectEntry, PENDING_KIND, PendingCall, TASK_STATE, type Channel, type Failure, type Session, type Task, type TenantState, type Waiter } from './state.ts';
+import { dropSpill, enterMemory, giveMemory, leaveMemory, noteAttached, takeMemory, touch } from './memory-books.ts';
+import { CHANNEL_KIND, OBJECT_STATUS, ObjectEntry, PENDING_KIND, PendingCall, TASK_STATE, type Channel, type Failure, type Lineage, type Session, type Task, type TenantState, type Waiter } from './state.ts';
 
 export const LOST: Failure = { code: 'OBJECT_LOST', message: 'the object does not exist: it was released, or never created', stack: '' };
 /** Of a call that streams. */
@@ -49,16 +50,23 @@ function account(core: Core, entry: ObjectEntry): void {
   entry.failure = failure;
 }
 
-function dropBytes(core: Core, entry: ObjectEntry): void {
+/** Files that other tenants' workers read it by: made again when wanted. */
+export function dropCopies(core: Core, entry: ObjectEntry): void {
+  if (entry.copies === undefined) return;
+  for (const [tenant, fileName] of entry.copies) {
+    tenant.objectBytes -= entry.size;
+    giveMemory(core, tenant, entry.size);
+    core.out.push({ type: 'delete-file', tenant, fileName });
+  }
+  entry.copies = undefined;
+}
+
+export function dropBytes(core: Core, entry: ObjectEntry): void {
+  leaveMemory(core, entry);
+  dropSpill(core, entry);
   entry.session.tenant.objectBytes -= entry.size;
   if (entry.fileName !== '') core.out.push({ type: 'delete-file', tenant: entry.session.tenant, fileName: entry.fileName });
-  if (entry.copies !== undefined) {
-    for (const [tenant, fileName] of entry.copies) {
-      tenant.objectBytes -= entry.size;
-      core.out.push({ type: 'delete-file', tenant, fileName });
-    }
-    entry.copies = undefined;
-  }
+  dropCopies(core, entry);
   entry.fileName = '';
   entry.value = undefined;
   entry.size = 0;
@@ -78,6 +86,7 @@ export function fileFor(core: Core, entry: ObjectEntry, tenant: TenantState): st
   if (tenant.objectBytes + entry.size > tenant.quota.objectBytes) return { code: 'QUOTA_EXCEEDED', message: `the copy of an object of another tenant of ${entry.size} bytes does not fit the tenant's quota of ${tenant.quota.objectBytes} bytes on this node (${tenant.objectBytes} in use): release refs, or ask for a larger quota`, stack: '' };
   const copyName = `copy-${entry.session.prefixHex}-${core.nextNumber()}`;
   tenant.objectBytes += entry.size;
+  takeMemory(core, tenant, entry.size);
   (entry.copies ??= new Map()).set(tenant, copyName);
   core.out.push({ type: 'copy-file', from: owner, fileName: entry.fileName, to: tenant, copyName, size: entry.size, entry });
   return copyName;
@@ -126,6 +135,7 @@ export function putToFile(core: Core, entry: ObjectEntry): void {
   core.out.push({ type: 'write-part', tenant: entry.session.tenant, fileName: entry.fileName, offset: 0, bytes: entry.value as Uint8Array, last: true });
   entry.status = OBJECT_STATUS.FILE;
   entry.value = undefined;
+  enterMemory(core, entry);
 }
 
 export function settleFile(core: Core, entry: ObjectEntry, fileName: string, size: number): void {
@@ -137,6 +147,10 @@ export function settleFile(core: Core, entry: ObjectEntry, fileName: string, siz
   entry.fileName = fileName;
   entry.size = size;
   account(core, entry);
+  if (entry.fileName !== '') {
+    enterMemory(core, entry);
+    if (entry.producer !== undefined) keepLineage(core, entry, entry.producer);
+  }
   wake(core, entry);
 }
 
@@ -151,6 +165,8 @@ export function settleFailed(core: Core, entry: ObjectEntry, failure: Failure): 
 export function settleRemote(core: Core, entry: ObjectEntry): void {
   if (entry.status !== OBJECT_STATUS.PENDING) return;
   entry.status = OBJECT_STATUS.REMOTE;
+  if (entry.producer !== undefined) keepLineage(core, entry, entry.producer);
+  entry.producer = undefined;
   const waiters = entry.waiters;
   if (waiters !== undefined) {
     const keep: Waiter[] = [];
@@ -161,9 +177,10 @@ export function settleRemote(core: Core, entry: ObjectEntry): void {
     entry.waiters = keep.length > 0 ? keep : undefined;
     if (keep.length > 0) core.fetches.push(entry);
   }
+  collect(core, entry);
 }
 
-function wake(core: Core, entry: ObjectEntry): void {
+export function wake(core: Core, entry: ObjectEntry): void {
   entry.producer = undefined;
   entry.fetching = false;
   const waiters = entry.waiters;
@@ -191,6 +208,8 @@ function wake(core: Core, entry: ObjectEntry): void {
 export function collect(core: Core, entry: ObjectEntry): void {
   if (entry.handles > 0 || entry.pins > 0 || entry.waiters !== undefined || entry.producer !== undefined || entry.fetching) return;
   if (entry.session.objects.get(entry.index) !== entry) return;
+  if (entry.lineagePins > 0) return shed(core, entry);
+  if (entry.lineage !== undefined) dropLineage(core, entry);
   entry.session.objects.delete(entry.index);
   entry.session.tenant.entries--;
   if (entry.aliases !== undefined) dropAliases(core, entry);
@@ -199,6 +218,12 @@ export function collect(core: Core, entry: ObjectEntry): void {
     const actor = entry.session.actors.get(entry.index);
     if (actor !== undefined) core.unreachable.push(actor);
   }
+  dropValue(core, entry);
+  forgetSession(core, entry.session);
+}
+
+/** Its bytes, here and on another raylet, and what they hold. */
+export function dropValue(core: Core, entry: ObjectEntry): void {
   dropBytes(core, entry);
   if (entry.remote !== undefined && entry.remoteId !== undefined && !entry.remote.closed) {
     entry.remote.out.begin(OP.RELEASE).refs([entry.remoteId]).end();
@@ -207,7 +232,69 @@ export function collect(core: Core, entry: ObjectEntry): void {
   const contained = entry.contained;
   entry.contained = undefined;
   if (contained !== undefined) for (const inner of contained) unpin(core, inner);
-  forgetSession(core, entry.session);
+}
+
+// --- what lost results are computed again from (lineage.ts) ----------------------------------------------------------------
+
+/** What an object whose bytes went though it may be an argument again fails with; with a lineage of its own it is computed again. */
+export const SHED: Failure = { code: 'OBJECT_LOST', message: 'an argument was released', stack: '' };
+
+/** A result of a task that may be tried again lies where it can be lost. Values inside frames cannot: they are here as long as their owner is. */
+function keepLineage(core: Core, entry: ObjectEntry, task: Task): void {
+  const { channel, template } = task;
+  // Whoever forwarded the call owns its results, and keeps what they are made from.
+  if (entry.lineage !== undefined || template.kind !== CALL_KIND.TASK || task.stream !== undefined || channel.kind === CHANNEL_KIND.PEER || template.options.maxRetries === 0 || entry.session !== channel.session) return;
+  for (let i = 0; i < template.options.returns; i++) {
+    const shared = channel.session.objects.get(task.seq + i)?.lineage;
+    if (shared === undefined || shared.seq !== task.seq) continue;
+    entry.lineage = shared;
+    shared.results++;
+    return;
+  }
+  const { tenant } = entry.session;
+  const args = task.batch.slice(task.argsStart, task.argsEnd);
+  const lineage: Lineage = {
+    channel, seq: task.seq, template, args, restStart: task.restStart - task.argsStart, deps: task.deps ?? [], depPositions: task.depPositions ?? [], contained: task.contained ?? [],
+    depth: task.depth, depthLimit: task.depthLimit, origin: task.origin, attempt: task.attempt, rebuilt: 0, results: 1,
+  };
+  entry.lineage = lineage;
+  tenant.lineages.add(lineage);
+  tenant.lineageBytes += args.length;
+  for (const dep of lineage.deps) dep.lineagePins++;
+  for (const inner of lineage.contained) inner.pins++;
+  while (tenant.lineageBytes > MAX_LINEAGE_BYTES_PER_TENANT || tenant.lineages.size > MAX_LINEAGE_PER_TENANT) forgetLineage(core, tenant.lineages.values().next().value as Lineage);
+}
+
+function dropLineage(core: Core, entry: ObjectEntry): void {
+  const lineage = entry.lineage as Lineage;
+  entry.lineage = undefined;
+  if (--lineage.results === 0) forgetLineage(core, lineage);
+}
+
+/** Its results can be computed again no more. */
+export function forgetLineage(core: Core, lineage: Lineage): void {
+  const { tenant } = lineage.channel.job;
+  if (!tenant.lineages.delete(lineage)) return;
+  tenant.lineageBytes -= lineage.args.length;
+  for (let i = 0; i < lineage.template.options.returns; i++) {
+    const entry = lineage.channel.session.objects.get(lineage.seq + i);
+    if (entry?.lineage === lineage) entry.lineage = undefined;
+  }
+  for (const dep of lineage.deps) {
+    dep.lineagePins--;
+    collect(core, dep);
+  }
+  for (const inner of lineage.contained) unpin(core, inner);
+}
+
+/** Nobody has it any more but lineages: its bytes go where they take room, its name stays. Small values stay whole. */
+function shed(core: Core, entry: ObjectEntry): void {
+  if (entry.status !== OBJECT_STATUS.FILE && entry.status !== OBJECT_STATUS.SPILLED && entry.status !== OBJECT_STATUS.REMOTE) return;
+  dropValue(core, entry);
+  entry.remote = undefined;
+  if (entry.session.nodeNumber === core.config.nodeNumber) entry.remoteId = undefined;
+  entry.status = OBJECT_STATUS.FAILED;
+  entry.failure = SHED;
 }
 
 /** Makes an object known under an index of another session too, for a client that then holds it. */
@@ -299,6 +386,7 @@ export function writeValue(core: Core, channel: Channel, request: number, positi
   // One frame can ask for the same large value a hundred thousand times.
   if (channel.answeredBytes < MAX_ANSWER_BYTES && channel.deferred.length === 0) return answer(core, channel, request, position, entry, needed, kind);
   entry.pins++;
+  entry.uses++;
   channel.deferred.push({ request, position, entry, needed, kind });
   core.markChannel(channel, -1);
 }
@@ -311,6 +399,7 @@ export function answerDeferred(core: Core, channel: Channel): void {
     if (channel.answeredBytes >= MAX_ANSWER_BYTES) break;
     taken++;
     answer(core, channel, request, position, entry, needed, kind);
+    entry.uses--;
     unpin(core, entry);
   }
   channel.deferred.splice(0, taken);
@@ -318,7 +407,10 @@ export function answerDeferred(core: Core, channel: Channel): void {
 
 /** The client is gone. */
 export function dropDeferred(core: Core, channel: Channel): void {
-  for (const { entry } of channel.deferred.splice(0)) unpin(core, entry);
+  for (const { entry } of channel.deferred.splice(0)) {
+    entry.uses--;
+    unpin(core, entry);
+  }
 }
 
 /** What an answer costs of MAX_ANSWER_BYTES: a file is open while it is streamed, and descriptors are few. */
@@ -334,17 +426,19 @@ function answer(core: Core, channel: Channel, request: number, position: number,
   channel.answeredBytes += costOf(channel, entry, kind);
   if (entry.contained !== undefined) lend(channel, entry.contained);
   if (entry.status === OBJECT_STATUS.INLINE) channel.out.begin(OP.VALUE).u32(request).u32(position).raw(entry.value as Uint8Array).end();
-  else if (entry.status === OBJECT_STATUS.FILE) {
+  else if (entry.status === OBJECT_STATUS.FILE || entry.status === OBJECT_STATUS.SPILLED) {
     if (kind === PENDING_KIND.RESOLVE) channel.out.begin(OP.VALUE_STORED).u32(request).u32(position).u64(entry.size).end();
     else if (channel.kind === CHANNEL_KIND.SLOT && channel.slot !== undefined) {
       const fileName = fileFor(core, entry, channel.job.tenant);
       if (typeof fileName !== 'string') writeFailure(channel, request, position, fileName);
       else {
         const attachment = channel.slot.nextAttachment++;
+        noteAttached(core, entry, channel.slot);
         core.out.push({ type: 'attach', slot: channel.slot, attachment, fileName, size: entry.size });
         channel.out.begin(OP.VALUE_ATTACHED).u32(request).u32(position).u32(attachment).end();
       }
     } else {
+      touch(entry);
       core.out.push({ type: 'stream-file', channel, owner: entry.session.tenant, request, position, fileName: entry.fileName, size: entry.size, needed, entry });
       return;
     }
@@ -385,7 +479,12 @@ export function takeAllBack(core: Core, channel: Channel): void {
   }
 }
 
-/** Is a value here, or known to have failed? REMOTE is ready too, but its bytes must be fetched before they can be read. */
+/** Is a value known to be somewhere, or to have failed? */
+export function isReady(entry: ObjectEntry): boolean {
+  return entry.status !== OBJECT_STATUS.PENDING;
+}
+
+/** Is a value here, or known to have failed? REMOTE and SPILLED are ready too, but the bytes must be fetched before they can be read. */
 export function isLocal(entry: ObjectEntry): boolean {
   return entry.status === OBJECT_STATUS.INLINE || entry.status === OBJECT_STATUS.FILE || entry.status === OBJECT_STATUS.FAILED;
 }
@@ -397,7 +496,9 @@ export function awaitEntry(core: Core, entry: ObjectEntry, waiter: Waiter): void
     if (entry.waiters.length >= 64 && (entry.waiters.length & 63) === 0) entry.waiters = entry.waiters.filter((w) => w.call === undefined || !w.call.done);
     entry.waiters.push(waiter);
   }
-  if (entry.remoteId !== undefined && !entry.fetching) core.fetches.push(entry);
+  if (entry.fetching) return;
+  if (entry.status === OBJECT_STATUS.SPILLED) core.restores.push(entry);
+  else if (entry.remoteId !== undefined) core.fetches.push(entry);
 }
 
 function waitReady(core: Core, call: PendingCall, position: number): void {

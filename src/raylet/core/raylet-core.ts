@@ -20,6 +20,8 @@ import { cancelTask, closeSlotChannel, enforceLimits, execEnded, leaveStream, re
 import { expireKeys, forgetKeys } from './idempotency.ts';
 import { onExit, onFailure, onLog, onResult, onRetry } from './guest-results.ts';
 import { ABANDONED, ALTERED, answerDeferred, dropDeferred, expireWaits, forgetFresh, loseFile, LOST, mayCross, refuseValue, releaseSession, takeAllBack } from './objects.ts';
+import { giveMemory } from './memory-books.ts';
+import { relieve, restored, spilled, takeUpRestores, tickMemory } from './object-memory.ts';
 import { takeUpDelayed } from './retries.ts';
 import { dropLease, enqueue, pump, retireIdleWorkers, workerNotStarted, workerStarted } from './scheduler.ts';
 import { onItem, onMore } from './streams.ts';
@@ -357,10 +359,22 @@ export class RayletCore {
   }
 
   /** A worker announced a staged file that is not there, or is none. */
-  sealFailed(fileName: string): void {
-    const [, prefixHex = '', index = ''] = fileName.split('-');
-    const entry = this.state.sessions.get(prefixHex)?.objects.get(Number(index));
-    if (entry?.fileName === fileName) loseFile(this.state, entry, { code: 'WORKER_DIED', message: 'the worker broke its protocol and was killed: its result was not what it had announced', stack: '' });
+  sealFailed(entry: ObjectEntry, fileName: string): void {
+    if (entry.fileName === fileName) loseFile(this.state, entry, { code: 'WORKER_DIED', message: 'the worker broke its protocol and was killed: its result was not what it had announced', stack: '' });
+    this.settle();
+  }
+
+  /** The encrypted copy of an object's file is on disk, or why it is not. */
+  spilled(entry: ObjectEntry, fileName: string, spillName: string, size: number, failure: Failure | undefined, nowMs: number): void {
+    this.state.nowMs = nowMs;
+    spilled(this.state, entry, fileName, spillName, size, failure);
+    this.settle();
+  }
+
+  /** A spilled object's file is back, whole and verified; or why it is not: OBJECT_LOST when it never will be. */
+  restored(entry: ObjectEntry, spillName: string, fileName: string, size: number, failure: Failure | undefined, nowMs: number): void {
+    this.state.nowMs = nowMs;
+    restored(this.state, entry, spillName, fileName, size, failure);
     this.settle();
   }
 
@@ -392,6 +406,7 @@ export class RayletCore {
       if (entry.copies?.get(tenant) !== copyName) continue;
       entry.copies.delete(tenant);
       tenant.objectBytes -= entry.size;
+      giveMemory(this.state, tenant, entry.size);
     }
   }
 
@@ -452,6 +467,7 @@ export class RayletCore {
     core.nowMs = nowMs;
     for (const channel of core.channels.values()) if (channel.pendingWaits.size > 0) expireWaits(core, channel);
     core.payLogs();
+    tickMemory(core);
     if (core.delayed.size > 0) takeUpDelayed(core);
     for (const job of core.jobs.values()) if (job.once.size > 0) expireKeys(core, job);
     this.#endIdle();
@@ -493,10 +509,13 @@ export class RayletCore {
       if (core.remoteCalls.length > 0 || core.remoteKills.length > 0) this.#takeUpRemoteCalls();
       if (core.unreachable.length > 0) endUnreachable(core);
       if (core.waitingActors.size > 0) placeWaitingActors(core);
+      if (core.restores.length > 0) takeUpRestores(core);
+      if (core.pressed) relieve(core);
+      if (core.rebuilds.length > 0) for (const task of core.rebuilds.splice(0)) if (task.state === TASK_STATE.WAITING) enqueue(core, task);
       pump(core);
       takeUpFetches(core);
       for (const { slot, task, failure } of core.refusedExecs.splice(0)) if (task.slot === slot) execEnded(core, slot, task, failure, 1);
-    } while (core.woken.length > 0 || core.remoteCalls.length > 0 || core.refusedExecs.length > 0 || core.unreachable.length > 0 || core.endedStreams.length > 0);
+    } while (core.woken.length > 0 || core.remoteCalls.length > 0 || core.refusedExecs.length > 0 || core.unreachable.length > 0 || core.endedStreams.length > 0 || core.rebuilds.length > 0);
     if (core.fresh.length > 0 || core.freshSessions.length > 0) forgetFresh(core);
   }
 

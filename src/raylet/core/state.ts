@@ -21,6 +21,8 @@ export interface TenantQuota {
   memoryBytes: number;
   /** Bytes of objects held on this node. */
   objectBytes: number;
+  /** Of those, in memory (tmpfs): what is over it is moved to disk. */
+  objectMemoryBytes: number;
   /** Tasks that were submitted here and have not ended; those that another node forwarded count over there. */
   tasks: number;
   /** Actors that were created here and are not dead, wherever they live. */
@@ -32,7 +34,7 @@ export interface TenantQuota {
 }
 
 export const NO_QUOTA: TenantQuota = Object.freeze({
-  cpuUnits: Number.POSITIVE_INFINITY, memoryBytes: Number.POSITIVE_INFINITY, objectBytes: Number.POSITIVE_INFINITY, tasks: Number.POSITIVE_INFINITY, actors: Number.POSITIVE_INFINITY, workers: Number.POSITIVE_INFINITY, idleMs: Number.POSITIVE_INFINITY,
+  cpuUnits: Number.POSITIVE_INFINITY, memoryBytes: Number.POSITIVE_INFINITY, objectBytes: Number.POSITIVE_INFINITY, objectMemoryBytes: Number.POSITIVE_INFINITY, tasks: Number.POSITIVE_INFINITY, actors: Number.POSITIVE_INFINITY, workers: Number.POSITIVE_INFINITY, idleMs: Number.POSITIVE_INFINITY,
 });
 
 export class TenantState {
@@ -42,6 +44,15 @@ export class TenantState {
   readonly quota: TenantQuota;
   active = true;
   objectBytes = 0;
+  /** Octets of objects' files in memory, begun ones too; of those, on their way to disk; and on disk. */
+  fileBytes = 0;
+  spillingBytes = 0;
+  spilledBytes = 0;
+  /** Objects whose files are in memory, the longest unused first. */
+  readonly files = new Set<ObjectEntry>();
+  /** What lost results can be computed again from, the oldest first, and the octets of it. */
+  readonly lineages = new Set<Lineage>();
+  lineageBytes = 0;
   /** Object entries, and sessions of other nodes that they are in. */
   entries = 0;
   codeBytes = 0;
@@ -214,7 +225,7 @@ export function failureOf(error: BulkheadError): Failure {
   return { code: error.code, message: error.safeMessage, stack: error.remoteStack ?? '' };
 }
 
-export const OBJECT_STATUS = { PENDING: 0, INLINE: 1, FILE: 2, REMOTE: 3, FAILED: 4 } as const;
+export const OBJECT_STATUS = { PENDING: 0, INLINE: 1, FILE: 2, REMOTE: 3, FAILED: 4, SPILLED: 5 } as const;
 export type ObjectStatus = (typeof OBJECT_STATUS)[keyof typeof OBJECT_STATUS];
 
 export class ObjectEntry {
@@ -229,6 +240,8 @@ export class ObjectEntry {
   handles = 1;
   /** Tasks that need it, gets under way, transfers. */
   pins = 0;
+  /** Calls and answers under way that read its file: it stays in memory. */
+  uses = 0;
   waiters: Waiter[] | undefined = undefined;
   producer: Task | undefined = undefined;
   label = '';
@@ -236,6 +249,17 @@ export class ObjectEntry {
   remote: Upstream | undefined = undefined;
   remoteId: Uint8Array | undefined = undefined;
   fetching = false;
+  /** Its encrypted copy on disk, which write of it that is, and whether the file was used since that began. */
+  spillName = '';
+  spillVersion = 0;
+  touched = false;
+  /** Slots that were given its file, and when the last one was. */
+  attached: Set<Slot> | undefined = undefined;
+  attachedMs = 0;
+  /** How it can be computed again. */
+  lineage: Lineage | undefined = undefined;
+  /** Lineages that have it as an argument. */
+  lineagePins = 0;
   /** Files for the workers of tenants that were granted it, by tenant: each counts in its reader's objects, and goes with the value. */
   copies: Map<TenantState, string> | undefined = undefined;
   /** SHA-256 of the file, fixed when it first left for another tenant or node, or when it came from there. */
@@ -251,6 +275,26 @@ export class ObjectEntry {
     this.session = session;
     this.index = index;
   }
+}
+
+/** A finished task whose results may have to be computed again: they are large, or on another node. Its arguments are known, but their bytes may go. */
+export interface Lineage {
+  readonly channel: Channel;
+  readonly seq: number;
+  readonly template: Template;
+  readonly args: Uint8Array;
+  readonly restStart: number;
+  readonly deps: readonly ObjectEntry[];
+  readonly depPositions: readonly number[];
+  readonly contained: readonly ObjectEntry[];
+  readonly depth: number;
+  readonly depthLimit: number;
+  readonly origin: number;
+  /** Tries so far. */
+  attempt: number;
+  rebuilt: number;
+  /** Results that it is kept for. */
+  results: number;
 }
 
 /** What waits for an object: a call (GET, WAIT, RESOLVE) at a position, or a task that has it as an argument. */

@@ -161,7 +161,7 @@ export function onItem(core: Core, slot: Slot, r: FrameReader): void {
     const entry = newItem(core, task, stream, contained);
     if (entry !== undefined) {
       const fileName = `obj-${entry.session.prefixHex}-${entry.index}`;
-      core.out.push({ type: 'seal-staged', worker: slot.worker, slotNumber: slot.number, staged, fileName, size });
+      core.out.push({ type: 'seal-staged', worker: slot.worker, slotNumber: slot.number, staged, fileName, size, entry });
       settleFile(core, entry, fileName, size);
       writeItem(core, task, stream, entry, size);
     }

@@ -7,6 +7,8 @@ import { isErrorCode } from '../../base/errors.ts';
 import { SESSION_PREFIX_BYTES } from '../../base/ids.ts';
 import { MAX_ERROR_MESSAGE_CHARS, MAX_OBJECT_BYTES, MAX_STACK_CHARS } from '../../base/limits.ts';
 import { idWord, makeId, type Core } from './core.ts';
+import { loseEntry } from './lineage.ts';
+import { giveMemory, noMemoryFor, takeMemory } from './memory-books.ts';
 import { ALTERED, collect, settleFailed, settleFile, settleInline, settleRemote } from './objects.ts';
 import { onRemoteItem, openRemoteStream } from './streams.ts';
 import { OBJECT_STATUS, TASK_STATE, Upstream, type Actor, type Channel, type Failure, type Job, type ObjectEntry, type Task, type Template, type UpstreamRequest } from './state.ts';
@@ -217,7 +219,7 @@ export function onUpstreamFrame(core: Core, upstream: Upstream, reader: FrameRea
     case OP.VALUE_FAILED: {
       const at = answered(core, upstream, reader);
       const failure = readFailure(reader);
-      if (at !== undefined) settleFailed(core, at.entry, failure);
+      if (at !== undefined) notFetched(core, upstream, at.entry, failure);
       conclude(upstream, at, finished);
       break;
     }
@@ -263,7 +265,10 @@ function onPart(core: Core, upstream: Upstream, request: UpstreamRequest, positi
   if (request.upload === undefined) {
     if (offset !== 0 || total === 0 || total > MAX_OBJECT_BYTES) return end(MALFORMED);
     if (tenant.objectBytes + total > tenant.quota.objectBytes) return end({ code: 'QUOTA_EXCEEDED', message: `an object of ${total} bytes does not fit the tenant's quota of ${tenant.quota.objectBytes} bytes on this node (${tenant.objectBytes} in use): release refs, or ask for a larger quota`, stack: '' });
+    const noMemory = noMemoryFor(core, tenant, total);
+    if (noMemory !== undefined) return end(noMemory);
     tenant.objectBytes += total;
+    takeMemory(core, tenant, total);
     // A name of its own: an entry that is fetched, lost and fetched again never meets the file of its former transfer.
     request.upload = { tenant, total, offset: 0, fileName: `in-${entry.session.prefixHex}-${core.nextNumber()}` };
   }
@@ -290,11 +295,12 @@ export function fileChecked(core: Core, upstream: Upstream, number: number, file
   if (same) {
     request.upload = undefined;
     upload.tenant.objectBytes -= upload.total;
+    giveMemory(core, upload.tenant, upload.total);
     entry.digest = request.digest;
     settleFile(core, entry, fileName, upload.total);
   } else {
     dropUpload(core, request);
-    settleFailed(core, entry, ALTERED);
+    notFetched(core, upstream, entry, ALTERED);
   }
   collect(core, entry);
 }
@@ -302,12 +308,21 @@ export function fileChecked(core: Core, upstream: Upstream, number: number, file
 const NO_DIGEST = new Uint8Array(0);
 const MALFORMED: Failure = { code: 'OBJECT_LOST', message: 'the transfer from another node was malformed', stack: '' };
 
+/** A value does not come from where it was. A result of ours that is no more over there is lost: it may be computed again. */
+function notFetched(core: Core, upstream: Upstream, entry: ObjectEntry, failure: Failure): void {
+  entry.fetching = false;
+  const ours = entry.session.nodeNumber === core.config.nodeNumber && entry.status === OBJECT_STATUS.REMOTE && entry.remote === upstream;
+  if (ours && (upstream.closed || failure.code === 'OBJECT_LOST')) loseEntry(core, entry, failure);
+  else settleFailed(core, entry, failure);
+}
+
 /** Gives up a transfer of which only some parts have come. */
 function dropUpload(core: Core, request: UpstreamRequest): void {
   const { upload } = request;
   if (upload === undefined) return;
   request.upload = undefined;
   upload.tenant.objectBytes -= upload.total;
+  giveMemory(core, upload.tenant, upload.total);
   core.out.push({ type: 'delete-file', tenant: upload.tenant, fileName: upload.fileName });
 }
 
@@ -376,18 +391,11 @@ export function closeUpstream(core: Core, upstream: Upstream, failure: Failure):
   for (const [key, value] of core.upstreams) if (value === upstream) core.upstreams.delete(key);
   core.upstreamsByNumber.delete(upstream.number);
   upstream.deferred = [];
-  for (const entry of upstream.deferredFetches) {
-    entry.fetching = false;
-    settleFailed(core, entry, failure);
-  }
+  for (const entry of upstream.deferredFetches) notFetched(core, upstream, entry, failure);
   upstream.deferredFetches = [];
   for (const request of upstream.requests.values()) {
     dropUpload(core, request);
-    if (request.task !== undefined) continue;
-    for (const entry of request.entries) {
-      entry.fetching = false;
-      settleFailed(core, entry, failure);
-    }
+    if (request.task === undefined) for (const entry of request.entries) notFetched(core, upstream, entry, failure);
   }
   upstream.requests.clear();
   const tasks = [...upstream.tasks];
@@ -395,7 +403,7 @@ export function closeUpstream(core: Core, upstream: Upstream, failure: Failure):
   upstream.actors.clear();
   upstream.streams.clear();
   for (const session of upstream.job.tenant.sessions) {
-    for (const entry of session.objects.values()) if (entry.remote === upstream && entry.status === OBJECT_STATUS.REMOTE) settleFailed(core, entry, { code: 'OBJECT_LOST', message: `the object was on another node: ${failure.message}`, stack: '' });
+    for (const entry of [...session.objects.values()]) if (entry.remote === upstream && entry.status === OBJECT_STATUS.REMOTE) loseEntry(core, entry, { code: 'OBJECT_LOST', message: `the object was on another node: ${failure.message}`, stack: '' });
   }
   return tasks;
 }

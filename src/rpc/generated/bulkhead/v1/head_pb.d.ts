@@ -1352,6 +1352,47 @@ export declare type Resources = Message<"bulkhead.v1.Resources"> & {
 export declare const ResourcesSchema: GenMessage<Resources>;
 
 /**
+ * @generated from message bulkhead.v1.DataKeyRequest
+ */
+export declare type DataKeyRequest = Message<"bulkhead.v1.DataKeyRequest"> & {
+  /**
+   * @generated from field: string tenant = 1;
+   */
+  tenant: string;
+};
+
+/**
+ * Describes the message bulkhead.v1.DataKeyRequest.
+ * Use `create(DataKeyRequestSchema)` to create a new message.
+ */
+export declare const DataKeyRequestSchema: GenMessage<DataKeyRequest>;
+
+/**
+ * @generated from message bulkhead.v1.DataKeyResponse
+ */
+export declare type DataKeyResponse = Message<"bulkhead.v1.DataKeyResponse"> & {
+  /**
+   * 32 octets. Never on a disk.
+   *
+   * @generated from field: bytes key = 1;
+   */
+  key: Uint8Array;
+
+  /**
+   * The same under the tenant's key, for this node and purpose: what may lie beside the data.
+   *
+   * @generated from field: bytes wrapped = 2;
+   */
+  wrapped: Uint8Array;
+};
+
+/**
+ * Describes the message bulkhead.v1.DataKeyResponse.
+ * Use `create(DataKeyResponseSchema)` to create a new message.
+ */
+export declare const DataKeyResponseSchema: GenMessage<DataKeyResponse>;
+
+/**
  * @generated from message bulkhead.v1.NodeReport
  */
 export declare type NodeReport = Message<"bulkhead.v1.NodeReport"> & {
@@ -2212,6 +2253,17 @@ export declare const NodeSync: GenService<{
     methodKind: "unary";
     input: typeof ReleaseActorNameRequestSchema;
     output: typeof ReleaseActorNameResponseSchema;
+  },
+  /**
+   * A fresh AES-256 key for what this node moves from memory to its disk for a tenant. It opens nothing that was written before or elsewhere. On record
+   * with the tenant. NOT_FOUND-like DENIED for a tenant that is not active.
+   *
+   * @generated from rpc bulkhead.v1.NodeSync.DataKey
+   */
+  dataKey: {
+    methodKind: "unary";
+    input: typeof DataKeyRequestSchema;
+    output: typeof DataKeyResponseSchema;
   },
 }>;
 
