@@ -39,6 +39,11 @@ async function stateOf(ref: ObjectRef<unknown>): Promise<string | undefined> {
   return entities.find((e) => e.id === ref.id)?.state;
 }
 
+/** Comparing a megabyte octet by octet is the test runner's slowest way. */
+function isAll(value: Uint8Array, octet: number): boolean {
+  return value.length > 0 && Buffer.from(value).equals(Buffer.alloc(value.length, octet));
+}
+
 async function fill(mib: number): Promise<ObjectRef<Uint8Array>[]> {
   const refs: ObjectRef<Uint8Array>[] = [];
   for (let i = 0; i < mib; i++) refs.push(await driver.put(new Uint8Array(MIB).fill(i + 1)));
@@ -61,7 +66,7 @@ describe('more than the memory that objects may take', () => {
       expect(bytes.includes(Buffer.alloc(64, bytes[bytes.length - 40] as number))).toBe(false);
     }
     expect(await stateOf(refs[0] as ObjectRef<Uint8Array>)).toBe('SPILLED');
-    for (const [i, ref] of refs.entries()) expect(await driver.get(ref)).toEqual(new Uint8Array(MIB).fill(i + 1));
+    for (const [i, ref] of refs.entries()) expect(isAll(await driver.get(ref), i + 1)).toBe(true);
     expect(await driver.get(work.lengthOf(refs[3] as unknown as Uint8Array))).toBe(MIB);
     expect(inMemory(home)).toBeLessThanOrEqual(9 * MIB);
     const { ready } = await driver.wait(refs, { count: refs.length, timeoutMs: 1_000 });
@@ -79,7 +84,7 @@ describe('more than the memory that objects may take', () => {
     for (const path of spills(home)) damage(path);
     const lost = await failure(driver.get(put));
     expect([lost.code, lost.message]).toEqual(['OBJECT_LOST', expect.stringMatching(/not what was written.*cannot be computed again: it was put/)]);
-    expect(await driver.get(made)).toEqual(new Uint8Array(MIB).fill(9));
+    expect(isAll(await driver.get(made), 9)).toBe(true);
     for (const ref of [made, put, ...others]) driver.release(ref);
     await until('all is gone', () => spills(home).length === 0);
   });
@@ -127,7 +132,7 @@ describe('when a node dies', () => {
     await driver.cancel(holding, { force: true });
     writeFileSync(join(rayletDirectory(cluster.dataDir, away), 'spill', 'left-over'), 'x');
     await cluster.kill(away);
-    expect(await driver.get(made)).toEqual(new Uint8Array(2 * MIB).fill(3));
+    expect(isAll(await driver.get(made), 3)).toBe(true);
     await cluster.restart(away);
     expect(readdirSync(join(rayletDirectory(cluster.dataDir, away), 'spill'))).toEqual([]);
     for (const ref of [made, holding]) driver.release(ref);
