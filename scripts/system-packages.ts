@@ -23,6 +23,8 @@ export const TEST_PACKAGES: readonly SystemPackage[] = [
   { name: 'gcc', program: 'gcc', why: 'compiles the hostile native program that tries to break out of the jail' },
   { name: 'libc6-dev', program: 'gcc', why: 'headers for it' },
   { name: 'openssl', program: 'openssl', why: 'an independent judge of our certificates' },
+  { name: 'iproute2', program: 'ip', why: 'networks between processes of a cluster, which the fault tests cut' },
+  { name: 'faketime', program: 'faketime', why: 'clocks that jump under the processes of a cluster' },
 ];
 
 export function findProgram(program: string): string | undefined {

@@ -43,6 +43,16 @@ export interface ClusterOptions {
   readonly labels?: Labels;
   readonly labelsOf?: Readonly<Record<string, Labels>>;
   readonly insecureDev: readonly string[];
+  /** How a process is started, where it is not simply node: in a namespace of its own, with another clock. */
+  readonly launch?: (name: string) => Launch;
+  /** The last word on a process's configuration. */
+  readonly configure?: (name: string, config: object) => object;
+}
+
+export interface Launch {
+  /** A program and its arguments that become node without a new process id; may be empty. */
+  readonly through?: readonly string[];
+  readonly env?: Readonly<Record<string, string>>;
 }
 
 interface HeadReady {
@@ -69,14 +79,15 @@ class Part<Ready> {
   readonly #logPath: string;
   readonly #logFrom: number;
 
-  constructor(name: string, main: string, logsDir: string) {
+  constructor(name: string, main: string, logsDir: string, { through = [], env: more = {} }: Launch = {}) {
     this.name = name;
     this.#logPath = join(logsDir, `${name}.log`);
     const log = openSync(this.#logPath, 'a', 0o600);
     try {
       this.#logFrom = fstatSync(log).size;
       const env = Object.fromEntries(KEPT_ENVIRONMENT.flatMap((key) => (process.env[key] === undefined ? [] : [[key, process.env[key]]])));
-      this.child = spawn(process.execPath, [main], { stdio: ['pipe', 'pipe', log], detached: true, cwd: '/', env });
+      const [program = process.execPath, ...args] = [...through, process.execPath, main];
+      this.child = spawn(program, args, { stdio: ['pipe', 'pipe', log], detached: true, cwd: '/', env: { ...env, ...more } });
     } finally {
       closeSync(log);
     }
@@ -197,7 +208,7 @@ export class LocalCluster {
   }
 
   #spawn<Ready>(name: string, main: string): Part<Ready> {
-    const part = new Part<Ready>(name, main, join(this.options.dataDir, 'logs'));
+    const part = new Part<Ready>(name, main, join(this.options.dataDir, 'logs'), this.options.launch?.(name));
     this.#parts.set(name, part);
     const { identity } = part;
     this.#record = name === 'head'
@@ -223,17 +234,21 @@ export class LocalCluster {
     // Who starts the cluster is its operator: what its raylets are called here, they may be called.
     const nodeLabels: Record<string, string[]> = {};
     for (let i = 1; i <= raylets; i++) for (const [key, value] of Object.entries(this.#labelsOf(`raylet-${i}`))) if (!(nodeLabels[key] ??= []).includes(value)) nodeLabels[key].push(value);
-    return { dataDir: headDirectory(dataDir), nodeLabels, insecureDev: insecureDev.length > 0, ...(listen === undefined ? {} : { listen }), ...this.#metricsListen(0) };
+    return this.#configured('head', { dataDir: headDirectory(dataDir), nodeLabels, insecureDev: insecureDev.length > 0, ...(listen === undefined ? {} : { listen }), ...this.#metricsListen(0) });
+  }
+
+  #configured(name: string, config: object): object {
+    return this.options.configure?.(name, config) ?? config;
   }
 
   #rayletConfig(name: string, joinWith: object | undefined): object {
     const { dataDir, raylets, cpus, memoryBytes, resources, insecureDev } = this.options;
     const head = this.head as HeadReady;
-    return {
+    return this.#configured(name, {
       dataDir: rayletDirectory(dataDir, name), runDir: join(runDirectory(dataDir), name), trustDomain: head.trustDomain, headAddress: head.address, resources, labels: this.#labelsOf(name), insecureDev,
       cpus: cpus ?? Math.max(1, Math.floor(availableParallelism() / raylets)), memoryBytes: memoryBytes ?? Math.floor((totalmem() * MEMORY_SHARE) / raylets),
       ...this.#metricsListen(Number(name.slice(name.lastIndexOf('-') + 1))), ...(joinWith === undefined ? {} : { join: joinWith }),
-    };
+    });
   }
 
   #labelsOf(name: string): Labels {

@@ -5,7 +5,7 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import { afterAll, beforeAll, expect, it, vi } from 'vitest';
 import { TestCluster, until } from '../support/cluster.ts';
-import { random, TenantLoad } from '../support/tenant-load.ts';
+import { errorsOf, random, underLoad } from '../support/tenant-load.ts';
 
 const TEST_TIMEOUT_MS = 240_000;
 vi.setConfig({ testTimeout: TEST_TIMEOUT_MS, hookTimeout: TEST_TIMEOUT_MS });
@@ -17,40 +17,10 @@ beforeAll(async () => {
 });
 afterAll(() => cluster?.stop());
 
-interface Loads {
-  readonly acme: TenantLoad;
-  readonly globex: TenantLoad;
-  readonly both: readonly TenantLoad[];
-}
-
-async function underLoad(seed: number, faults: (loads: Loads) => Promise<void>): Promise<Loads> {
-  const acme: TenantLoad = TenantLoad.start(cluster, { tenant: 'acme', seed, foreign: () => globex.lastPut });
-  const globex: TenantLoad = TenantLoad.start(cluster, { tenant: 'globex', seed: seed + 1, foreign: () => acme.lastPut });
-  const both = [acme, globex];
-  try {
-    await Promise.all(both.map((load) => load.served(2)));
-    const earlier = await Promise.all(both.map((load) => load.checkpoints()));
-    await faults({ acme, globex, both });
-    await Promise.all(both.map((load) => load.served(3)));
-    await Promise.all(both.map((load) => load.stop()));
-    await cluster.settled();
-    for (const [i, load] of both.entries()) {
-      expect(load.wrong, load.tenant).toEqual([]);
-      expect(await load.audited(earlier[i]), load.tenant).toEqual([]);
-      expect(load.denials, 'tries at the other tenant’s objects').toBeGreaterThan(0);
-    }
-    return { acme, globex, both };
-  } finally {
-    await Promise.all(both.map((load) => load.stop().catch(() => undefined)));
-  }
-}
-
-const errorsOf = (load: TenantLoad): string => [...load.errors].map(([what, n]) => `${what}: ${n}`).join(', ');
-
 it(`workers that are killed at random moments cost no task and no object (seed ${SEED})`, async () => {
   const next = random(SEED);
   let killed = 0;
-  const { both } = await underLoad(SEED, async ({ both }) => {
+  const { both } = await underLoad(cluster, SEED, async ({ both }) => {
     for (let i = 0; i < 8; i++) {
       await sleep(300 + next() * 900);
       const pids = cluster.workerPids().filter((pid) => cluster.jailOf(pid).length > 0);
@@ -77,7 +47,7 @@ it(`workers that are killed at random moments cost no task and no object (seed $
 
 it(`a raylet that is killed and started on its data: typed errors, and no record lost or doubled (seed ${SEED})`, async () => {
   const next = random(SEED + 1);
-  const { both } = await underLoad(SEED + 10, async ({ both }) => {
+  const { both } = await underLoad(cluster, SEED + 10, async ({ both }) => {
     for (let i = 0; i < 3; i++) {
       await sleep(500 + next() * 1_500);
       const name = `raylet-${1 + Math.floor(next() * 2)}`;
@@ -93,7 +63,7 @@ it(`a raylet that is killed and started on its data: typed errors, and no record
 });
 
 it('a head that is killed and started again costs no call of a session that is open', async () => {
-  const { both } = await underLoad(SEED + 20, async ({ both }) => {
+  const { both } = await underLoad(cluster, SEED + 20, async ({ both }) => {
     for (let i = 0; i < 2; i++) {
       await cluster.kill('head');
       await Promise.all(both.map((load) => load.served(2)));
@@ -108,7 +78,7 @@ it('a head that is killed and started again costs no call of a session that is o
 });
 
 it('a worker that is stopped with work in hand is ended, its tasks run again, and its neighbours do not notice', async () => {
-  const { both } = await underLoad(SEED + 30, async ({ both }) => {
+  const { both } = await underLoad(cluster, SEED + 30, async ({ both }) => {
     const pids = cluster.workerPids().filter((pid) => cluster.jailOf(pid).length > 0);
     const stopped = pids.slice(0, 2);
     for (const pid of stopped) process.kill(pid, 'SIGSTOP');
@@ -126,7 +96,7 @@ it('a worker that is stopped with work in hand is ended, its tasks run again, an
 });
 
 it.each([2_000, 8_000])('a raylet that is stopped for %i ms goes on, or is gone to the others and comes back', async (ms) => {
-  const { both } = await underLoad(SEED + 40 + ms, async () => {
+  const { both } = await underLoad(cluster, SEED + 40 + ms, async () => {
     const { pid } = cluster.node('raylet-2');
     process.kill(pid, 'SIGSTOP');
     await sleep(ms);
@@ -137,7 +107,7 @@ it.each([2_000, 8_000])('a raylet that is stopped for %i ms goes on, or is gone 
 });
 
 it('a head that is stopped for eight seconds costs no call, and no node', async () => {
-  const { both } = await underLoad(SEED + 50, async ({ both }) => {
+  const { both } = await underLoad(cluster, SEED + 50, async ({ both }) => {
     process.kill(cluster.headPid, 'SIGSTOP');
     const started = performance.now();
     await Promise.all(both.map((load) => load.served(2)));

@@ -83,7 +83,7 @@ export class Caller {
   }
 }
 
-export interface TestClusterOptions extends Partial<Pick<ClusterOptions, 'raylets' | 'cpus' | 'memoryBytes' | 'resources' | 'labels' | 'labelsOf'>> {
+export interface TestClusterOptions extends Partial<Pick<ClusterOptions, 'raylets' | 'cpus' | 'memoryBytes' | 'resources' | 'labels' | 'labelsOf' | 'launch' | 'configure'>> {
   /** Quota of each tenant, as `tenant create --quota` takes it. */
   readonly quota?: Readonly<Record<string, string>>;
   /** Every component is scraped somewhere. */
@@ -123,6 +123,7 @@ export class TestCluster implements AsyncDisposable {
     try {
       const local = await LocalCluster.start({
         dataDir: join(directory, 'cluster'), raylets: options.raylets ?? 1, listen: undefined, cpus: options.cpus ?? 2, memoryBytes: options.memoryBytes, resources: options.resources ?? {}, labels: options.labels ?? {}, labelsOf: options.labelsOf ?? {}, insecureDev: [], ...(options.metrics === true ? { metrics: '127.0.0.1:0' } : {}),
+        ...(options.launch === undefined ? {} : { launch: options.launch }), ...(options.configure === undefined ? {} : { configure: options.configure }),
       });
       const cluster = new TestCluster(directory, local, guardian);
       try {

@@ -63,6 +63,8 @@ export class TenantLoad {
   readonly wrong: string[] = [];
   /** `what code`, how often. */
   readonly errors = new Map<string, number>();
+  /** What the first of each said. */
+  readonly messages = new Map<string, string>();
   readonly tasks: string[] = [];
   readonly puts: string[] = [];
   readonly books: Book[] = [];
@@ -143,6 +145,7 @@ export class TenantLoad {
     const code = thrown instanceof BulkheadError ? thrown.code : '';
     if (code === '' || code === 'INTERNAL') this.wrong.push(`${what}: ${(thrown as Error)?.stack?.slice(0, 500) ?? String(thrown)}`);
     else if (code === 'TIMEOUT') this.wrong.push(`${what}: no answer: ${(thrown as BulkheadError).safeMessage}`);
+    if (!this.messages.has(`${what} ${code}`)) this.messages.set(`${what} ${code}`, (thrown as Error).message);
     this.errors.set(`${what} ${code}`, (this.errors.get(`${what} ${code}`) ?? 0) + 1);
     return code;
   }
@@ -288,10 +291,40 @@ export class TenantLoad {
       const calls = of('actor.call', id);
       if (calls < acknowledged || calls > attempted) found.push(`actor ${id}: ${acknowledged} calls acknowledged of ${attempted}, ${calls} on record`);
     }
-    const counted = ((await this.#command('usage')) as { totals: { sku: string; quantity: string }[] }).totals.find((t) => t.sku === 'tasks')?.quantity;
+    const counted = ((await this.#command('usage', '--from', '2000-01-01', '--to', '2200-01-01')) as { totals: { sku: string; quantity: string }[] }).totals.find((t) => t.sku === 'tasks')?.quantity;
     if (counted !== String(tasks)) found.push(`usage counts ${counted ?? ''} tasks, the logs have ${tasks}`);
     const listed = new Set((await (await this.#cluster.as(`${this.tenant}-ana`)).to(Jobs).list({ tenant: this.tenant })).jobs.map((j) => j.jobId));
     for (const job of this.jobs) if (!listed.has(job)) found.push(`job ${job} was acknowledged and is not known`);
     return found;
   }
 }
+
+export interface Loads {
+  readonly acme: TenantLoad;
+  readonly globex: TenantLoad;
+  readonly both: readonly TenantLoad[];
+}
+
+/** Faults under the load of both tenants, who are served before and after; then everything is checked. */
+export async function underLoad(cluster: TestCluster, seed: number, faults: (loads: Loads) => Promise<void>): Promise<Loads> {
+  const acme: TenantLoad = TenantLoad.start(cluster, { tenant: 'acme', seed, foreign: () => globex.lastPut });
+  const globex: TenantLoad = TenantLoad.start(cluster, { tenant: 'globex', seed: seed + 1, foreign: () => acme.lastPut });
+  const both = [acme, globex];
+  try {
+    await Promise.all(both.map((load) => load.served(2)));
+    const earlier = await Promise.all(both.map((load) => load.checkpoints()));
+    await faults({ acme, globex, both });
+    await Promise.all(both.map((load) => load.served(3)));
+    await Promise.all(both.map((load) => load.stop()));
+    await cluster.settled();
+    for (const [i, load] of both.entries()) {
+      const wrong = [...load.wrong, ...(await load.audited(earlier[i])), ...(load.denials === 0 ? ['no try at the other tenant’s objects was made'] : [])];
+      if (wrong.length > 0) throw new Error(`${load.tenant} (seed ${seed}): ${wrong.join('\n')}\nerrors: ${errorsOf(load)}`);
+    }
+    return { acme, globex, both };
+  } finally {
+    await Promise.all(both.map((load) => load.stop().catch(() => undefined)));
+  }
+}
+
+export const errorsOf = (load: TenantLoad): string => [...load.errors].map(([what, n]) => `${what}: ${n} (${load.messages.get(what) ?? ''})`).join(', ');
