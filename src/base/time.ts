@@ -9,6 +9,15 @@ export interface Clock {
   monotonicMs(): number;
 }
 
+/**
+ * The same clock for limits, waits and ages: begins with the wall clock and goes on with monotonic time, in whole milliseconds. One that an
+ * operator or a time server sets forward ends nothing early, and one that is set back lets nothing wait for ever.
+ */
+export function steadyClock(clock: Clock): Clock {
+  const aheadMs = clock.nowMs() - clock.monotonicMs();
+  return { nowMs: () => Math.floor(clock.monotonicMs() + aheadMs), monotonicMs: () => clock.monotonicMs() };
+}
+
 export interface RandomSource {
   bytes(length: number): Uint8Array;
 }

@@ -23,7 +23,7 @@ export class HeadClockwork implements Disposable {
   constructor(options: ClockworkOptions) {
     this.#options = options;
     const { head, longestTtlMs, rotateIfDue } = options;
-    this.#startedMs = head.clock.nowMs();
+    this.#startedMs = head.steady.nowMs();
     this.#every(HEARTBEAT_MS, 'nodes', async () => head.observe({ type: 'tick' }));
     this.#every(ROWS_EVERY_MS, 'rows', async () => {
       await head.commit((nowMs, out) => {
@@ -52,7 +52,7 @@ export class HeadClockwork implements Disposable {
   /** Actors of a dead node are dead, so their names are free. Not right after a start of the head, when no node has had time to come back. */
   async #releaseNames(): Promise<void> {
     const { head } = this.#options;
-    if (head.clock.nowMs() - this.#startedMs < 2 * NODE_DEAD_AFTER_MS) return;
+    if (head.steady.nowMs() - this.#startedMs < 2 * NODE_DEAD_AFTER_MS) return;
     for (const node of head.nodes.all()) {
       while (head.nodes.get(node.id)?.state === 'dead' && head.actorNames.ofNode(node.id).length > 0) {
         await head.commit((nowMs, out) => head.actorNames.step({ type: 'nodeGone', nodeId: node.id, limit: NAMES_PER_COMMIT }, nowMs, out));

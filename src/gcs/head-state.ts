@@ -5,7 +5,7 @@
  */
 import type { AppendDurably } from '../base/audit-record.ts';
 import { BulkheadError } from '../base/errors.ts';
-import type { Clock } from '../base/time.ts';
+import { steadyClock, type Clock } from '../base/time.ts';
 import { ActorNames } from './core/actor-names.ts';
 import { Checkpoints } from './core/checkpoints.ts';
 import { Identities } from './core/identities.ts';
@@ -24,7 +24,7 @@ const EPOCH_KEY = 'head/epoch';
 
 export interface HeadStateOptions {
   readonly store: Store;
-  readonly clock: Pick<Clock, 'nowMs'>;
+  readonly clock: Clock;
   readonly appendAudit: AppendDurably;
   /** The head cannot go on: the log or the store failed. Called once. */
   readonly onFatal: (cause: unknown) => void;
@@ -42,6 +42,8 @@ export class HeadState {
   readonly issuance = new Issuance();
   readonly checkpoints = new Checkpoints();
   readonly clock: Pick<Clock, 'nowMs'>;
+  /** For how long a node has been silent: a clock that is set kills none. */
+  readonly steady: Clock;
   readonly #tables: readonly Table<never>[] = [this.tenants, this.nodes, this.jobs, this.actorNames, this.identities, this.policies, this.revocations, this.joinTokens, this.issuance, this.checkpoints];
   readonly #options: HeadStateOptions;
   readonly #listeners = new Set<(parts: ReadonlySet<Part>) => void>();
@@ -52,6 +54,7 @@ export class HeadState {
   private constructor(options: HeadStateOptions) {
     this.#options = options;
     this.clock = options.clock;
+    this.steady = steadyClock(options.clock);
   }
 
   static async load(options: HeadStateOptions): Promise<HeadState> {
@@ -89,7 +92,7 @@ export class HeadState {
   /** What a node says about itself: in memory only, at once. Its records are written behind, since no answer depends on them. */
   observe(event: Extract<NodeEvent, { type: 'report' | 'leave' | 'tick' }>): void {
     const out: Effect[] = [];
-    this.nodes.step(event, this.clock.nowMs(), out);
+    this.nodes.step(event, this.steady.nowMs(), out);
     this.#push(out);
     if (out.some((e) => e.type === 'record')) void this.commit((_now, later) => void later.push(...out.filter((e) => e.type === 'record'))).catch(() => undefined);
   }

@@ -8,7 +8,7 @@ import type { TenantState, Worker } from './core/state.ts';
 
 const SAMPLE_MS = 1_000;
 const RECORD_MS = 10_000;
-/** A process that stood still, or a clock that jumped, must not make an hour of memory. */
+/** A process that stood still must not make an hour of memory. */
 const LONGEST_SAMPLE_MS = 5_000;
 
 interface MeteredProcess {
@@ -42,13 +42,14 @@ export class Metering {
     return used;
   }
 
-  tick(nowMs: number): void {
+  /** `nowMs` of the steady clock, for intervals; `wallMs` for months. */
+  tick(nowMs: number, wallMs: number): void {
     if (this.#sampledMs === 0) this.#sampledMs = this.#recordedMs = nowMs;
     if (nowMs - this.#sampledMs >= SAMPLE_MS) {
       this.#sample(nowMs);
-      this.#turn(nowMs);
+      this.#turn(wallMs);
     }
-    if (nowMs - this.#recordedMs >= RECORD_MS) this.#record(nowMs);
+    if (nowMs - this.#recordedMs >= RECORD_MS) this.#record(nowMs, wallMs);
   }
 
   #sample(nowMs: number): void {
@@ -110,12 +111,12 @@ export class Metering {
   }
 
   /** All that has gathered. */
-  finish(nowMs: number): void {
+  finish(nowMs: number, wallMs: number): void {
     if (this.#sampledMs !== 0) this.#sample(nowMs);
-    this.#record(nowMs);
+    this.#record(nowMs, wallMs);
   }
 
-  #record(nowMs: number): void {
+  #record(nowMs: number, wallMs: number): void {
     this.#recordedMs = nowMs;
     for (const tenant of this.#options.tenants()) {
       const used = this.#used.get(tenant);
@@ -123,7 +124,7 @@ export class Metering {
       if (used === undefined && bytesIn === 0 && bytesOut === 0) continue;
       tenant.bytesIn = tenant.bytesOut = 0;
       this.#used.delete(tenant);
-      this.#options.record(tenant, usageText({ ...(used ?? NO_USAGE), bytesIn, bytesOut }, this.monthOf(tenant, nowMs)));
+      this.#options.record(tenant, usageText({ ...(used ?? NO_USAGE), bytesIn, bytesOut }, this.monthOf(tenant, wallMs)));
     }
   }
 }

@@ -15,7 +15,7 @@ import { NO_LABELS, type Labels } from '../base/labels.ts';
 import { CHUNK_BYTES, MAX_ACTOR_SEED_BYTES, MAX_CALLS_IN_FLIGHT, MAX_HELD_BYTES_PER_CHANNEL, MAX_NAME_CALLS_PER_TENANT, MAX_UNREAD_BYTES, UNREAD_PAUSE_BYTES } from '../base/limits.ts';
 import type { Principal } from '../base/principal.ts';
 import { parseMemory, parseUnits, UNITS_PER_CPU, type ResourceVector } from '../base/resources.ts';
-import { parseDuration, type Clock, type RandomSource } from '../base/time.ts';
+import { parseDuration, steadyClock, type Clock, type RandomSource } from '../base/time.ts';
 import { parseMonth, USAGE_EVENT } from '../base/usage-record.ts';
 import { ObjectFiles, type ObjectReader } from '../objects/object-files.ts';
 import { SpillFiles, type DataKey } from '../objects/spill-files.ts';
@@ -128,6 +128,8 @@ export class Raylet implements AsyncDisposable {
   readonly logs: JobLogs;
   readonly processes = new Map<Worker, WorkerProcess>();
   readonly #options: RayletOptions;
+  /** The core's: limits and waits do not follow a wall clock that is set. */
+  readonly #clock: Clock;
   readonly #codeDir: string;
   readonly #channels = new Map<Channel, ChannelShell>();
   readonly #outboxes = new Map<TenantState, Set<Outbox>>();
@@ -155,12 +157,13 @@ export class Raylet implements AsyncDisposable {
 
   constructor(options: RayletOptions) {
     this.#options = options;
+    this.#clock = steadyClock(options.clock);
     this.core = new RayletCore({
       nodeId: options.nodeId, nodeNumber: options.nodeNumber, total: options.total, labels: options.labels ?? NO_LABELS, maxWorkers: options.maxWorkers, random: options.random, decisions: options.decisions,
       sha256: (bytes) => createHash('sha256').update(bytes).digest(), defaultIsolateBytes: options.defaultIsolateBytes,
       objectMemoryBytes: options.objectMemoryBytes ?? Number.POSITIVE_INFINITY, spillBytes: options.spillBytes ?? 0,
     });
-    this.#intake = new Intake({ core: this.core, clock: options.clock, flush: () => this.flush(), malformed: (source, error) => this.#malformed(source, error), keepPace: (source) => this.#keepPace(source) });
+    this.#intake = new Intake({ core: this.core, clock: this.#clock, flush: () => this.flush(), malformed: (source, error) => this.#malformed(source, error), keepPace: (source) => this.#keepPace(source) });
     this.objects = new ObjectFiles(join(options.runDir, 'objects'));
     this.spills = new SpillFiles({ dir: options.spillDir ?? join(options.dataDir, 'spill'), dataKey: options.dataKey ?? (() => Promise.reject(new BulkheadError('UNAVAILABLE', 'this node has no keys for its disk'))) });
     this.#codeDir = join(options.runDir, 'code');
@@ -169,7 +172,7 @@ export class Raylet implements AsyncDisposable {
     this.#metering = new Metering({
       tenants: () => this.core.state.tenants.values(), processes: this.processes,
       record: (tenant, detail) => {
-        this.core.state.nowMs = options.clock.nowMs();
+        this.core.state.nowMs = this.#clock.nowMs();
         this.core.state.lifecycle(tenant, USAGE_EVENT, '', 'tenant', tenant.name, -1, detail);
       },
     });
@@ -385,7 +388,7 @@ export class Raylet implements AsyncDisposable {
 
   closeChannel(channel: Channel, error: BulkheadError | undefined): void {
     if (!channel.closed) {
-      this.core.state.nowMs = this.#options.clock.nowMs();
+      this.core.state.nowMs = this.#clock.nowMs();
       this.core.closeChannel(channel);
     }
     this.#dropChannel(channel, error);
@@ -411,7 +414,7 @@ export class Raylet implements AsyncDisposable {
   }
 
   nodeLost(nodeNumber: number): void {
-    this.core.state.nowMs = this.#options.clock.nowMs();
+    this.core.state.nowMs = this.#clock.nowMs();
     this.core.state.avoidNode(nodeNumber);
   }
 
@@ -421,7 +424,7 @@ export class Raylet implements AsyncDisposable {
   }
 
   #closeUpstream(upstream: Upstream, failure: Failure): void {
-    this.core.state.nowMs = this.#options.clock.nowMs();
+    this.core.state.nowMs = this.#clock.nowMs();
     this.core.upstreamClosed(upstream, failure);
     this.flush();
   }
@@ -477,7 +480,7 @@ export class Raylet implements AsyncDisposable {
       // What was announced is not there: whoever asks for it is told, instead of waiting for a file that never comes.
       this.core.sealFailed(effect.entry, effect.fileName);
       this.#kill(effect.worker, 'MISBEHAVED');
-    } else if (effect.type === 'spill-file') this.core.spilled(effect.entry, effect.fileName, effect.spillName, effect.size, failureOf(safe), this.#options.clock.nowMs());
+    } else if (effect.type === 'spill-file') this.core.spilled(effect.entry, effect.fileName, effect.spillName, effect.size, failureOf(safe), this.#clock.nowMs());
     else if (effect.type === 'stream-file') this.core.valueLost(effect.channel, effect.request, effect.position, effect.needed);
     else if (effect.type === 'attach' || effect.type === 'load-code' || effect.type === 'open-slot') this.#kill(effect.slot.worker, 'MISBEHAVED');
     else if (effect.type === 'copy-file') this.core.copyFailed(effect.to, effect.copyName);
@@ -606,14 +609,14 @@ export class Raylet implements AsyncDisposable {
   async #startWorker(worker: Worker, cpus: number): Promise<void> {
     const waitMs = this.#options.pool.waitMs(worker.tenant.name);
     // Not in the middle of the step that asked for it: `flush` takes up what this makes possible.
-    if (waitMs > 0) return this.core.workerDelayed(worker, waitMs, this.#options.clock.nowMs());
+    if (waitMs > 0) return this.core.workerDelayed(worker, waitMs, this.#clock.nowMs());
     let process: WorkerProcess;
     // Actors share their process, so its limit is what the tenant may use at most; each isolate has its own inside.
     const memoryBytes = worker.purpose === 'actors' ? Math.max(worker.memoryBytes, ACTOR_WORKER_BYTES) : worker.memoryBytes;
     try {
       process = await this.#options.pool.acquire({ tenant: worker.tenant.name, memoryBytes, cpus, tenantCpus: worker.tenant.quota.cpuUnits / UNITS_PER_CPU });
     } catch (error) {
-      this.core.workerNotStarted(worker, failureOf(toSafeError(error)), this.#options.clock.nowMs());
+      this.core.workerNotStarted(worker, failureOf(toSafeError(error)), this.#clock.nowMs());
       return this.flush();
     }
     if (this.#closed || worker.state === 'DEAD') return process.kill('KILLED', 'not needed any more');
@@ -629,25 +632,25 @@ export class Raylet implements AsyncDisposable {
     process.onSlotFailed = (number, code, message) => this.#intake.after(worker.tenant, worker, () => this.#slotFailed(worker, number, { code, message, stack: '' }));
     process.onCodeFailed = (number, codeNumber, message, stack) => {
       const slot = worker.slots.get(number);
-      if (slot !== undefined) this.core.codeFailed(slot, codeNumber, { code: 'TASK_FAILED', message, stack }, this.#options.clock.nowMs());
+      if (slot !== undefined) this.core.codeFailed(slot, codeNumber, { code: 'TASK_FAILED', message, stack }, this.#clock.nowMs());
       this.flush();
     };
     process.onDrain = () => {
       for (const slot of worker.slots.values()) this.drained(slot.channel);
     };
     process.onExit = (exit) => this.#intake.after(worker.tenant, worker, () => this.#workerExited(worker, exit));
-    this.core.state.nowMs = this.#options.clock.nowMs();
+    this.core.state.nowMs = this.#clock.nowMs();
     this.core.lifecycleOf(worker.tenant, 'worker.started', process.id, worker.purpose);
-    this.core.workerStarted(worker, this.#options.clock.nowMs());
+    this.core.workerStarted(worker, this.#clock.nowMs());
     this.flush();
   }
 
   #slotFailed(worker: Worker, number: number, failure: Failure): void {
     const slot = worker.slots.get(number);
     if (slot === undefined) return;
-    this.core.state.nowMs = this.#options.clock.nowMs();
+    this.core.state.nowMs = this.#clock.nowMs();
     this.core.lifecycleOf(worker.tenant, 'isolate.failed', worker.id ?? '', failure.code);
-    this.core.slotFailed(slot, failure, this.#options.clock.nowMs());
+    this.core.slotFailed(slot, failure, this.#clock.nowMs());
     this.#dropChannel(slot.channel, undefined);
     this.flush();
   }
@@ -675,12 +678,12 @@ export class Raylet implements AsyncDisposable {
       message: killed === 'MISBEHAVED' ? 'the worker broke its protocol and was killed' : ours ? 'the worker was stopped: another call in it had to be killed' : `the worker process died: ${exit.detail}`, stack: '',
     };
     const slots = [...worker.slots.values()];
-    this.core.state.nowMs = this.#options.clock.nowMs();
+    this.core.state.nowMs = this.#clock.nowMs();
     // What it was running wants another worker at once, and is not to push somebody else's out for one that may not start.
     const waitMs = this.#options.pool.waitMs(worker.tenant.name);
     if (waitMs > 0) worker.tenant.nextStartMs = Math.max(worker.tenant.nextStartMs, this.core.state.nowMs + waitMs);
     this.core.lifecycleOf(worker.tenant, ours ? 'worker.ended' : 'worker.died', worker.id ?? '', killed ?? exit.reason);
-    this.core.workerExited(worker, failure, ours, this.#options.clock.nowMs());
+    this.core.workerExited(worker, failure, ours, this.#clock.nowMs());
     for (const slot of slots) this.#dropChannel(slot.channel, undefined);
     this.flush();
   }
@@ -699,7 +702,7 @@ export class Raylet implements AsyncDisposable {
     const done = (failure: Failure | undefined): void => {
       reader.close();
       if (this.#closed) return;
-      this.core.spilled(entry, fileName, spillName, size, failure, this.#options.clock.nowMs());
+      this.core.spilled(entry, fileName, spillName, size, failure, this.#clock.nowMs());
       this.flush();
     };
     this.spills.write({ tenant: tenant.name, fileName: spillName, id, version, size }, reader).then(() => done(undefined), (error: unknown) => {
@@ -720,7 +723,7 @@ export class Raylet implements AsyncDisposable {
       failure = failureOf(toSafeError(error));
     }
     if (this.#closed) return;
-    this.core.restored(entry, spillName, fileName, size, failure, this.#options.clock.nowMs());
+    this.core.restored(entry, spillName, fileName, size, failure, this.#clock.nowMs());
     this.flush();
   }
 
@@ -832,7 +835,7 @@ export class Raylet implements AsyncDisposable {
     } finally {
       if (this.#naming.get(key) === registering) this.#naming.delete(key);
     }
-    this.core.state.nowMs = this.#options.clock.nowMs();
+    this.core.state.nowMs = this.#clock.nowMs();
     this.core.nameRegistered(actor, failure);
     this.flush();
   }
@@ -861,7 +864,7 @@ export class Raylet implements AsyncDisposable {
           await this.#options.names.register(job.credential, job.tenant.name, namespace, actor.name, id, classInfoOf(actor), detached ? this.#seedOf(actor) : undefined);
         } catch (error) {
           const failure = failureOf(toSafeError(error));
-          this.core.state.nowMs = this.#options.clock.nowMs();
+          this.core.state.nowMs = this.#clock.nowMs();
           if (failure.code === 'INVALID_ARGUMENT') this.core.nameLost(actor);
           this.flush();
         }
@@ -878,7 +881,7 @@ export class Raylet implements AsyncDisposable {
         await this.#naming.get(key)?.catch(() => undefined);
         found = await this.#askHead(tenant.name, () => this.#options.names.lookup(this.#credentialOf(effect.channel.job), tenant.name, effect.namespace, effect.name));
         if (found === undefined || !found.orphaned || effect.channel.closed) break;
-        this.core.state.nowMs = this.#options.clock.nowMs();
+        this.core.state.nowMs = this.#clock.nowMs();
         // Two that ask at once both try; the name belongs to the first.
         const failure = found.seed === undefined || tries > 1 ? ORPHANED : this.core.adoptActor(effect.channel, effect.name, effect.namespace, found.classInfo, found.seed);
         this.flush();
@@ -926,22 +929,23 @@ export class Raylet implements AsyncDisposable {
   // --- time and end ---------------------------------------------------------------------------------------------------------------
 
   #tick(): void {
-    this.core.tick(this.#options.clock.nowMs(), (worker) => this.processes.get(worker)?.cpuMicros() ?? 0);
+    this.core.state.wallAheadMs = this.#options.clock.nowMs() - this.#clock.nowMs();
+    this.core.tick(this.#clock.nowMs(), (worker) => this.processes.get(worker)?.cpuMicros() ?? 0);
     this.flush();
-    this.#metering.tick(this.#options.clock.nowMs());
+    this.#metering.tick(this.#clock.nowMs(), this.#options.clock.nowMs());
     if (++this.#ticks % PROBE_TICKS === 0) for (const [worker, process] of this.processes) if (isBusy(worker)) process.probe();
     // What finished without a word to its client may be what it was held back for.
     for (const [channel, shell] of this.#channels) if (shell.paused) this.#throttle(channel, shell);
   }
 
   stopJob(id: JobId, reason: string): void {
-    this.core.state.nowMs = this.#options.clock.nowMs();
+    this.core.state.nowMs = this.#clock.nowMs();
     this.core.stopJob(id, reason);
     this.flush();
   }
 
   releaseDrivers(id: JobId, reason: string): void {
-    this.core.state.nowMs = this.#options.clock.nowMs();
+    this.core.state.nowMs = this.#clock.nowMs();
     this.core.releaseDrivers(id, reason);
     this.flush();
   }
@@ -962,7 +966,7 @@ export class Raylet implements AsyncDisposable {
     this.#intake.close();
     for (const channel of [...this.#channels.keys()]) if (channel.kind !== CHANNEL_KIND.SLOT) this.#dropChannel(channel, new BulkheadError('UNAVAILABLE', 'the raylet is stopping'));
     await this.#options.pool.close();
-    this.#metering.finish(this.#options.clock.nowMs());
+    this.#metering.finish(this.#clock.nowMs(), this.#options.clock.nowMs());
     this.logs.flush();
     this.objects.close();
     this.spills.close();

@@ -76,11 +76,11 @@ it('a month goes on after a restart, and begins anew with the next', () => {
   const tenant = { name: 'acme', objectBytes: 0, bytesIn: 0, bytesOut: 0, monthCalls: 0 } as unknown as TenantState;
   const metering = new Metering({ tenants: () => [tenant], processes: new Map(), record: () => undefined });
   const start = Date.UTC(2026, 10, 30, 23, 59, 58);
-  metering.tick(start);
+  metering.tick(start, start);
   tenant.monthCalls = 2;
   metering.restore(tenant, { month: MONTH, calls: 5, cpuMicros: 1_000, memoryMibMs: 7 }, start);
   metering.restore(tenant, { month: '2026-10', calls: 500, cpuMicros: 0, memoryMibMs: 0 }, start);
   expect(metering.monthOf(tenant, start)).toEqual({ month: MONTH, calls: 7, cpuMicros: 1_000, memoryMibMs: 7 });
-  for (let i = 1; i < 5; i++) metering.tick(start + i * 1_000);
+  for (let i = 1; i < 5; i++) metering.tick(start + i * 1_000, start + i * 1_000);
   expect(metering.monthOf(tenant, start + 5_000)).toEqual({ month: '2026-12', calls: 0, cpuMicros: 0, memoryMibMs: 0 });
 });

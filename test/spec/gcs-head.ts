@@ -9,6 +9,10 @@ export class TestClock {
   nowMs(): number {
     return this.ms;
   }
+
+  monotonicMs(): number {
+    return this.ms;
+  }
 }
 
 /** What reached the outside, in order: `audit …`, `store …`. */

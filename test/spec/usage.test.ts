@@ -33,10 +33,10 @@ it('metering loses nothing between records: processes that end, counters that st
   processes.set(second as Worker, made(500));
   acme.bytesIn = 7;
   acme.objectBytes = 2_048;
-  metering.tick(1_000);
+  metering.tick(1_000, 1_000);
   for (let ms = 1_025; ms <= 21_000; ms += 25) {
     (processes.get(first as Worker) ?? made(0)).micros += 10;
-    metering.tick(ms);
+    metering.tick(ms, ms);
     if (ms === 15_000) {
       // It ends between two samples: its last count is not lost, nor counted twice.
       const ended = processes.get(first as Worker) as ReturnType<typeof made>;
@@ -45,8 +45,8 @@ it('metering loses nothing between records: processes that end, counters that st
       processes.delete(first as Worker);
     }
   }
-  metering.tick(10 * HOUR_MS);
-  metering.finish(10 * HOUR_MS + 10);
+  metering.tick(10 * HOUR_MS, 10 * HOUR_MS);
+  metering.finish(10 * HOUR_MS + 10, 10 * HOUR_MS + 10);
   const sum = (name: string) => records.filter(([of]) => of === name).map(([, detail]) => parseUsage(detail) ?? NO_USAGE).reduce((a, b) => ({ cpuMicros: a.cpuMicros + b.cpuMicros, memoryMibMs: a.memoryMibMs + b.memoryMibMs, objectKibMs: a.objectKibMs + b.objectKibMs, bytesIn: a.bytesIn + b.bytesIn, bytesOut: a.bytesOut + b.bytesOut }));
   expect(sum('acme').cpuMicros).toBe(((15_000 - 1_000) / 25) * 10 + 3);
   expect(sum('acme').bytesIn).toBe(7);

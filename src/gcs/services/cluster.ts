@@ -11,17 +11,17 @@ export function shownResources(r: ResourceVector) {
   return { cpuUnits: BigInt(r.cpuUnits), memoryBytes: BigInt(r.memoryBytes), custom: Object.fromEntries(Object.entries(r.custom ?? {}).map(([name, units]) => [name, BigInt(units)])) };
 }
 
-/** `whole`: with what the node's load says about its tenants. */
-export function shownNode(node: NodeState, trustDomain: TrustDomain, whole: boolean) {
+/** `whole`: with what the node's load says about its tenants; `wallAheadMs`: of the clock by which nodes are seen. */
+export function shownNode(node: NodeState, trustDomain: TrustDomain, whole: boolean, wallAheadMs: number) {
   return {
     nodeId: node.id, nodeNumber: node.number, address: node.address, spiffeId: spiffeId(trustDomain, { kind: 'node', node: node.id }), state: node.state, total: shownResources(node.total),
-    policyVersion: node.policyVersion, lastSeenMs: BigInt(node.lastSeenMs), insecureDev: node.insecureDev, labels: { ...node.labels },
+    policyVersion: node.policyVersion, lastSeenMs: BigInt(node.lastSeenMs === 0 ? 0 : node.lastSeenMs + wallAheadMs), insecureDev: node.insecureDev, labels: { ...node.labels },
     ...(whole ? { available: shownResources(node.available), queuedTasks: node.queuedTasks } : {}),
   };
 }
 
 export function clusterService({ head, pki, policies, insecureDev, version, startedMs }: HeadContext): Implementation<typeof Cluster> {
-  const nodes = (whole: boolean) => head.nodes.all().map((n) => shownNode(n, pki.trustDomain, whole));
+  const nodes = (whole: boolean) => head.nodes.all().map((n) => shownNode(n, pki.trustDomain, whole, head.clock.nowMs() - head.steady.nowMs()));
   return {
     async status({ principal }) {
       const whole = isSystem(principal);

@@ -80,7 +80,7 @@ class HeadUpdates {
       case 'revocations': return {
         revocations: { version: BigInt(head.revocations.version), revocations: head.revocations.all().map((r) => ({ spiffeId: r.spiffeId, serial: r.serial, issuedBeforeMs: BigInt(r.issuedBeforeMs) })) },
       };
-      case 'nodes': return { nodes: { nodes: head.nodes.all().map((n) => shownNode(n, pki.trustDomain, true)) } };
+      case 'nodes': return { nodes: { nodes: head.nodes.all().map((n) => shownNode(n, pki.trustDomain, true, head.clock.nowMs() - head.steady.nowMs())) } };
       case 'tenants': return { tenants: { tenants: head.tenants.all().map((t) => shownTenant(t, budgets.overOf(t.name))) } };
       case 'stoppedJobs': return { stoppedJobs: head.jobs.stopped(head.clock.nowMs()), endedJobs: head.jobs.ended(head.clock.nowMs()) };
       case 'trustBundle': return { trustBundle: { pem: pki.trustBundlePem(), jwks: pki.trustBundleJwks() } };
@@ -166,7 +166,7 @@ export function nodeSyncService(context: HeadContext): Implementation<typeof Nod
     const labels = parseLabels(report.labels);
     const isNew = await head.commit((nowMs, out) => {
       const before = head.nodes.get(nodeId)?.instance;
-      head.nodes.step({ type: 'register', id: nodeId, address: report.address, total, labels, most: context.nodeMost, insecureDev: report.insecureDev, instance: report.instance, facts: facts(report) }, nowMs, out);
+      head.nodes.step({ type: 'register', id: nodeId, address: report.address, total, labels, most: context.nodeMost, insecureDev: report.insecureDev, instance: report.instance, facts: facts(report) }, head.steady.nowMs(), out);
       return before !== report.instance;
     }).catch(async (error: unknown) => {
       if (error instanceof BulkheadError && error.code === 'INVALID_ARGUMENT') await context.appendAudit('', { type: 'lifecycle', timeMs: head.clock.nowMs(), event: 'node.refused', principal: '', resourceKind: 'node', resource: nodeId, index: -1, detail: `says it has ${describeResources(total)}${Object.keys(labels).length === 0 ? '' : `, labels ${describeLabels(labels)}`}` });

@@ -45,7 +45,7 @@ export function placeActor(core: Core, actor: Actor): boolean {
 
 /** A job whose drivers have gone renews its credential no more: other nodes would refuse it. */
 function mayLeave(core: Core, actor: Actor): boolean {
-  return actor.job.credentialEndsMs > core.nowMs;
+  return actor.job.credentialEndsMs > core.wallMs;
 }
 
 /** False: what it needs is free here, and it waits for a worker; undefined: there is no room here. */

@@ -470,7 +470,7 @@ function decideOn(core: Core, channel: Channel, action: Action, target: Resource
   const seq = core.decide(channel, action, target, name, index, count, detail);
   const owner = core.tenants.get(idWord(id, 0));
   if (owner !== undefined && owner !== channel.job.tenant) {
-    core.tellOwner(owner, channel.job.tenant, { type: 'decision', timeMs: core.nowMs, principal: channel.principal.spiffeId, action, resourceKind: target.kind, resource: name, index, count, allow: seq >= 0, rule: seq >= 0 ? 'grant' : 'wall', policyVersion: core.config.decisions.version, detail });
+    core.tellOwner(owner, channel.job.tenant, { type: 'decision', timeMs: core.wallMs, principal: channel.principal.spiffeId, action, resourceKind: target.kind, resource: name, index, count, allow: seq >= 0, rule: seq >= 0 ? 'grant' : 'wall', policyVersion: core.config.decisions.version, detail });
   }
   return seq;
 }

@@ -111,7 +111,10 @@ class WaitingActors {
 
 export class Core {
   readonly config: CoreConfig;
+  /** For limits, waits and ages: no clock that is set changes it. */
   nowMs = 0;
+  /** How far the wall clock, which records and rules with dates go by, is ahead of it. */
+  wallAheadMs = 0;
   out: Effect[] = [];
   available: ResourceVector;
   readonly tenants = new Map<number, TenantState>();
@@ -179,6 +182,10 @@ export class Core {
     this.available = config.total;
   }
 
+  get wallMs(): number {
+    return this.nowMs + this.wallAheadMs;
+  }
+
   nextNumber(): number {
     return this.#nextNumber++;
   }
@@ -236,12 +243,12 @@ export class Core {
     request.principal = channel.principal;
     request.action = action;
     request.resource = target;
-    request.nowMs = this.nowMs;
+    request.nowMs = this.wallMs;
     const decision = this.config.decisions.decide(request);
     const { tenant } = channel.job;
     if (tenant.owed.length > 0) this.#payOwed(tenant);
     const seq = tenant.log.append({
-      type: 'decision', timeMs: this.nowMs, principal: channel.principal.spiffeId, action, resourceKind: target.kind, resource: resourceName, index, count,
+      type: 'decision', timeMs: this.wallMs, principal: channel.principal.spiffeId, action, resourceKind: target.kind, resource: resourceName, index, count,
       allow: decision.allow, rule: decision.rule, policyVersion: decision.policyVersion, detail,
     });
     return decision.allow ? seq : ~seq;
@@ -252,12 +259,12 @@ export class Core {
     const { tenant } = channel.job;
     if (tenant.owed.length > 0) this.#payOwed(tenant);
     tenant.log.append({
-      type: 'decision', timeMs: this.nowMs, principal: channel.principal.spiffeId, action, resourceKind: target.kind, resource: resourceName, index, count: 1, allow: false, rule, policyVersion: this.config.decisions.version, detail,
+      type: 'decision', timeMs: this.wallMs, principal: channel.principal.spiffeId, action, resourceKind: target.kind, resource: resourceName, index, count: 1, allow: false, rule, policyVersion: this.config.decisions.version, detail,
     });
   }
 
   lifecycle(tenant: TenantState, event: string, principal: string, kind: string, name: string, index: number, detail: string): void {
-    this.#note(tenant, { type: 'lifecycle', timeMs: this.nowMs, event, principal, resourceKind: kind, resource: name, index, detail });
+    this.#note(tenant, { type: 'lifecycle', timeMs: this.wallMs, event, principal, resourceKind: kind, resource: name, index, detail });
   }
 
   /**
@@ -310,7 +317,7 @@ export class Core {
   /** While its log is full, its owner's notice grows as a number and not as records. */
   #sumUp(owner: TenantState, seen: Intruder): void {
     if (owner.owed.length > 0) return;
-    if (seen.counted > 0) this.#note(owner, { ...seen.last, timeMs: this.nowMs, resource: '', index: -1, count: Math.min(seen.counted, 0xffff_ffff), detail: 'as many more tries, the last by this principal' });
+    if (seen.counted > 0) this.#note(owner, { ...seen.last, timeMs: this.wallMs, resource: '', index: -1, count: Math.min(seen.counted, 0xffff_ffff), detail: 'as many more tries, the last by this principal' });
     seen.sinceMs = this.nowMs;
     seen.told = seen.counted = 0;
   }
