@@ -43,6 +43,8 @@ export interface ClusterOptions {
   readonly labels?: Labels;
   readonly labelsOf?: Readonly<Record<string, Labels>>;
   readonly insecureDev: readonly string[];
+  /** Interpreter of Python sandboxes, an absolute path. */
+  readonly python?: string | undefined;
   /** How a process is started, where it is not simply node: in a namespace of its own, with another clock. */
   readonly launch?: (name: string) => Launch;
   /** The last word on a process's configuration. */
@@ -242,10 +244,10 @@ export class LocalCluster {
   }
 
   #rayletConfig(name: string, joinWith: object | undefined): object {
-    const { dataDir, raylets, cpus, memoryBytes, resources, insecureDev } = this.options;
+    const { dataDir, raylets, cpus, memoryBytes, resources, insecureDev, python } = this.options;
     const head = this.head as HeadReady;
     return this.#configured(name, {
-      dataDir: rayletDirectory(dataDir, name), runDir: join(runDirectory(dataDir), name), trustDomain: head.trustDomain, headAddress: head.address, resources, labels: this.#labelsOf(name), insecureDev,
+      dataDir: rayletDirectory(dataDir, name), runDir: join(runDirectory(dataDir), name), trustDomain: head.trustDomain, headAddress: head.address, resources, labels: this.#labelsOf(name), insecureDev, ...(python === undefined ? {} : { python }),
       cpus: cpus ?? Math.max(1, Math.floor(availableParallelism() / raylets)), memoryBytes: memoryBytes ?? Math.floor((totalmem() * MEMORY_SHARE) / raylets),
       ...this.#metricsListen(Number(name.slice(name.lastIndexOf('-') + 1))), ...(joinWith === undefined ? {} : { join: joinWith }),
     });

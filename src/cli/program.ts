@@ -104,11 +104,17 @@ function version(): string {
   return (JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8')) as { version: string }).version;
 }
 
+function pythonInterpreter(named: string | undefined): string | undefined {
+  const chosen = named ?? process.env['BULKHEAD_PYTHON'];
+  return chosen === undefined || chosen === '' ? undefined : resolve(chosen);
+}
+
 function clusterCommands(program: Command): void {
-  leaf<{ data?: string; raylets: number; listen?: string; metrics?: string; detach?: boolean; cpus?: number; memory?: string; resources?: Record<string, string>; label?: Record<string, string>; insecureDev?: string[] }>(
+  leaf<{ data?: string; python?: string; raylets: number; listen?: string; metrics?: string; detach?: boolean; cpus?: number; memory?: string; resources?: Record<string, string>; label?: Record<string, string>; insecureDev?: string[] }>(
     program, 'up', 'start a cluster on this machine: a head and raylets', { local: true },
     (c) => c
       .option('--data <dir>', 'data directory (default: ~/.bulkhead/cluster)')
+      .option('--python <file>', 'interpreter that Python tasks run under, with the packages that it has, in gVisor (default: BULKHEAD_PYTHON, else no Python)')
       .addOption(new Option('--raylets <n>', 'raylets to start').argParser(number('raylets', 1, 64, true)).default(1))
       .option('--listen <host:port>', 'where the head listens (default: loopback, any port, the same one again later)', hostPort)
       .option('--metrics <host:port>', 'where Prometheus scrapes the head, over mTLS; raylets have the ports after it (default: nowhere)', hostPort)
@@ -131,7 +137,7 @@ function clusterCommands(program: Command): void {
       }));
       const { own, of } = labelsByRaylet(o.label ?? {}, o.raylets);
       await up(terminal, {
-        dataDir: dataDirectory(o.data), raylets: o.raylets, listen: o.listen, metrics: o.metrics, cpus: o.cpus, memoryBytes: o.memory === undefined ? undefined : parseMemory(o.memory), resources, labels: own, labelsOf: of, insecureDev: o.insecureDev ?? [], detach: o.detach === true,
+        dataDir: dataDirectory(o.data), raylets: o.raylets, listen: o.listen, metrics: o.metrics, cpus: o.cpus, memoryBytes: o.memory === undefined ? undefined : parseMemory(o.memory), resources, labels: own, labelsOf: of, insecureDev: o.insecureDev ?? [], python: pythonInterpreter(o.python), detach: o.detach === true,
       });
     },
   );

@@ -38,6 +38,8 @@ const ConfigSchema = z.strictObject({
   maxWorkers: z.int().min(1).max(4_096).default(64),
   /** Of each tenant's audit log on this node, in bytes; then its calls are refused here. */
   auditBytesPerTenant: z.int().min(2 ** 20).default(MAX_AUDIT_BYTES_PER_TENANT),
+  /** Interpreter whose version and packages Python tasks get, in sandboxes of gVisor; without it none runs here. */
+  python: directory.optional(),
   /** Isolation layers that may be missing, by name; stamped on every audit record. Empty: none may. */
   insecureDev: z.array(z.string().max(64)).default([]),
 });
@@ -59,6 +61,7 @@ export interface RayletConfig {
   readonly warmWorkers: number;
   readonly maxWorkers: number;
   readonly auditBytesPerTenant: number;
+  readonly python: string | undefined;
   readonly insecureDev: readonly string[];
 }
 
@@ -75,12 +78,12 @@ export function parseRayletConfig(text: string): RayletConfig {
   const parsed = ConfigSchema.safeParse(json);
   // Only where and what: a value in it may be the join token.
   if (!parsed.success) return refuse(parsed.error.issues.map((i) => `${i.path.join('.') || 'it'}: ${i.message}`).join('; '));
-  const { cpus, memoryBytes, objectMemoryBytes, spillDir, resources, trustDomain, join, advertise, metricsListen, labels, ...rest } = parsed.data;
+  const { cpus, memoryBytes, objectMemoryBytes, spillDir, resources, trustDomain, join, advertise, metricsListen, labels, python, ...rest } = parsed.data;
   // A part stays with the operating system, the raylet itself and the page cache.
   const memory = memoryBytes ?? Math.floor(totalmem() * 0.7);
   const custom = Object.entries(resources).map(([name, amount]) => [name, parseUnits(`resource ${name}`, amount)] as const);
   return {
-    ...rest, trustDomain: parseTrustDomain(trustDomain), join, advertise, metricsListen, labels: parseLabels(labels),
+    ...rest, trustDomain: parseTrustDomain(trustDomain), join, advertise, metricsListen, labels: parseLabels(labels), python,
     // As Ray has it.
     objectMemoryBytes: objectMemoryBytes ?? Math.floor(memory * 0.3),
     spillDir: spillDir ?? joinPath(rest.dataDir, 'spill'),

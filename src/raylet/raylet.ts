@@ -614,7 +614,7 @@ export class Raylet implements AsyncDisposable {
     // Actors share their process, so its limit is what the tenant may use at most; each isolate has its own inside.
     const memoryBytes = worker.purpose === 'actors' ? Math.max(worker.memoryBytes, ACTOR_WORKER_BYTES) : worker.memoryBytes;
     try {
-      process = await this.#options.pool.acquire({ tenant: worker.tenant.name, memoryBytes, cpus, tenantCpus: worker.tenant.quota.cpuUnits / UNITS_PER_CPU });
+      process = await this.#options.pool.acquire({ tenant: worker.tenant.name, runtime: worker.runtime, memoryBytes, cpus, tenantCpus: worker.tenant.quota.cpuUnits / UNITS_PER_CPU });
     } catch (error) {
       this.core.workerNotStarted(worker, failureOf(toSafeError(error)), this.#clock.nowMs());
       return this.flush();

@@ -14,7 +14,11 @@ import { MAX_ACTORS_PER_WORKER } from '../base/limits.ts';
 import type { Clock } from '../base/time.ts';
 import { CrashLoopBreaker, type CrashLoopLimits } from './core/crash-loop.ts';
 import { StartTurns } from './core/start-turns.ts';
-import { killStrays, startJail, type Bind, type ResourceLimits } from './jail/bubblewrap.ts';
+import { pythonEnvironment, PYTHON_REMEDY, type PythonEnvironment } from './gvisor/python-environment.ts';
+import { findRunsc, type Runsc } from './gvisor/runsc.ts';
+import { startSandbox } from './gvisor/sandbox.ts';
+import { readSandboxLayers } from './gvisor/sandbox-layers.ts';
+import { killStrays, startJail, type Bind, type JailProcess, type ResourceLimits } from './jail/bubblewrap.ts';
 import { openCgroupTree, type CgroupLimits, type CgroupTree } from './jail/cgroup.ts';
 import { buildImage, findProgram, unsearchableParent, workerSpec, type JailImage } from './jail/image.ts';
 import { LAYER_REMEDIES, LAYERS, readLayers, requireLayers, type Layer, type LayerName } from './jail/layers.ts';
@@ -35,6 +39,11 @@ const RESOURCE_LIMITS: ResourceLimits = { openFiles: 256, fileBytes: 2 * 2 ** 30
 const FIRST_WORKER_UID = 0x7000_0000;
 const WORKER_UIDS = 0x0fff_0000;
 const FAILED_WARM_STARTS = 3;
+/** What gVisor, the interpreter and its packages need before any tenant's memory. */
+const PYTHON_BASE_MEMORY_BYTES = 384 * 2 ** 20;
+/** Threads of gVisor's kernel, its processes for the guests' address spaces, and a guest's own threads: each is one of the host. */
+const PYTHON_MAX_PIDS = 1_024;
+const WARM_PYTHON = 1;
 const SWEEP_TRIES = 200;
 
 export interface PoolLog {
@@ -58,17 +67,33 @@ export interface WorkerPoolOptions {
   readonly limits?: { readonly pids?: number; readonly crashLoop?: CrashLoopLimits };
   /** Guest prelude source instead of the bundled one: tests. */
   readonly prelude?: string;
+  /** Interpreter of Python sandboxes; without one no Python runs here. */
+  readonly python?: string | undefined;
   /** A program in place of node: the assume-breach tests. */
   readonly program?: Bind;
 }
 
 export interface AcquireRequest {
   readonly tenant: string;
+  /** `javascript`, or `python3.N`. */
+  readonly runtime?: string;
   /** Memory for the tenant's isolates; the process's own is added. */
   readonly memoryBytes: number;
   readonly cpus: number;
   /** What all workers of the tenant may use together; not given: no bound. */
   readonly tenantCpus?: number;
+}
+
+/** What Python needs, or why it is not here. */
+type PythonSupport = { readonly runsc: Runsc; readonly environment: PythonEnvironment; readonly unshare: string; readonly setpriv: string } | { readonly refusal: BulkheadError };
+
+function pythonSupport(interpreter: string | undefined): PythonSupport {
+  try {
+    if (interpreter === undefined) throw new BulkheadError('LAYER_MISSING', `layer python is missing: this node was given no interpreter; ${PYTHON_REMEDY}`);
+    return { runsc: findRunsc(), environment: pythonEnvironment(interpreter), unshare: findProgram('unshare', 'install the package util-linux'), setpriv: findProgram('setpriv', 'install the package util-linux') };
+  } catch (thrown) {
+    return { refusal: toSafeError(thrown) };
+  }
 }
 
 export class WorkerPool {
@@ -80,6 +105,10 @@ export class WorkerPool {
   readonly #prlimit: string;
   readonly #breaker: CrashLoopBreaker;
   readonly #warm: WorkerProcess[] = [];
+  readonly #python: PythonSupport;
+  readonly #warmPython: WorkerProcess[] = [];
+  #warmPythonStarting = 0;
+  #failedPythonStarts = 0;
   readonly #workers = new Set<WorkerProcess>();
   readonly #starting = new Set<Promise<WorkerProcess>>();
   readonly #turns = new StartTurns<() => void>(MOST_STARTS);
@@ -95,6 +124,7 @@ export class WorkerPool {
     this.#tree = tree;
     this.#bwrap = bwrap;
     this.#prlimit = prlimit;
+    this.#python = pythonSupport(options.python);
     this.#breaker = new CrashLoopBreaker(options.limits?.crashLoop);
   }
 
@@ -122,6 +152,7 @@ export class WorkerPool {
           pool.#warm.push(await pool.#start(''));
           pool.#refill();
         }
+        pool.#refillPython();
       } catch (thrown) {
         await pool.close();
         throw thrown;
@@ -152,18 +183,22 @@ export class WorkerPool {
     if (this.#closed) throw new BulkheadError('UNAVAILABLE', 'the worker pool is closed');
     const waitMs = this.waitMs(request.tenant);
     if (waitMs > 0) throw new BulkheadError('RESOURCE_EXHAUSTED', `workers of this tenant died too often; the next may start in ${Math.ceil(waitMs / 1_000)} s`);
-    let worker = this.#warm.shift();
-    while (worker?.exited === true) worker = this.#warm.shift();
-    const given = worker ?? (await this.#start(request.tenant));
+    const python = (request.runtime ?? 'javascript') !== 'javascript';
+    if (python) this.#requirePython(request.runtime ?? '');
+    const warm = python ? this.#warmPython : this.#warm;
+    let worker = warm.shift();
+    while (worker?.exited === true) worker = warm.shift();
+    const given = worker ?? (await this.#start(request.tenant, python));
     if (this.#closed) {
       given.kill('KILLED', 'the pool closes');
       throw new BulkheadError('UNAVAILABLE', 'the worker pool is closed');
     }
-    this.#refill();
+    if (python) this.#refillPython();
+    else this.#refill();
     try {
       const tenantCpus = request.tenantCpus ?? Number.POSITIVE_INFINITY;
       this.setTenantCpus(request.tenant, tenantCpus);
-      given.assign(request.tenant, this.#limits(request.memoryBytes, request.cpus), this.#tree.version === 'none' ? undefined : tenantCpus);
+      given.assign(request.tenant, this.#limits(request.memoryBytes, request.cpus, python), this.#tree.version === 'none' ? undefined : tenantCpus);
       if (this.#options.program === undefined) requireLayers(given.layers, this.#options.insecureDev ?? []);
     } catch (thrown) {
       given.kill('KILLED', 'its limits could not be set');
@@ -177,7 +212,20 @@ export class WorkerPool {
     this.#tree.setTenantCpus(tenant, cpus);
   }
 
-  #limits(memoryBytes: number, cpus: number): CgroupLimits {
+  /** Throws LAYER_MISSING with the reason why this node runs no such Python. */
+  #requirePython(runtime: string): void {
+    if ('refusal' in this.#python) throw new BulkheadError(this.#python.refusal.code, this.#python.refusal.safeMessage);
+    const { version } = this.#python.environment;
+    if (runtime !== `python${version}`) throw new BulkheadError('LAYER_MISSING', `the program runs under ${runtime}, and this node has python${version}: functions travel between equal versions only; use python${version}`);
+  }
+
+  /** Which Python this node runs, or why none. */
+  get python(): { readonly version: string; readonly gvisor: string } | BulkheadError {
+    return 'refusal' in this.#python ? this.#python.refusal : { version: this.#python.environment.version, gvisor: this.#python.runsc.text };
+  }
+
+  #limits(memoryBytes: number, cpus: number, python: boolean): CgroupLimits {
+    if (python) return { memoryBytes: Math.ceil((PYTHON_BASE_MEMORY_BYTES + memoryBytes) / 4_096) * 4_096, cpus: Math.max(0.01, cpus), pids: PYTHON_MAX_PIDS };
     // A whole multiple of the page size, as the kernel keeps it.
     return { memoryBytes: Math.ceil((WORKER_BASE_MEMORY_BYTES + memoryBytes) / 4_096) * 4_096, cpus: Math.max(0.01, cpus), pids: this.#options.limits?.pids ?? MAX_PIDS };
   }
@@ -201,6 +249,26 @@ export class WorkerPool {
     }
   }
 
+  #refillPython(): void {
+    while (!this.#closed && !('refusal' in this.#python) && this.#options.warm > 0 && this.#warmPython.length + this.#warmPythonStarting < WARM_PYTHON && this.#failedPythonStarts < FAILED_WARM_STARTS) {
+      this.#warmPythonStarting++;
+      this.#start('', true).then(
+        (worker) => {
+          this.#warmPythonStarting--;
+          this.#failedPythonStarts = 0;
+          if (this.#closed) worker.kill('KILLED', 'the pool closes');
+          else this.#warmPython.push(worker);
+        },
+        (thrown: unknown) => {
+          this.#warmPythonStarting--;
+          this.#failedPythonStarts++;
+          this.#log.warn({ err: toSafeError(thrown) }, 'a warm Python sandbox did not start');
+          this.#refillPython();
+        },
+      );
+    }
+  }
+
   #freshUid(): number {
     for (;;) {
       const uid = FIRST_WORKER_UID + (randomBytes(4).readUInt32LE(0) % WORKER_UIDS);
@@ -209,34 +277,34 @@ export class WorkerPool {
   }
 
   /** Starts a process in its tenant's turn ('': the warm ones' own) and keeps count of it, so that `close` waits for what is under way. */
-  async #start(tenant: string): Promise<WorkerProcess> {
-    const start = this.#inTurn(tenant);
+  async #start(tenant: string, python = false): Promise<WorkerProcess> {
+    const start = this.#inTurn(tenant, python);
     this.#starting.add(start);
     try {
       const worker = await start;
-      this.#failedWarmStarts = 0;
+      if (!python) this.#failedWarmStarts = 0;
       return worker;
     } finally {
       this.#starting.delete(start);
     }
   }
 
-  async #inTurn(tenant: string): Promise<WorkerProcess> {
+  async #inTurn(tenant: string, python: boolean): Promise<WorkerProcess> {
     const turn = Promise.withResolvers<void>();
     if (!this.#turns.begin(tenant, turn.resolve)) await turn.promise;
     try {
       if (this.#closed) throw new BulkheadError('UNAVAILABLE', 'the worker pool is closed');
-      return await this.#startProcess();
+      return await this.#startProcess(python);
     } finally {
       this.#turns.ended()?.();
     }
   }
 
-  async #startProcess(): Promise<WorkerProcess> {
+  async #startProcess(python: boolean): Promise<WorkerProcess> {
     const id = parseWorkerId(`worker-${randomBytes(8).toString('hex')}`);
     const directory = join(this.#options.runDir, 'workers', id);
     const hostUid = process.getuid?.() === 0 ? this.#freshUid() : undefined;
-    const limits = this.#limits(0, 1);
+    const limits = this.#limits(0, 1, python);
     const cgroup = this.#tree.create(id, limits);
     let worker: WorkerProcess | undefined;
     try {
@@ -248,8 +316,9 @@ export class WorkerPool {
         chownSync(join(directory, 'staging'), hostUid, hostUid);
         chownSync(directory, hostUid, hostUid);
       }
-      chmodSync(join(directory, 'staging'), 0o700);
-      const jail = startJail({
+      // The tenant's user of a Python sandbox fills files there; nobody else of the host passes the directory above.
+      chmodSync(join(directory, 'staging'), python ? 0o711 : 0o700);
+      const jail = python ? this.#startSandbox(id, directory, hostUid) : startJail({
         bwrap: this.#bwrap,
         prlimit: this.#prlimit,
         spec: workerSpec(this.#image, { objects: join(directory, 'objects'), code: join(directory, 'code'), staging: join(directory, 'staging') }, this.#options.program),
@@ -265,7 +334,7 @@ export class WorkerPool {
         jail.monitor.kill('SIGKILL');
         killStrays(directory);
         const said = await readAll(jail.stderr);
-        throw setUpFailed('user-namespace', said, thrown);
+        throw python ? new BulkheadError('LAYER_MISSING', 'layer gvisor is missing: the sandbox could not be started', { cause: new Error(said, { cause: thrown }) }) : setUpFailed('user-namespace', said, thrown);
       }
       worker = new WorkerProcess({
         id, pid, directory, cgroup,
@@ -288,7 +357,8 @@ export class WorkerPool {
           if (worker.output.startsWith('bwrap:')) throw setUpFailed('empty-root', worker.output.trim(), thrown);
           throw thrown;
         }
-        worker.layers = readLayers(pid, { seccompFilters: 2, hostUid, cgroup: this.#tree.version === 'none' ? undefined : cgroup, limits, writable: ['/staging'] });
+        if (python) worker.layers = readSandboxLayers(pid, { hostUid, cgroup: this.#tree.version === 'none' ? undefined : cgroup, limits });
+        else worker.layers = readLayers(pid, { seccompFilters: 2, hostUid, cgroup: this.#tree.version === 'none' ? undefined : cgroup, limits, writable: ['/staging'] });
         requireLayers(worker.layers, this.#options.insecureDev ?? []);
       }
       return worker;
@@ -303,6 +373,16 @@ export class WorkerPool {
     }
   }
 
+  #startSandbox(id: string, directory: string, hostUid: number | undefined): Omit<JailProcess, 'pid'> & { readonly pid: number } {
+    if ('refusal' in this.#python) throw this.#python.refusal;
+    const { runsc, environment, unshare, setpriv } = this.#python;
+    return startSandbox({
+      runsc: runsc.path, unshare, setpriv, prlimit: this.#prlimit, directory, name: id, environment, hostUid,
+      readOnly: [{ source: join(directory, 'objects'), target: '/objects' }, { source: join(directory, 'code'), target: '/code' }],
+      readWrite: [{ source: join(directory, 'staging'), target: '/staging' }],
+    });
+  }
+
   #count(worker: WorkerProcess): void {
     const reason = worker.exitReason;
     if (worker.tenant === undefined || reason === undefined || reason.reason === 'KILLED') return;
@@ -313,7 +393,10 @@ export class WorkerPool {
   #ended(worker: WorkerProcess): void {
     const at = this.#warm.indexOf(worker);
     if (at >= 0) this.#warm.splice(at, 1);
+    const atPython = this.#warmPython.indexOf(worker);
+    if (atPython >= 0) this.#warmPython.splice(atPython, 1);
     this.#refill();
+    this.#refillPython();
   }
 
   /** Kills all workers and waits until nothing of them is left. */

@@ -6,6 +6,8 @@ import { join } from 'node:path';
 import { BulkheadError, toSafeError } from '../../base/errors.ts';
 import { profileDirectory } from '../../sdk/head-client.ts';
 import { LAYER_REMEDIES, type Layer } from '../../sandbox/jail/layers.ts';
+import { PYTHON_REMEDY, pythonEnvironment } from '../../sandbox/gvisor/python-environment.ts';
+import { findRunsc } from '../../sandbox/gvisor/runsc.ts';
 import { probeLayers } from '../../sandbox/worker-pool.ts';
 import { bytesText, ExitCode, printable, type Terminal } from '../terminal.ts';
 
@@ -32,13 +34,32 @@ function bubblewrapVersion(): string {
   }
 }
 
+/** What Python tasks need: not a layer of every node, so its absence is told and fails nothing. */
+function python(): Record<string, string> {
+  const said = (look: () => string): string => {
+    try {
+      return look();
+    } catch (thrown) {
+      return toSafeError(thrown).safeMessage;
+    }
+  };
+  const interpreter = process.env['BULKHEAD_PYTHON'] ?? '';
+  return {
+    gvisor: said(() => findRunsc().text),
+    python: interpreter === '' ? `none named: ${PYTHON_REMEDY}` : said(() => {
+      const { version, cloudpickle } = pythonEnvironment(interpreter);
+      return `${version}, cloudpickle ${cloudpickle}`;
+    }),
+  };
+}
+
 function machine(): Record<string, string> {
   const shared = existsSync('/dev/shm') ? statfsSync('/dev/shm') : undefined;
   const mounts = readFileSync('/proc/mounts', 'latin1');
   return {
     kernel: release(), node: process.version, user: String(process.getuid?.() ?? ''), cpus: String(availableParallelism()), memory: bytesText(totalmem()),
     'shared memory': shared === undefined ? 'none: mount /dev/shm' : `${bytesText(shared.bavail * shared.bsize)} free of ${bytesText(shared.blocks * shared.bsize)}`,
-    cgroups: [/ cgroup2 /.test(mounts) ? 'v2' : '', / cgroup /.test(mounts) ? 'v1' : ''].filter((v) => v !== '').join(', ') || 'none', bubblewrap: bubblewrapVersion(),
+    cgroups: [/ cgroup2 /.test(mounts) ? 'v2' : '', / cgroup /.test(mounts) ? 'v1' : ''].filter((v) => v !== '').join(', ') || 'none', bubblewrap: bubblewrapVersion(), ...python(),
   };
 }
 

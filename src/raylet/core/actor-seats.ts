@@ -86,12 +86,13 @@ const SEATS_PER_WORKER = 8;
 function actorWorker(core: Core, actor: Actor): Worker | undefined {
   // At least what any actor gets: a process for each size of small ones would be a process for each actor.
   const bytes = Math.max(core.config.defaultIsolateBytes, isolateBytes(core, actor.template.options.resources));
+  const { runtime } = actor.template.options;
   const cpus = Math.max(1, Math.floor(core.config.total.cpuUnits / UNITS_PER_CPU));
   let least: Worker | undefined;
   let leastHolds = false;
   let workers = 0;
   for (const worker of core.workers.values()) {
-    if (worker.tenant !== actor.job.tenant || worker.purpose !== 'actors' || worker.state === 'DEAD' || worker.worn) continue;
+    if (worker.tenant !== actor.job.tenant || worker.purpose !== 'actors' || worker.runtime !== runtime || worker.state === 'DEAD' || worker.worn) continue;
     workers++;
     if (worker.memoryBytes < bytes || worker.seats >= MAX_ACTORS_PER_WORKER) continue;
     const holds = holdsThread(worker);
@@ -102,7 +103,7 @@ function actorWorker(core: Core, actor: Actor): Worker | undefined {
   }
   if (least !== undefined && ((!leastHolds && least.booting < BOOTING_PER_WORKER && least.seats < SEATS_PER_WORKER) || workers >= cpus)) return least;
   if (!roomForWorker(core, actor.job.tenant)) return least;
-  const worker = new Worker(core.nextNumber(), actor.job.tenant, bytes, 'actors');
+  const worker = new Worker(core.nextNumber(), actor.job.tenant, bytes, 'actors', runtime);
   core.workers.set(worker.key, worker);
   // Its actors may be busy side by side; what they hold is counted by the scheduler.
   core.out.push({ type: 'start-worker', worker, cpus });

@@ -129,11 +129,11 @@ export function onDefine(core: Core, channel: Channel, r: FrameReader): void {
     if (!(error instanceof BulkheadError)) throw error;
     return refuse(failureOf(error));
   }
-  if (options.isolation === 'gvisor') return refuse(refused('LAYER_MISSING', "isolation 'gvisor' is not available for JavaScript functions on this node: use 'isolate'"));
+  if (options.isolation === 'gvisor' && options.runtime === 'javascript') return refuse(refused('LAYER_MISSING', "isolation 'gvisor' is not available for JavaScript functions on this node: use 'isolate'"));
   if (options.origin !== '' && channel.kind !== CHANNEL_KIND.PEER) return refuse(refused('INVALID_ARGUMENT', 'options are not valid: origin is not an option'));
   if (options.stream !== undefined && kind === CALL_KIND.ACTOR_CLASS) return refuse(refused('INVALID_ARGUMENT', "an actor is one object: returns: 'streaming' is for functions and methods"));
   const { tenant } = channel.job;
-  const schedulingClass = kind === CALL_KIND.TASK ? classFor(core, channel.job, options.resources, options.isolation, channel.kind === CHANNEL_KIND.PEER ? undefined : options.placement) : undefined;
+  const schedulingClass = kind === CALL_KIND.TASK ? classFor(core, channel.job, options.resources, options.runtime, channel.kind === CHANNEL_KIND.PEER ? undefined : options.placement) : undefined;
   if (kind === CALL_KIND.TASK && schedulingClass === undefined) return refuse(refused('RESOURCE_EXHAUSTED', `the tenant's functions ask for more than ${MAX_SCHEDULING_CLASSES_PER_TENANT} different amounts of resources and places on this node: round them`));
   const code = `sha256:${digestHex}`;
   const statsKey = `${digestHex} ${exportName} ${methodName}`;

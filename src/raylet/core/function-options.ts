@@ -40,6 +40,8 @@ export interface FunctionOptions {
   readonly namespace: string;
   readonly label: string;
   readonly isolation: 'isolate' | 'gvisor';
+  /** What runs it: V8, or `python3.N`, in a sandbox of gVisor. */
+  readonly runtime: string;
   readonly detached: boolean;
   readonly getIfExists: boolean;
   /** How often an actor is made again after what it ran in was lost; -1: always. */
@@ -77,6 +79,7 @@ function shortText(name: string, value: unknown, pattern: RegExp, form: string):
 const NAME = /^[A-Za-z0-9](?:[A-Za-z0-9._:/-]{0,126}[A-Za-z0-9])?$/;
 const TRACEPARENT = /^00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}$/;
 const METHOD = /^[\p{ID_Start}$_][\p{ID_Continue}$]{0,127}$/u;
+const PYTHON = /^python3\.[1-9][0-9]?$/;
 const NAME_FORM = '1 to 128 characters of A-Z a-z 0-9 . _ : / -';
 
 type Parser = (value: unknown) => unknown;
@@ -112,6 +115,7 @@ const PARSERS: Readonly<Record<string, Parser>> = Object.freeze({
   label: (v: unknown) => shortText('label', v, NAME, NAME_FORM),
   traceparent: (v: unknown) => shortText('traceparent', v, TRACEPARENT, 'a W3C traceparent of version 00'),
   isolation: (v: unknown) => (v === 'isolate' || v === 'gvisor' ? v : refuse("isolation must be 'isolate' or 'gvisor'")),
+  runtime: (v: unknown) => (v === 'javascript' || (typeof v === 'string' && PYTHON.test(v)) ? v : refuse("runtime must be 'javascript' or 'python3.N'")),
   // Looked at together: `parsePlacement`.
   labels: (v: unknown) => v,
   fallback: (v: unknown) => v,
@@ -142,6 +146,8 @@ export function parseFunctionOptions(json: string, isActor: boolean): FunctionOp
     given[key] = parse(value);
   }
   const streams = given['returns'] === 'streaming';
+  const runtime = (given['runtime'] as string | undefined) ?? 'javascript';
+  if (runtime !== 'javascript' && given['isolation'] === 'isolate') refuse("Python runs in 'gvisor' only");
   return {
     returns: streams ? 0 : ((given['returns'] as number | undefined) ?? 1),
     stream: streams ? { items: (given['streamItems'] as number | undefined) ?? DEFAULT_STREAM_ITEMS, bytes: (given['streamBytes'] as number | undefined) ?? DEFAULT_STREAM_BYTES } : undefined,
@@ -162,7 +168,8 @@ export function parseFunctionOptions(json: string, isActor: boolean): FunctionOp
     name: (given['name'] as string | undefined) ?? '',
     namespace: (given['namespace'] as string | undefined) ?? '',
     label: (given['label'] as string | undefined) ?? '',
-    isolation: (given['isolation'] as 'isolate' | 'gvisor' | undefined) ?? 'isolate',
+    runtime,
+    isolation: (given['isolation'] as 'isolate' | 'gvisor' | undefined) ?? (runtime === 'javascript' ? 'isolate' : 'gvisor'),
     detached: (given['detached'] as boolean | undefined) ?? false,
     getIfExists: (given['getIfExists'] as boolean | undefined) ?? false,
     maxRestarts: (given['maxRestarts'] as number | undefined) ?? 0,

@@ -29,15 +29,15 @@ const HOST_CPUS = 0.5;
 const MAX_BLOCKED_PER_LEASE = 4_096;
 
 /** The class of a job's tasks that need these resources, in these places; undefined when its tenant has too many classes already. */
-export function classFor(core: Core, job: Job, resources: ResourceVector, isolation: string, placement: Placement | undefined): SchedulingClass | undefined {
+export function classFor(core: Core, job: Job, resources: ResourceVector, runtime: string, placement: Placement | undefined): SchedulingClass | undefined {
   const custom = resources.custom === undefined ? '' : Object.keys(resources.custom).sort().map((k) => `${k}=${resources.custom?.[k] ?? 0}`).join(',');
-  const key = `${isolation}|${resources.cpuUnits}|${resources.memoryBytes}|${custom}${placement === undefined ? '' : `|${placement.key}`}`;
+  const key = `${runtime}|${resources.cpuUnits}|${resources.memoryBytes}|${custom}${placement === undefined ? '' : `|${placement.key}`}`;
   let found = job.classes.get(key);
   if (found === undefined) {
     // An isolate may speak on for a moment after its job has ended.
     if (core.jobs.get(job.id) !== job || job.tenant.classes >= MAX_SCHEDULING_CLASSES_PER_TENANT) return undefined;
     job.tenant.classes++;
-    found = new SchedulingClass(job, resources, placement);
+    found = new SchedulingClass(job, resources, runtime, placement);
     job.classes.set(key, found);
     core.classes.add(found);
   }
@@ -214,7 +214,7 @@ function startLease(core: Core, c: SchedulingClass): boolean {
   let worker = reusableWorker(core, c);
   if (worker === undefined) {
     if (!roomForWorker(core, c.job.tenant)) return false;
-    worker = new Worker(core.nextNumber(), c.job.tenant, isolateBytes(core, c.resources), 'tasks');
+    worker = new Worker(core.nextNumber(), c.job.tenant, isolateBytes(core, c.resources), 'tasks', c.runtime);
     core.workers.set(worker.key, worker);
     core.out.push({ type: 'start-worker', worker, cpus: Math.max(1, c.resources.cpuUnits / 10_000) + HOST_CPUS });
   }
@@ -242,7 +242,7 @@ export function isolateBytes(core: Core, resources: ResourceVector): number {
 /** A worker of the same tenant that has no lease: processes are never passed to another tenant. */
 function reusableWorker(core: Core, c: SchedulingClass): Worker | undefined {
   for (const worker of core.workers.values()) {
-    if (worker.tenant === c.job.tenant && worker.purpose === 'tasks' && worker.state === 'ALIVE' && !worker.worn && worker.slots.size === 0 && worker.memoryBytes >= isolateBytes(core, c.resources)) return worker;
+    if (worker.tenant === c.job.tenant && worker.purpose === 'tasks' && worker.runtime === c.runtime && worker.state === 'ALIVE' && !worker.worn && worker.slots.size === 0 && worker.memoryBytes >= isolateBytes(core, c.resources)) return worker;
   }
   return undefined;
 }

@@ -542,6 +542,8 @@ export class Stream {
 export class SchedulingClass {
   readonly job: Job;
   readonly resources: ResourceVector;
+  /** As in `FunctionOptions`. */
+  readonly runtime: string;
   /** Undefined: anywhere. */
   readonly placement: Placement | undefined;
   /** Of those that are spread: the node that is tried first next time. */
@@ -552,9 +554,10 @@ export class SchedulingClass {
   readonly remoteLeases = new Map<number, RemoteLease>();
   starting = 0;
 
-  constructor(job: Job, resources: ResourceVector, placement: Placement | undefined) {
+  constructor(job: Job, resources: ResourceVector, runtime: string, placement: Placement | undefined) {
     this.job = job;
     this.resources = resources;
+    this.runtime = runtime;
     this.placement = placement;
   }
 }
@@ -612,6 +615,7 @@ export class Worker {
   readonly tenant: TenantState;
   readonly memoryBytes: number;
   readonly purpose: 'tasks' | 'actors';
+  readonly runtime: string;
   id: WorkerId | undefined = undefined;
   pid = 0;
   state: 'STARTING' | 'ALIVE' | 'DEAD' = 'STARTING';
@@ -626,11 +630,12 @@ export class Worker {
   /** Octets out of its isolates that wait their turn to be read. */
   unreadBytes = 0;
 
-  constructor(key: number, tenant: TenantState, memoryBytes: number, purpose: 'tasks' | 'actors') {
+  constructor(key: number, tenant: TenantState, memoryBytes: number, purpose: 'tasks' | 'actors', runtime: string) {
     this.key = key;
     this.tenant = tenant;
     this.memoryBytes = memoryBytes;
     this.purpose = purpose;
+    this.runtime = runtime;
   }
 }
 

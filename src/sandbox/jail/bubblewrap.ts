@@ -118,7 +118,7 @@ export function killStrays(path: string): void {
     if (!/^\d+$/.test(name) || Number(name) === process.pid) continue;
     try {
       const [program = '', ...args] = readFileSync(`/proc/${name}/cmdline`, 'latin1').split('\0');
-      if (/\/(?:bwrap|prlimit)$/.test(program) && args.some((argument) => argument.startsWith(`${path}/`))) process.kill(Number(name), 'SIGKILL');
+      if (/\/(?:bwrap|prlimit|unshare|sh|setpriv|runsc[^/]*)$/.test(program) && args.some((argument) => argument.startsWith(`${path}/`))) process.kill(Number(name), 'SIGKILL');
     } catch {
       // It ended in the meantime, or is not ours to see.
     }

@@ -1,0 +1,552 @@
+"""Ray's names over the client core: remote functions, actors, refs. The same code serves a driver and the inside of a sandbox.
+
+Must never: accept an option in silence that it does not carry out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import inspect
+import json
+import sys
+import threading
+from typing import Any, Callable, Generic, Iterable, Protocol, Sequence, TypeVar
+
+import cloudpickle
+
+from . import frames as f
+from . import values
+from .client import ClientCore, Template, digest_of
+from .errors import BulkheadError
+from . import ray_errors as exceptions
+
+T = TypeVar("T")
+SOURCE_HEAD = b"BKPY1\n"
+
+
+class Runtime(Protocol):
+    """What is behind the module's functions: a driver's connection, or the slot of a sandbox."""
+
+    core: ClientCore
+
+    def context(self) -> dict[str, Any]: ...
+
+
+_current: Runtime | None = None
+_auto_init: Callable[[], Runtime] | None = None
+
+
+def set_runtime(runtime: Runtime | None, auto_init: Callable[[], Runtime] | None = None) -> None:
+    global _current, _auto_init
+    _current = runtime
+    if auto_init is not None:
+        _auto_init = auto_init
+
+
+def runtime() -> Runtime:
+    """The one in force; as in Ray the first use connects, where a profile tells whereto."""
+    if _current is not None:
+        return _current
+    if _auto_init is None:
+        raise exceptions.RaySystemError("not connected: call ray.init() first")
+    return _auto_init()
+
+
+def connected() -> bool:
+    return _current is not None
+
+
+# --- refs ---
+
+
+class ObjectRef(Generic[T]):
+    """A value that is or will be somewhere in the cluster. Possession of one grants nothing."""
+
+    __slots__ = ("_id", "_core", "__weakref__")
+
+    def __init__(self, ref_id: bytes, core: ClientCore | None = None) -> None:
+        self._id = ref_id
+        self._core = core if core is not None else runtime().core
+        self._core.hold(ref_id)
+
+    def __del__(self) -> None:
+        try:
+            self._core.drop(self._id)
+        except AttributeError:
+            pass
+
+    def binary(self) -> bytes:
+        return self._id
+
+    def hex(self) -> str:
+        return self._id.hex()
+
+    def __repr__(self) -> str:
+        return f"ObjectRef({self.hex()})"
+
+    def __hash__(self) -> int:
+        return hash(self._id)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ObjectRef) and other._id == self._id
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        values.note_contained(self._id)
+        return ObjectRef, (self._id,)
+
+    def future(self) -> concurrent.futures.Future[T]:
+        made: concurrent.futures.Future[T] = concurrent.futures.Future()
+
+        def settled(pending: Any) -> None:
+            if pending.error is not None:
+                made.set_exception(pending.error)
+            else:
+                made.set_result(pending.values[0])
+
+        core = self._core
+        _, pending = core.start_get([self._id])
+        with core.lock:
+            done = pending.done
+            if not done:
+                pending.callback = settled
+        if done:
+            settled(pending)
+        return made
+
+    def __await__(self) -> Any:
+        return asyncio.wrap_future(self.future()).__await__()
+
+
+def _ids(refs: Any, what: str) -> list[bytes]:
+    ids = []
+    for ref in refs:
+        if not isinstance(ref, ObjectRef):
+            raise TypeError(f"{what} takes ObjectRefs; this is a {type(ref).__name__}")
+        ids.append(ref._id)
+    return ids
+
+
+def get(object_refs: Any, *, timeout: float | None = None) -> Any:
+    one = isinstance(object_refs, ObjectRef)
+    if not one and not isinstance(object_refs, (list, tuple)):
+        raise ValueError(f"Invalid type of object refs, {type(object_refs)}, is given. 'object_refs' must either be a list of object refs or a single object ref.")
+    ids = _ids([object_refs] if one else object_refs, "ray.get()")
+    try:
+        found = runtime().core.get(ids, timeout)
+    except BulkheadError as refused:
+        raise exceptions.error_of(refused.code, refused.message, refused.stack, None) from None
+    return found[0] if one else found
+
+
+def put(value: Any) -> ObjectRef[Any]:
+    if isinstance(value, ObjectRef):
+        raise TypeError("Calling 'put' on an ray.ObjectRef is not allowed. If you really want to do this, you can wrap the ray.ObjectRef in a list and call 'put' on it.")
+    core = runtime().core
+    return ObjectRef(_translated(core.put, value), core)
+
+
+def wait(ray_waitables: Sequence[ObjectRef[Any]], *, num_returns: int = 1, timeout: float | None = None, fetch_local: bool = True) -> tuple[list[ObjectRef[Any]], list[ObjectRef[Any]]]:
+    refs = list(ray_waitables)
+    if isinstance(ray_waitables, ObjectRef):
+        raise TypeError("wait() expected a list of ray.ObjectRef, got a single ray.ObjectRef")
+    if len(set(refs)) != len(refs):
+        raise ValueError("Wait requires a list of unique object refs.")
+    if num_returns <= 0:
+        raise ValueError(f"Invalid number of objects to return {num_returns}.")
+    if num_returns > len(refs):
+        raise ValueError(f"num_returns cannot be greater than the number of objects provided to ray.wait. num_returns: {num_returns}, number of objects: {len(refs)}")
+    ready = set(_translated(runtime().core.wait, _ids(refs, "ray.wait()"), num_returns, timeout))
+    first = [i for i in range(len(refs)) if i in ready][:num_returns]
+    taken = set(first)
+    return [refs[i] for i in first], [ref for i, ref in enumerate(refs) if i not in taken]
+
+
+def cancel(ref: ObjectRef[Any], *, force: bool = False, recursive: bool = True) -> None:
+    if not isinstance(ref, ObjectRef):
+        raise TypeError(f"ray.cancel() only supported for object refs. Got: {type(ref)}.")
+    _translated(runtime().core.ask, f.CANCEL, ref._id, f.u8(1 if force else 0))
+
+
+def kill(actor: ActorHandle, *, no_restart: bool = True) -> None:
+    if not isinstance(actor, ActorHandle):
+        raise ValueError(f"ray.kill() only supported for actors. For tasks, try ray.cancel(). Got: {type(actor)}.")
+    _translated(runtime().core.ask, f.KILL, actor._actor_id, f.u8(0 if no_restart else 1))
+
+
+def get_actor(name: str, namespace: str | None = None) -> ActorHandle:
+    if not name:
+        raise ValueError("Please supply a non-empty value to get_actor")
+    key = name if namespace is None else f"{namespace}/{name}"
+    try:
+        found, info = runtime().core.ask(f.LOOKUP_ACTOR, f.short(key))
+    except (exceptions.PermissionDeniedError, BulkheadError):
+        raise ValueError(f"Failed to look up actor with name '{name}': it was not found, or is not yours to call.") from None
+    # As in Ray, who found an actor by its name does not keep it alive.
+    return ActorHandle(found, str(info["export"]), {}, None)
+
+
+def _translated(act: Callable[..., T], *args: Any) -> T:
+    try:
+        return act(*args)
+    except BulkheadError as refused:
+        raise exceptions.error_of(refused.code, refused.message, refused.stack, None) from None
+
+
+# --- options ---
+
+_IGNORED = frozenset({"fetch_local", "max_calls", "_metadata", "enable_task_events", "memory_monitor"})
+
+
+def _amount(name: str, value: Any) -> float:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or value < 0:
+        raise ValueError(f"The {name} option must be a number of at least 0; this is {value!r}")
+    return value
+
+
+def wire_options(options: dict[str, Any], kind: int) -> tuple[str, int]:
+    """Ray's options as DEFINE takes them, and the number of results. What is not supported raises, with its name."""
+    wire: dict[str, Any] = {"runtime": f"python{sys.version_info[0]}.{sys.version_info[1]}", "isolation": "gvisor"}
+    returns = 1
+    for name, value in options.items():
+        if value is None or name in _IGNORED:
+            continue
+        if name == "num_cpus":
+            wire["cpus"] = _amount(name, value)
+        elif name == "memory":
+            wire["memoryBytes"] = int(_amount(name, value))
+        elif name == "num_gpus":
+            if value != 0:
+                wire.setdefault("resources", {})["GPU"] = _amount(name, value)
+        elif name == "resources":
+            wire.setdefault("resources", {}).update(value)
+        elif name == "num_returns":
+            if kind == f.ACTOR_CLASS or not isinstance(value, int) or value < 0:
+                raise ValueError(f"num_returns={value!r} is not supported yet: a whole number of at least 0 is")
+            returns = value
+            wire["returns"] = value
+        elif name == "max_retries" and kind == f.TASK:
+            wire["maxRetries"] = value
+        elif name == "retry_exceptions":
+            if value is True:
+                wire["retryOn"] = ["Exception"]
+            elif value:
+                wire["retryOn"] = [of.__name__ for of in value]
+        elif name == "name":
+            wire["name"] = value
+        elif name == "namespace":
+            wire["namespace"] = value
+        elif name == "lifetime":
+            if value not in ("detached", "non_detached"):
+                raise ValueError("The `lifetime` argument must be one of 'detached', 'non_detached' and 'None'.")
+            wire["detached"] = value == "detached"
+        elif name == "get_if_exists":
+            wire["getIfExists"] = bool(value)
+        elif name == "max_restarts":
+            wire["maxRestarts"] = value
+        elif name == "max_task_retries":
+            wire["maxTaskRetries"] = value
+        elif name == "max_concurrency":
+            wire["maxConcurrency"] = value
+        elif name == "max_pending_calls":
+            wire["maxPendingCalls"] = max(0, value)
+        elif name == "scheduling_strategy" and value in ("DEFAULT", "SPREAD"):
+            wire["scheduling"] = value.lower()
+        elif name == "runtime_env" and not value:
+            continue
+        else:
+            raise NotImplementedError(f"the option {name} is not supported yet (see docs/python.md)")
+    return json.dumps(wire, sort_keys=True, separators=(",", ":")), returns
+
+
+def _source_of(value: Any) -> bytes:
+    before = values.contained.ids
+    values.contained.ids = []
+    try:
+        return SOURCE_HEAD + bytes(cloudpickle.dumps(value, protocol=5))
+    except Exception as thrown:
+        raise TypeError(f"Could not serialize {value!r}: {thrown}") from thrown
+    finally:
+        values.contained.ids = before
+
+
+def _export_name(value: Any) -> str:
+    name = getattr(value, "__name__", type(value).__name__)
+    return name if name.isidentifier() else "lambda_" if name == "<lambda>" else "function"
+
+
+class _Dep:
+    """Where a ref stood among the arguments: the value takes its place before the call."""
+
+    __slots__ = ("n",)
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Dep, (self.n,)
+
+
+def pack_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[values.Encoded, list[tuple[int, bytes]], list[ObjectRef[Any]]]:
+    """Arguments as octets, the refs that are resolved before the call, and what must stay alive until it is sent."""
+    deps: list[tuple[int, bytes]] = []
+    kept: list[ObjectRef[Any]] = []
+
+    def swap(value: Any) -> Any:
+        if isinstance(value, ObjectRef):
+            deps.append((len(deps), value._id))
+            return _Dep(len(deps) - 1)
+        return value
+
+    packed = values.encode((tuple(swap(a) for a in args), {k: swap(v) for k, v in kwargs.items()}), "arguments")
+    if packed.size > f.MAX_INLINE_BYTES:
+        # Large arguments become an object, as in Ray.
+        ref = put((args, kwargs)) if not deps else None
+        if ref is not None:
+            kept.append(ref)
+            packed = values.encode(((_Dep(0),), {"__whole__": True}))
+            deps.append((0, ref._id))
+    return packed, deps, kept
+
+
+def unpack_arguments(octets: Any, found: list[Any]) -> tuple[list[Any], dict[str, Any]]:
+    args, kwargs = values.decode(octets)
+    if kwargs.get("__whole__") is True and len(found) == 1:
+        whole_args, whole_kwargs = found[0]
+        return list(whole_args), dict(whole_kwargs)
+    return [found[a.n] if type(a) is _Dep else a for a in args], {k: found[v.n] if type(v) is _Dep else v for k, v in kwargs.items()}
+
+
+_NO_ARGS = values.encode(((), {}))
+
+
+def _submit(op: int, template: Template, actor: bytes | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    core = runtime().core
+    try:
+        if not args and not kwargs:
+            first = core.call(op, template, actor, _NO_ARGS, (), ())
+        else:
+            packed, deps, _kept = pack_arguments(args, kwargs)
+            first = core.call(op, template, actor, packed, deps, packed.ids)
+    except BulkheadError as refused:
+        raise exceptions.error_of(refused.code, refused.message, refused.stack, None) from None
+    if op == f.CREATE_ACTOR:
+        return first
+    if template.returns == 1:
+        return ObjectRef(first, core)
+    start = int.from_bytes(first[20:], "little")
+    refs: list[ObjectRef[Any]] = [ObjectRef(first[:20] + f.u32(start + i), core) for i in range(max(1, template.returns))]
+    return refs if template.returns > 0 else None
+
+
+# --- functions ---
+
+
+class RemoteFunction:
+    def __init__(self, function: Callable[..., Any], options: dict[str, Any]) -> None:
+        wire_options(options, f.TASK)
+        if inspect.isgeneratorfunction(function) or inspect.iscoroutinefunction(function):
+            raise NotImplementedError("remote functions that are generators or coroutines are not supported yet (see docs/python.md)")
+        self._function = function
+        self._options = options
+        self._template: Template | None = None
+        self._lock = threading.Lock()
+        self.__name__ = getattr(function, "__name__", "function")
+        self.__doc__ = function.__doc__
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        raise TypeError(f"Remote functions cannot be called directly. Instead of running '{self.__name__}()', try '{self.__name__}.remote()'.")
+
+    def _defined(self) -> Template:
+        with self._lock:
+            if self._template is None:
+                options, returns = wire_options(self._options, f.TASK)
+                source = _source_of(self._function)
+                self._template = Template(f.TASK, digest_of(source), source, _export_name(self._function), "", options, returns)
+        return self._template
+
+    def remote(self, *args: Any, **kwargs: Any) -> Any:
+        return _submit(f.SUBMIT, self._template or self._defined(), None, args, kwargs)
+
+    def options(self, **options: Any) -> RemoteFunction:
+        made = RemoteFunction(self._function, {**self._options, **options})
+        if self._template is not None:
+            wire, returns = wire_options(made._options, f.TASK)
+            known = self._template
+            made._template = Template(f.TASK, known.digest, known.source, known.export, "", wire, returns)
+        return made
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RemoteFunction, (self._function, self._options)
+
+
+# --- actors ---
+
+
+class ActorMethod:
+    __slots__ = ("_handle", "_name", "_options")
+
+    def __init__(self, handle: ActorHandle, name: str, options: dict[str, Any]) -> None:
+        self._handle = handle
+        self._name = name
+        self._options = options
+
+    def remote(self, *args: Any, **kwargs: Any) -> Any:
+        handle = self._handle
+        key = (self._name, self._options.get("num_returns", 1))
+        template = handle._templates.get(key)
+        if template is None:
+            options, returns = wire_options(self._options, f.ACTOR_METHOD)
+            template = handle._templates[key] = Template(f.ACTOR_METHOD, bytes(32), None, handle._class_name, self._name, options, returns)
+        return _submit(f.CALL_ACTOR, template, handle._actor_id, args, kwargs)
+
+    def options(self, **options: Any) -> ActorMethod:
+        return ActorMethod(self._handle, self._name, {**self._options, **options})
+
+    def __call__(self, *_: Any, **__: Any) -> Any:
+        raise TypeError(f"Actor methods cannot be called directly. Instead of running 'object.{self._name}()', try 'object.{self._name}.remote()'.")
+
+
+class ActorHandle:
+    def __init__(self, actor_id: bytes, class_name: str, methods: dict[str, dict[str, Any]], held: ObjectRef[Any] | None) -> None:
+        self._actor_id = actor_id
+        self._class_name = class_name
+        self._methods = methods
+        # The actor lives while somebody holds its creation's ref.
+        self._held = held
+        self._templates: dict[tuple[str, Any], Template] = {}
+
+    def __getattr__(self, name: str) -> ActorMethod:
+        if name.startswith("_") and not (name.startswith("__ray") or name in self.__dict__.get("_methods", {})):
+            raise AttributeError(name)
+        methods = self._methods
+        if methods and name not in methods:
+            raise AttributeError(f"'{self._class_name}' has no method '{name}'")
+        return ActorMethod(self, name, methods.get(name, {}))
+
+    @property
+    def _ray_actor_id(self) -> bytes:
+        return self._actor_id
+
+    def __repr__(self) -> str:
+        return f"Actor({self._class_name}, {self._actor_id.hex()})"
+
+    def __hash__(self) -> int:
+        return hash(self._actor_id)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ActorHandle) and other._actor_id == self._actor_id
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        values.note_contained(self._actor_id)
+        return _handle_again, (self._actor_id, self._class_name, self._methods)
+
+
+def _handle_again(actor_id: bytes, class_name: str, methods: dict[str, dict[str, Any]]) -> ActorHandle:
+    return ActorHandle(actor_id, class_name, methods, ObjectRef(actor_id))
+
+
+class ActorClass:
+    def __init__(self, of: type, options: dict[str, Any]) -> None:
+        wire_options(options, f.ACTOR_CLASS)
+        self._class = of
+        self._options = options
+        self._template: Template | None = None
+        self._methods: dict[str, dict[str, Any]] = {}
+        is_async = False
+        for name, member in inspect.getmembers(of, callable):
+            if name.startswith("__") and name not in ("__call__", "__len__"):
+                continue
+            if inspect.isgeneratorfunction(member) or inspect.isasyncgenfunction(member):
+                continue
+            is_async = is_async or inspect.iscoroutinefunction(member)
+            self._methods[name] = getattr(member, "__ray_method_options__", {})
+        self._is_async = is_async
+        self.__name__ = of.__name__
+        self.__doc__ = of.__doc__
+
+    def __call__(self, *_: Any, **__: Any) -> Any:
+        raise TypeError(f"Actors cannot be instantiated directly. Instead of '{self.__name__}()', use '{self.__name__}.remote()'.")
+
+    def options(self, **options: Any) -> ActorClass:
+        return ActorClass(self._class, {**self._options, **options})
+
+    def remote(self, *args: Any, **kwargs: Any) -> ActorHandle:
+        template = self._template
+        if template is None:
+            options = {"max_concurrency": 1_000 if self._is_async else 1, **self._options}
+            wire, _ = wire_options(options, f.ACTOR_CLASS)
+            source = _source_of(self._class)
+            template = self._template = Template(f.ACTOR_CLASS, digest_of(source), source, _export_name(self._class), "", wire, 1)
+        if self._options.get("get_if_exists") and self._options.get("name"):
+            try:
+                return get_actor(self._options["name"], self._options.get("namespace"))
+            except ValueError:
+                pass
+        first = _submit(f.CREATE_ACTOR, template, None, args, kwargs)
+        return ActorHandle(first, template.export, self._methods, ObjectRef(first))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ActorClass, (self._class, self._options)
+
+
+def method(**options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    wire_options(options, f.ACTOR_METHOD)
+
+    def mark(of: Callable[..., Any]) -> Callable[..., Any]:
+        of.__ray_method_options__ = options  # type: ignore[attr-defined]
+        return of
+
+    return mark
+
+
+def remote(*args: Any, **options: Any) -> Any:
+    """`@ray.remote` and `@ray.remote(num_cpus=…)`, on functions and classes."""
+
+    def make(of: Any) -> Any:
+        if inspect.isclass(of):
+            return ActorClass(of, options)
+        if callable(of):
+            return RemoteFunction(of, options)
+        raise TypeError("The @ray.remote decorator must be applied to either a function or a class.")
+
+    if len(args) == 1 and not options:
+        return make(args[0])
+    if args:
+        raise TypeError("The @ray.remote decorator must be applied either with no arguments and no parentheses, for example '@ray.remote', or with keyword options: '@ray.remote(num_returns=2)'.")
+    return make
+
+
+class RuntimeContext:
+    def __init__(self, of: dict[str, Any]) -> None:
+        self._of = of
+
+    def get_job_id(self) -> str:
+        return str(self._of.get("jobId") or self._of.get("job") or "")
+
+    def get_node_id(self) -> str:
+        return str(self._of.get("nodeId") or self._of.get("node") or "")
+
+    def get_task_id(self) -> str | None:
+        found = self._of.get("taskId")
+        return None if found is None else str(found)
+
+    def get_actor_id(self) -> str | None:
+        found = self._of.get("actorId")
+        return None if found is None else str(found)
+
+    @property
+    def namespace(self) -> str:
+        return str(self._of.get("namespace") or "")
+
+
+def get_runtime_context() -> RuntimeContext:
+    return RuntimeContext(runtime().context())
+
+
+def as_completed(refs: Iterable[ObjectRef[T]]) -> Iterable[ObjectRef[T]]:
+    """The refs in the order in which they are ready. Not in Ray."""
+    left = list(refs)
+    while left:
+        done, left = wait(left)
+        yield from done

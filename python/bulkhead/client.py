@@ -1,0 +1,451 @@
+"""The client's half of the frame protocol: makes object ids, writes calls, keeps what GET and WAIT wait for. One core serves a driver and the inside of
+a sandbox; how to send and how to wait are the owner's. Thread-safe.
+
+Must never: unpickle what another tenant made, or keep a ref alive that its program has dropped.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import pickle
+import threading
+import time
+import traceback
+from hashlib import sha256
+from typing import Any, Callable, Iterable, Protocol, Sequence
+
+from . import frames as f
+from . import values
+from .errors import BulkheadError
+
+MAX_DEPENDENCIES = 1_024
+MAX_REFS_PER_CALL = 100_000
+FLUSH_BYTES = 64 * 2**10
+# Behind the stack of a failed Python call: the exception itself, for the tenant's own programs.
+CAUSE_MARK = "\n#bulkhead:cause:"
+MAX_STACK_CHARS = 16_000
+MAX_TRACE_CHARS = 6_000
+
+
+class Host(Protocol):
+    """What the core needs from its surroundings."""
+
+    def touched(self) -> None: ...
+    def parent(self) -> int: ...
+    def block(self, pending: Pending, timeout: float | None) -> bool: ...
+    def stage(self, encoded: values.Encoded) -> int | None: ...
+    def attachment(self, number: int) -> memoryview: ...
+
+
+class Pending:
+    """One GET, WAIT or other request, until it is answered."""
+
+    __slots__ = ("refs", "values", "missing", "error", "done", "event", "callback", "parts", "foreign")
+
+    def __init__(self, ids: Sequence[bytes], count: int, foreign: Sequence[bool]) -> None:
+        self.refs = ids
+        self.values: list[Any] = [None] * count
+        self.missing = count
+        self.error: BaseException | None = None
+        self.done = False
+        self.event: threading.Event | None = None
+        self.callback: Callable[[Pending], None] | None = None
+        self.parts: dict[int, tuple[bytearray, int]] = {}
+        self.foreign = foreign
+
+
+def describe_failure(thrown: BaseException, skip: int = 1) -> tuple[str, str]:
+    """Message and stack of what a call has thrown; behind the stack the exception itself, if it is small enough."""
+    message = f"{type(thrown).__name__}: {thrown}"[:8_000]
+    shown = traceback.TracebackException.from_exception(thrown)
+    del shown.stack[:skip]
+    stack = "".join(shown.format())
+    if len(stack) > MAX_TRACE_CHARS:
+        stack = "…" + stack[-MAX_TRACE_CHARS:]
+    try:
+        import cloudpickle
+
+        plain = thrown.with_traceback(None)
+        cause = base64.b64encode(cloudpickle.dumps(plain, protocol=5)).decode("ascii")
+        if len(stack) + len(CAUSE_MARK) + len(cause) <= MAX_STACK_CHARS:
+            stack += CAUSE_MARK + cause
+    except Exception:
+        pass
+    return message, stack
+
+
+def split_stack(stack: str, foreign: bool) -> tuple[str, BaseException | None]:
+    """The stack to show, and the exception behind it; one that another tenant made stays octets."""
+    shown, mark, cause = stack.partition(CAUSE_MARK)
+    if mark == "" or foreign:
+        return shown, None
+    try:
+        found = pickle.loads(base64.b64decode(cause, validate=True))
+    except Exception:
+        return shown, None
+    return shown, found if isinstance(found, BaseException) else None
+
+
+class Template:
+    """What DEFINE says about a function, class or method."""
+
+    __slots__ = ("kind", "digest", "source", "export", "method", "options", "returns", "known")
+
+    def __init__(self, kind: int, digest: bytes, source: bytes | None, export: str, method: str, options: str, returns: int) -> None:
+        self.kind = kind
+        self.digest = digest
+        self.source = source
+        self.export = export
+        self.method = method
+        self.options = options
+        self.returns = returns
+        self.known: tuple[ClientCore, int] | None = None
+
+
+class ClientCore:
+    def __init__(self, prefix: bytes, host: Host, failure: Callable[[str, str, str, BaseException | None], BaseException]) -> None:
+        if len(prefix) != f.PREFIX_BYTES:
+            raise BulkheadError("INVALID_ARGUMENT", "a session prefix has 20 octets")
+        self.prefix = prefix
+        self.tenant = prefix[:4]
+        self.host = host
+        self._failure = failure
+        self.lock = threading.RLock()
+        self.out: list[bytes | memoryview] = []
+        self.out_bytes = 0
+        self._index = 1
+        self._request = 1
+        self._template = 1
+        self._templates: dict[tuple[int, bytes, str, str, str], int] = {}
+        self._code_sent: set[bytes] = set()
+        self._pending: dict[int, Pending] = {}
+        self._rejected: dict[int, BaseException] = {}
+        self._counts: dict[bytes, int] = {}
+        self._released: list[bytes] = []
+        self.closed: BaseException | None = None
+
+    # --- refs ---
+
+    def hold(self, ref_id: bytes) -> None:
+        with self.lock:
+            self._counts[ref_id] = self._counts.get(ref_id, 0) + 1
+
+    def drop(self, ref_id: bytes) -> None:
+        """Called by the collector, in any thread and at any moment: it must not wait."""
+        self._released.append(ref_id)
+
+    def _write_releases(self) -> None:
+        if not self._released:
+            return
+        dropped, self._released = self._released, []
+        gone: list[bytes] = []
+        for ref_id in dropped:
+            left = self._counts.get(ref_id, 1) - 1
+            if left > 0:
+                self._counts[ref_id] = left
+            else:
+                self._counts.pop(ref_id, None)
+                gone.append(ref_id)
+        for start in range(0, len(gone), 1_024):
+            self._put(f.frame(f.RELEASE, f.refs(gone[start : start + 1_024])))
+
+    def is_foreign(self, ref_id: bytes) -> bool:
+        return ref_id[:4] != self.tenant
+
+    # --- out ---
+
+    def _put(self, octets: bytes) -> None:
+        self.out.append(octets)
+        self.out_bytes += len(octets)
+
+    def write(self, octets: bytes) -> None:
+        with self.lock:
+            self._open()
+            self._put(octets)
+        self.host.touched()
+
+    def take(self) -> list[bytes]:
+        """What waits to be sent, as batches within the limit of a message."""
+        with self.lock:
+            self._write_releases()
+            if not self.out:
+                return []
+            parts, self.out, size = self.out, [], self.out_bytes
+            self.out_bytes = 0
+        if size <= f.MAX_BATCH_BYTES // 2:
+            return [b"".join(parts)]
+        batches: list[bytes] = []
+        batch: list[bytes | memoryview] = []
+        held = 0
+        for part in parts:
+            if held + len(part) > f.MAX_BATCH_BYTES // 2 and batch:
+                batches.append(b"".join(batch))
+                batch, held = [], 0
+            batch.append(part)
+            held += len(part)
+        batches.append(b"".join(batch))
+        return batches
+
+    def _open(self) -> None:
+        if self.closed is not None:
+            raise self.closed
+
+    # --- calls ---
+
+    def template_number(self, template: Template) -> int:
+        known = template.known
+        if known is not None and known[0] is self:
+            return known[1]
+        key = (template.kind, template.digest, template.export, template.method, template.options)
+        number = self._templates.get(key)
+        if number is None:
+            if template.source is not None and template.digest not in self._code_sent:
+                source = template.source
+                if len(source) > f.MAX_CODE_BYTES:
+                    raise BulkheadError("INVALID_ARGUMENT", f"the function {template.export} with what it refers to is {len(source)} bytes large, at most {f.MAX_CODE_BYTES} are allowed: put large values and pass their refs")
+                self._code_sent.add(template.digest)
+                for offset in range(0, max(len(source), 1), f.CHUNK_BYTES):
+                    self._put(f.frame(f.CODE, template.digest, f.u32(len(source)), f.u32(offset), source[offset : offset + f.CHUNK_BYTES]))
+            number = self._template
+            self._template += 1
+            self._put(f.frame(f.DEFINE, f.u32(number), f.u8(template.kind), template.digest, f.short(template.export), f.short(template.method), f.text(template.options)))
+            self._templates[key] = number
+        template.known = (self, number)
+        return number
+
+    def call(self, op: int, template: Template, actor: bytes | None, args: values.Encoded, deps: Sequence[tuple[int, bytes]], contained: Sequence[bytes]) -> bytes:
+        """Submits a task, an actor's creation or a call of one; returns the id of its first result."""
+        if len(deps) > MAX_DEPENDENCIES:
+            raise BulkheadError("INVALID_ARGUMENT", f"{len(deps)} refs among the arguments of one call; at most {MAX_DEPENDENCIES}: pass them in a list")
+        for _, ref_id in deps:
+            if self.is_foreign(ref_id):
+                raise BulkheadError("DENIED", "a ref of another tenant cannot be an argument of a Python task: what it holds may be code; get its data first")
+        parent = f.u32(self.host.parent())
+        with self.lock:
+            self._open()
+            number = self.template_number(template)
+            index = self._index
+            self._index += max(1, template.returns)
+            octets = f.frame(
+                op, parent, f.u32(index), f.u32(number), actor or b"", f.u16(len(deps)), b"".join(f.u16(position) + ref_id for position, ref_id in deps),
+                f.refs(contained), *args.parts,
+            )
+            self._put(octets)
+        self.host.touched()
+        return self.prefix + f.u32(index)
+
+    def put(self, value: Any) -> bytes:
+        encoded = values.encode(value)
+        if encoded.size > f.MAX_OBJECT_BYTES:
+            raise BulkheadError("INVALID_ARGUMENT", f"a value of {encoded.size} bytes exceeds the limit of {f.MAX_OBJECT_BYTES}")
+        parent = f.u32(self.host.parent())
+        staged = self.host.stage(encoded) if encoded.size > f.MAX_INLINE_BYTES else None
+        with self.lock:
+            self._open()
+            index = self._index
+            self._index += 1
+            seq = f.u32(index)
+            if encoded.size <= f.MAX_INLINE_BYTES:
+                self._put(f.frame(f.PUT, parent, seq, f.refs(encoded.ids), encoded.join()))
+            elif staged is not None:
+                self._put(f.frame(f.PUT_STAGED, parent, seq, f.u32(staged), f.u64(encoded.size), f.refs(encoded.ids)))
+            else:
+                for offset, part in chunks(encoded):
+                    self._put(f.frame(f.PUT_CHUNK, parent, seq, f.u64(encoded.size), f.u64(offset), part))
+        self.host.touched()
+        return self.prefix + seq
+
+    # --- questions ---
+
+    def _ask(self, ids: Sequence[bytes], count: int, frame: Callable[[bytes], bytes]) -> tuple[int, Pending]:
+        if len(ids) > MAX_REFS_PER_CALL:
+            raise BulkheadError("INVALID_ARGUMENT", f"{len(ids)} refs in one call; at most {MAX_REFS_PER_CALL}")
+        pending = Pending(ids, count, [self.is_foreign(i) for i in ids])
+        with self.lock:
+            self._open()
+            request = self._request
+            self._request = request + 1
+            self._pending[request] = pending
+            self._put(frame(f.u32(request)))
+        self.host.touched()
+        return request, pending
+
+    def start_get(self, ids: Sequence[bytes]) -> tuple[int, Pending]:
+        parent = f.u32(self.host.parent())
+        for ref_id in ids if self._rejected else ():
+            if ref_id[:20] == self.prefix and (error := self._rejected.get(int.from_bytes(ref_id[20:], "little"))) is not None:
+                raise error
+        return self._ask(ids, len(ids), lambda request: f.frame(f.GET, parent, request, f.refs(ids)))
+
+    def get(self, ids: Sequence[bytes], timeout: float | None) -> list[Any]:
+        if not ids:
+            return []
+        request, pending = self.start_get(ids)
+        if not self.host.block(pending, timeout):
+            with self.lock:
+                self._pending.pop(request, None)
+            raise BulkheadError("TIMEOUT", f"Get timed out: some object(s) not ready in {timeout} s.")
+        if pending.error is not None:
+            raise pending.error
+        return pending.values
+
+    def wait(self, ids: Sequence[bytes], count: int, timeout: float | None) -> list[int]:
+        parent = f.u32(self.host.parent())
+        ms = f.NO_TIMEOUT if timeout is None else min(int(timeout * 1_000), f.NO_TIMEOUT - 1)
+        _, pending = self._ask(ids, 1, lambda request: f.frame(f.WAIT, parent, request, f.u32(count), f.u32(ms), f.refs(ids)))
+        self.host.block(pending, None)
+        if pending.error is not None:
+            raise pending.error
+        return list(pending.values[0])
+
+    def ask(self, op: int, *body: bytes) -> Any:
+        parent = f.u32(self.host.parent())
+        _, pending = self._ask([], 1, lambda request: f.frame(op, parent, request, *body))
+        self.host.block(pending, None)
+        if pending.error is not None:
+            raise pending.error
+        return pending.values[0]
+
+    # --- what comes back ---
+
+    def receive(self, r: f.FrameReader) -> bool:
+        """Handles one frame of a raylet to its client; False when it is none."""
+        op = r.op
+        if op == f.VALUE:
+            request, position = r.u32(), r.u32()
+            self._value(request, position, bytes(r.rest()))
+        elif op == f.VALUE_CHUNK:
+            request, position, total, offset = r.u32(), r.u32(), r.u64(), r.u64()
+            self._chunk(request, position, total, offset, r.rest())
+        elif op == f.VALUE_ATTACHED:
+            request, position, number = r.u32(), r.u32(), r.u32()
+            r.finish()
+            self._value(request, position, self.host.attachment(number))
+        elif op == f.VALUE_FAILED:
+            request, position = r.u32(), r.u32()
+            code, message, stack = r.name(), r.text(), r.text()
+            r.finish()
+            pending = self._pending.get(request)
+            if pending is not None:
+                foreign = pending.foreign[position] if position < len(pending.foreign) else True
+                self._fail(request, self._failure(code, message, *split_stack(stack, foreign)))
+        elif op == f.READY:
+            request, n = r.u32(), r.u32()
+            positions = [r.u32() for _ in range(n)]
+            r.finish()
+            self._done(request, positions)
+        elif op == f.ACTOR:
+            request, actor, info = r.u32(), r.id(), r.text()
+            r.finish()
+            self._done(request, (actor, json.loads(info)))
+        elif op == f.DONE:
+            request, info = r.u32(), r.text()
+            r.finish()
+            self._done(request, json.loads(info) if info else None)
+        elif op == f.FAILED:
+            request, code, message = r.u32(), r.name(), r.text()
+            r.finish()
+            self._fail(request, self._failure(code, message, "", None))
+        elif op == f.REJECTED:
+            number, code, message = r.u32(), r.name(), r.text()
+            r.finish()
+            if len(self._rejected) < 1_024:
+                self._rejected[number] = self._failure(code, message, "", None)
+        else:
+            return False
+        return True
+
+    def _settle(self, request: int, pending: Pending) -> None:
+        with self.lock:
+            self._pending.pop(request, None)
+            pending.done = True
+            event, callback = pending.event, pending.callback
+        if event is not None:
+            event.set()
+        if callback is not None:
+            callback(pending)
+
+    def _done(self, request: int, value: Any) -> None:
+        pending = self._pending.get(request)
+        if pending is not None:
+            pending.values = [value]
+            self._settle(request, pending)
+
+    def _fail(self, request: int, error: BaseException) -> None:
+        pending = self._pending.get(request)
+        if pending is not None:
+            pending.error = error
+            self._settle(request, pending)
+
+    def _value(self, request: int, position: int, octets: bytes | bytearray | memoryview) -> None:
+        pending = self._pending.get(request)
+        if pending is None:
+            return
+        try:
+            if position >= len(pending.values):
+                raise BulkheadError("INVALID_ARGUMENT", f"malformed frame: position {position} of a get is out of range")
+            value = values.decode(octets, pending.foreign[position])
+        except BulkheadError as refused:
+            return self._fail(request, self._failure(refused.code, refused.message, refused.stack, None))
+        except Exception as thrown:
+            return self._fail(request, self._failure("INTERNAL", f"a value could not be unpickled: {type(thrown).__name__}: {thrown}", "", None))
+        pending.values[position] = value
+        pending.missing -= 1
+        if pending.missing == 0:
+            self._settle(request, pending)
+
+    def _chunk(self, request: int, position: int, total: int, offset: int, part: memoryview) -> None:
+        pending = self._pending.get(request)
+        if pending is None:
+            return
+        if total > f.MAX_OBJECT_BYTES:
+            raise BulkheadError("INVALID_ARGUMENT", "malformed frame: a value in parts is too large")
+        whole, at = pending.parts.get(position) or (bytearray(total), 0)
+        if offset != at or len(whole) != total or offset + len(part) > total:
+            raise BulkheadError("INVALID_ARGUMENT", "malformed frame: the parts of a value are out of order")
+        whole[offset : offset + len(part)] = part
+        at += len(part)
+        if at < total:
+            pending.parts[position] = (whole, at)
+            return
+        pending.parts.pop(position, None)
+        self._value(request, position, whole)
+
+    def close(self, error: BaseException) -> None:
+        with self.lock:
+            if self.closed is not None:
+                return
+            self.closed = error
+            waiting = list(self._pending.items())
+        for request, _ in waiting:
+            self._fail(request, error)
+
+
+def chunks(encoded: values.Encoded) -> Iterable[tuple[int, bytes]]:
+    """Parts of a large value, in order."""
+    offset = 0
+    held: list[bytes | memoryview] = []
+    size = 0
+    for part in encoded.parts:
+        view = memoryview(part).cast("B")
+        at = 0
+        while at < len(view):
+            take = min(f.CHUNK_BYTES - size, len(view) - at)
+            held.append(view[at : at + take])
+            size += take
+            at += take
+            if size == f.CHUNK_BYTES:
+                yield offset, b"".join(held)
+                offset += size
+                held, size = [], 0
+    if size > 0:
+        yield offset, b"".join(held)
+
+
+def digest_of(source: bytes) -> bytes:
+    return sha256(source).digest()
+
+
+def deadline(timeout: float | None) -> float | None:
+    return None if timeout is None else time.monotonic() + timeout

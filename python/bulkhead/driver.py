@@ -1,0 +1,271 @@
+"""A driver's connection: a session at the head, a batch stream to one raylet, one thread that reads and one that writes.
+
+Must never: send the credential to a raylet other than the one that the head named, or leave a job open that it opened.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import sys
+import threading
+import time
+from hashlib import sha256
+from typing import Any
+
+from . import api, values
+from . import frames as f
+from .client import ClientCore, Pending
+from .errors import BulkheadError
+from .ray_errors import RaySystemError, error_of
+from .transport import BEAT_SECONDS, BatchStream, HeadCalls, Profile, fields, message, text_of
+
+SESSIONS = "bulkhead.v1.Sessions"
+WELCOME_SECONDS = 20.0
+FLUSH_BYTES = 256 * 2**10
+# A driver that is far ahead of the raylet waits here instead of in memory.
+HIGH_WATER_BYTES = 32 * 2**20
+
+
+class Driver:
+    core: ClientCore
+
+    def __init__(self, profile: Profile, address: str, job_name: str) -> None:
+        self._profile = profile
+        self._sending = threading.Lock()
+        self._head = HeadCalls(profile, address)
+        session = fields(self._head.call(f"{SESSIONS}/Open", message(f1=job_name, f2=os.environ.get("BULKHEAD_JOB_ID", ""))))
+        self._joined = bool(os.environ.get("BULKHEAD_JOB_ID"))
+        self.job_id = text_of(session, 1)
+        self._session_id = text_of(session, 6)
+        self._expires = int(text_of(session, 3)) / 1_000
+        credential = text_of(session, 2)
+        raylets = sorted((fields(r) for r in session.get(5, []) if isinstance(r, bytes)), key=lambda r: int(text_of(r, 2) or 0))
+        if not raylets:
+            raise BulkheadError("UNAVAILABLE", "the cluster has no raylet alive; 'bulkhead status' shows its nodes")
+        # Drivers of one job meet on the same raylet, where its objects are.
+        first = int.from_bytes(sha256(self.job_id.encode()).digest()[:4], "little") % len(raylets)
+        self._stream = self._attach(raylets[first:] + raylets[:first], credential)
+        self.info: dict[str, Any] = {}
+        self._welcome = threading.Event()
+        self._wake = threading.Event()
+        self._room = threading.Event()
+        self._room.set()
+        self._closing = False
+        self._over = threading.Event()
+        self._failure: BaseException | None = None
+        self._outcome = "succeeded"
+        threading.Thread(target=self._read, name="bulkhead-read", daemon=True).start()
+        if not self._welcome.wait(WELCOME_SECONDS) or self._failure is not None:
+            self._stream.close()
+            self._close_session("failed", "the raylet did not welcome it")
+            raise self._failure or RaySystemError("the raylet did not answer")
+        threading.Thread(target=self._write, name="bulkhead-write", daemon=True).start()
+
+    def _attach(self, raylets: list[dict[int, list[int | bytes]]], credential: str) -> BatchStream:
+        failure: BulkheadError | None = None
+        for raylet in raylets:
+            try:
+                return BatchStream(self._profile, text_of(raylet, RAYLET_ADDRESS), text_of(raylet, RAYLET_SPIFFE_ID), credential)
+            except BulkheadError as thrown:
+                if thrown.code != "UNAVAILABLE":
+                    raise
+                failure = thrown
+        raise failure or BulkheadError("UNAVAILABLE", "the cluster has no raylet alive")
+
+    # --- what the core needs ---
+
+    def touched(self) -> None:
+        core = self.core
+        if core.out_bytes > HIGH_WATER_BYTES:
+            self.flush()
+        elif not self._wake.is_set():
+            self._wake.set()
+
+    def parent(self) -> int:
+        return 0
+
+    def stage(self, encoded: values.Encoded) -> int | None:
+        return None
+
+    def attachment(self, number: int) -> memoryview:
+        raise BulkheadError("INTERNAL", "a driver has no attachments")
+
+    def block(self, pending: Pending, timeout: float | None) -> bool:
+        self.flush()
+        with self.core.lock:
+            if pending.done:
+                return True
+            event = pending.event = threading.Event()
+        return event.wait(timeout)
+
+    def context(self) -> dict[str, Any]:
+        return {"jobId": self.job_id, **self.info}
+
+    # --- threads ---
+
+    def flush(self) -> None:
+        with self._sending:
+            for batch in self.core.take():
+                self._stream.send(batch)
+
+    def _write(self) -> None:
+        renew = time.time() + max(1.0, (self._expires - time.time()) / 2)
+        beat = time.monotonic() + BEAT_SECONDS
+        try:
+            while not self._closing and not self._over.is_set():
+                self._wake.wait(min(BEAT_SECONDS, max(0.05, beat - time.monotonic())))
+                self._wake.clear()
+                self.flush()
+                if time.monotonic() >= beat:
+                    self._stream.beat()
+                    beat = time.monotonic() + BEAT_SECONDS
+                if time.time() >= renew:
+                    renew = self._renew()
+        except OSError as thrown:
+            self._lost(RaySystemError(f"the connection to the raylet ended: {thrown}"))
+
+    def _renew(self) -> float:
+        try:
+            session = fields(self._head.call(f"{SESSIONS}/Refresh", message(f1=self.job_id, f2=self._session_id)))
+        except BulkheadError as thrown:
+            if thrown.code in ("DENIED", "UNAUTHENTICATED"):
+                self._lost(error_of(thrown.code, thrown.message, "", None))
+            return time.time() + 5
+        self._expires = int(text_of(session, 3)) / 1_000
+        self.core.write(f.frame(f.CREDENTIAL, f.text(text_of(session, 2))))
+        return time.time() + max(1.0, (self._expires - time.time()) / 2)
+
+    def _read(self) -> None:
+        try:
+            self._stream.read(self._batch)
+            self._lost(RaySystemError("the connection was closed"))
+        except BulkheadError as thrown:
+            self._lost(error_of(thrown.code, thrown.message, thrown.stack, None))
+        except BaseException as thrown:  # noqa: BLE001 - whatever it was, those who wait must hear of it
+            self._lost(RaySystemError(f"the connection to the raylet failed: {type(thrown).__name__}: {thrown}"))
+
+    def _batch(self, batch: memoryview) -> None:
+        reader = f.FrameReader(batch)
+        while reader.next():
+            if reader.op == f.WELCOME:
+                prefix = bytes(reader.raw(f.PREFIX_BYTES))
+                self.info = json.loads(reader.text())
+                self.core = ClientCore(prefix, self, error_of)
+                self._welcome.set()
+            elif not self.core.receive(reader):
+                raise BulkheadError("INTERNAL", f"the raylet sent an operation that is not for a driver (0x{reader.op:x})")
+
+    def _lost(self, error: BaseException) -> None:
+        self._failure = error
+        self._over.set()
+        if self._welcome.is_set():
+            self.core.close(error)
+        self._welcome.set()
+        self._wake.set()
+
+    # --- end ---
+
+    def close(self) -> None:
+        if self._closing:
+            return
+        self._closing = True
+        self._wake.set()
+        try:
+            if not self._over.is_set():
+                self.flush()
+                self._stream.end()
+                self._over.wait(5)
+        except OSError:
+            pass
+        self._stream.close()
+        self.core.close(RaySystemError("the driver was shut down: call ray.init() again"))
+        self._close_session(self._outcome, "")
+
+    def _close_session(self, outcome: str, why: str) -> None:
+        if self._joined and not self._session_id:
+            return
+        try:
+            self._head.call(f"{SESSIONS}/Close", message(f1=self.job_id, f2=outcome, f3=why, f4=self._session_id), 5.0)
+        except BulkheadError:
+            # The head is away, or ended the job itself; what it does not hear from here it hears from the raylet.
+            pass
+
+    def failed(self) -> None:
+        self._outcome = "failed"
+
+
+RAYLET_NODE_ID, RAYLET_NODE_NUMBER, RAYLET_ADDRESS, RAYLET_SPIFFE_ID = 1, 2, 3, 4
+
+_driver: Driver | None = None
+_hooked = False
+
+
+class ClientContext(dict[str, Any]):
+    """What init() answers."""
+
+    def __enter__(self) -> ClientContext:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        shutdown()
+
+
+def init(address: str | None = None, *, profile: str | None = None, namespace: str | None = None, job_name: str | None = None, ignore_reinit_error: bool = False, **options: Any) -> ClientContext:
+    """Connects. `profile`: a directory of `bulkhead identity issue`; `address`: `bulkhead://host:port`, where it is not the profile's."""
+    global _driver, _hooked
+    if api.connected() and _driver is None:
+        raise RuntimeError("ray.init() is for drivers: inside a task the connection is there")
+    if _driver is not None:
+        if ignore_reinit_error:
+            return ClientContext(_driver.info)
+        raise RuntimeError("Maybe you called ray.init twice by accident? This error can be suppressed by passing in 'ignore_reinit_error=True' or by calling 'ray.shutdown()' prior to 'ray.init()'.")
+    harmless = {"num_cpus", "num_gpus", "include_dashboard", "logging_level", "log_to_driver", "configure_logging", "object_store_memory", "dashboard_host", "dashboard_port"}
+    for name, value in options.items():
+        if name not in harmless and value is not None:
+            raise NotImplementedError(f"ray.init({name}=…) is not supported yet (see docs/python.md)")
+    if namespace is not None:
+        raise NotImplementedError("ray.init(namespace=…) is not supported yet (see docs/python.md): give actors one with .options(namespace=…)")
+    try:
+        chosen = Profile(profile)
+        where = chosen.address if address in (None, "auto") else str(address).removeprefix("bulkhead://")
+        name = job_name or os.environ.get("BULKHEAD_JOB_NAME") or os.path.basename(sys.argv[0] if sys.argv else "") or "driver"
+        _driver = Driver(chosen, where, name)
+    except BulkheadError as refused:
+        raise error_of(refused.code, refused.message, refused.stack, None) from None
+    api.set_runtime(_driver)
+    if not _hooked:
+        _hooked = True
+        atexit.register(shutdown)
+        previous = sys.excepthook
+
+        def hook(kind: Any, thrown: Any, trace: Any) -> None:
+            if _driver is not None:
+                _driver.failed()
+            previous(kind, thrown, trace)
+
+        sys.excepthook = hook
+    return ClientContext(_driver.info)
+
+
+def shutdown() -> None:
+    global _driver
+    driver, _driver = _driver, None
+    if driver is None:
+        return
+    api.set_runtime(None)
+    driver.close()
+
+
+def is_initialized() -> bool:
+    return api.connected()
+
+
+def _auto() -> api.Runtime:
+    init()
+    assert _driver is not None
+    return _driver
+
+
+api.set_runtime(None, _auto)

@@ -1,0 +1,19 @@
+"""Ray's API on Bulkhead: `import bulkhead.ray as ray`. docs/python.md lists what is supported."""
+
+from __future__ import annotations
+
+from .. import api as _api
+from ..api import ActorHandle, ObjectRef, cancel, get, get_actor, get_runtime_context, kill, method, put, remote, wait
+from ..driver import init, is_initialized, shutdown
+from . import exceptions
+
+__all__ = [
+    "ActorHandle", "ObjectRef", "cancel", "exceptions", "get", "get_actor", "get_runtime_context", "init", "is_initialized", "kill", "method", "put", "remote", "shutdown", "wait",
+]
+
+
+def __getattr__(name: str) -> object:
+    raise AttributeError(f"ray.{name} is not supported yet (see docs/python.md)")
+
+
+_ = _api

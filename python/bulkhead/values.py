@@ -1,0 +1,129 @@
+"""Python values as octets: a pickle of protocol 5 and its out-of-band buffers, each at a multiple of 64 octets, so that what is read from a mapped
+file needs no copy. To CBOR readers it is a byte string under a tag of ours, which the TypeScript side refuses by name.
+
+    da 'BKPY' 5b u64 length (big-endian) | u32 n | u64 pickle octets | n × (u64 offset, u64 octets) | pickle | buffers
+
+Must never: be called in a trusted process, or with octets of another tenant (`foreign`): a pickle is code.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import struct
+import threading
+from typing import Any, Callable
+
+import cloudpickle
+
+from .errors import BulkheadError
+
+TAG = b"\xdaBKPY\x5b"
+_HEAD = struct.Struct("<IQ")
+_BUFFER = struct.Struct("<QQ")
+_PREFIX = len(TAG) + 8
+_ALIGN = 64
+# CBOR null and undefined: what a raylet itself answers for a call without a result.
+_NOTHING = (0xF6, 0xF7)
+
+
+class _Contained(threading.local):
+    """Refs met while the thread pickles a value: whoever sends it names them beside it."""
+
+    ids: list[bytes] | None = None
+
+
+contained = _Contained()
+
+
+def note_contained(ref_id: bytes) -> None:
+    if contained.ids is not None:
+        contained.ids.append(ref_id)
+
+
+class Encoded:
+    """An encoded value in parts, which are written one behind the other."""
+
+    __slots__ = ("parts", "size", "ids")
+
+    def __init__(self, parts: list[bytes | memoryview], size: int, ids: list[bytes]) -> None:
+        self.parts = parts
+        self.size = size
+        self.ids = ids
+
+    def join(self) -> bytes:
+        return b"".join(self.parts) if len(self.parts) > 1 else bytes(self.parts[0])
+
+
+def _dump(value: Any, callback: Callable[[pickle.PickleBuffer], Any]) -> bytes:
+    """The C pickler takes what it can; what it cannot (functions and classes of the program itself) needs cloudpickle's."""
+    out = io.BytesIO()
+    cloudpickle.CloudPickler(out, protocol=5, buffer_callback=callback).dump(value)
+    return out.getvalue()
+
+
+_PLAIN: frozenset[type] = frozenset({type(None), bool, int, float, str, bytes})
+
+
+def encode(value: Any, what: str = "value") -> Encoded:
+    before = contained.ids
+    ids: list[bytes] = []
+    contained.ids = ids
+    raws: list[memoryview] = []
+
+    def keep(buffer: pickle.PickleBuffer) -> bool:
+        try:
+            raw = buffer.raw()
+        except BufferError:
+            return True
+        if raw.nbytes < 4_096:
+            return True
+        raws.append(raw)
+        return False
+
+    try:
+        pickled = pickle.dumps(value, 5) if type(value) in _PLAIN else _dump(value, keep)
+    except BulkheadError:
+        raise
+    except Exception as thrown:
+        raise TypeError(f"Could not serialize the {what} of type {type(value).__name__}: {thrown}") from thrown
+    finally:
+        contained.ids = before
+    if not raws:
+        size = _HEAD.size + len(pickled)
+        return Encoded([b"".join((TAG, size.to_bytes(8, "big"), _HEAD.pack(0, len(pickled)), pickled))], _PREFIX + size, ids)
+    at = _PREFIX + _HEAD.size + _BUFFER.size * len(raws) + len(pickled)
+    table = bytearray()
+    tail: list[bytes | memoryview] = []
+    for raw in raws:
+        pad = -at % _ALIGN
+        tail.append(bytes(pad))
+        tail.append(raw)
+        table += _BUFFER.pack(at + pad, raw.nbytes)
+        at += pad + raw.nbytes
+    head = b"".join((TAG, (at - _PREFIX).to_bytes(8, "big"), _HEAD.pack(len(raws), len(pickled)), table, pickled))
+    return Encoded([head, *tail], at, ids)
+
+
+def decode(octets: bytes | bytearray | memoryview, foreign: bool = False) -> Any:
+    """The value; buffers in it are views of `octets`, read-only as in Ray."""
+    view = memoryview(octets).toreadonly()
+    if view.nbytes == 1 and view[0] in _NOTHING:
+        return None
+    if len(view) < _PREFIX + _HEAD.size or view[: len(TAG)] != TAG:
+        raise BulkheadError("INVALID_ARGUMENT", "the value was not made by Python: values of TypeScript programs cannot be read here yet")
+    if foreign:
+        raise BulkheadError("DENIED", "a value of another tenant that carries code (a pickle) is never read: ask its owner for data (Arrow, CBOR)")
+    n, pickled = _HEAD.unpack_from(view, _PREFIX)
+    start = _PREFIX + _HEAD.size + _BUFFER.size * n
+    if start + pickled > len(view) or int.from_bytes(view[len(TAG) : _PREFIX], "big") != len(view) - _PREFIX:
+        raise BulkheadError("INVALID_ARGUMENT", "a value is shorter than it says")
+    if n == 0:
+        return pickle.loads(view[start : start + pickled])
+    buffers = []
+    for i in range(n):
+        offset, size = _BUFFER.unpack_from(view, _PREFIX + _HEAD.size + i * _BUFFER.size)
+        if offset + size > len(view):
+            raise BulkheadError("INVALID_ARGUMENT", "a buffer of a value runs past its end")
+        buffers.append(view[offset : offset + size])
+    return pickle.loads(view[start : start + pickled], buffers=buffers)
