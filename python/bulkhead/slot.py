@@ -366,10 +366,12 @@ class Slot:
         return getattr(self._instance, name)  # type: ignore[no-any-return]
 
     def _events(self) -> asyncio.AbstractEventLoop:
-        if self._loop is None:
-            self._loop = asyncio.new_event_loop()
-            threading.Thread(target=self._loop.run_forever, name="bulkhead-asyncio", daemon=True).start()
-        return self._loop
+        # One for all: the first calls of an actor may come to two threads at once.
+        with self._cond:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                threading.Thread(target=self._loop.run_forever, name="bulkhead-asyncio", daemon=True).start()
+            return self._loop
 
     async def _await(self, of: Exec, coroutine: Any) -> None:
         try:
