@@ -90,7 +90,7 @@ const PACKAGE_HOMES: Readonly<Record<string, readonly string[]>> = {
   zod: ['src/', 'test/'],
   pino: ['src/gcs/', 'src/raylet/'],
   commander: ['src/cli/program.ts', 'bench/'],
-  esbuild: ['src/sdk/bundle.ts', 'src/sandbox/jail/image.ts', 'src/sandbox/isolate/build-prelude.ts', 'scripts/', 'bench/control-raylet.ts', 'test/'],
+  esbuild: ['src/sdk/bundle.ts', 'src/sandbox/bundle-cache.ts', 'scripts/', 'bench/control-raylet.ts', 'test/'],
   acorn: ['src/sdk/', 'test/'],
   'acorn-walk': ['src/sdk/', 'test/'],
   hyparquet: ['examples/', 'test/'],

@@ -49,7 +49,13 @@ export interface RunningRaylet {
   stop(): Promise<void>;
 }
 
+let rows: ReadonlyMap<string, MethodRow> | undefined;
+
 function methodRows(): ReadonlyMap<string, MethodRow> {
+  return (rows ??= readMethodRows());
+}
+
+function readMethodRows(): ReadonlyMap<string, MethodRow> {
   const names = [...file_bulkhead_v1_head.services, ...file_bulkhead_v1_raylet.services].flatMap((s) => s.methods.map((m) => `${s.typeName}/${m.name}`));
   return methodTable(builtinMethods(), names).methods;
 }
@@ -261,6 +267,9 @@ export async function runRaylet(): Promise<void> {
   let renew = async (): Promise<void> => undefined;
   process.on('SIGHUP', () => void renew().catch((error: unknown) => log.error({ err: error }, 'the identity of this node could not be renewed; the one in force stays')));
   try {
+    // Whoever starts a cluster starts its raylets at once and configures them when the head is there: until then there is this to do.
+    methodRows();
+    await WorkerPool.prepare();
     const raylet = await startRaylet(readRayletConfig(), log);
     renew = () => raylet.renewIdentity();
     process.stdout.write(`${JSON.stringify({ ready: true, address: raylet.address, nodeId: raylet.nodeId, metricsAddress: raylet.metricsAddress })}\n`);

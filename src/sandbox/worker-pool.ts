@@ -20,7 +20,7 @@ import { startSandbox } from './gvisor/sandbox.ts';
 import { readSandboxLayers } from './gvisor/sandbox-layers.ts';
 import { killStrays, startJail, type Bind, type JailProcess, type ResourceLimits } from './jail/bubblewrap.ts';
 import { openCgroupTree, type CgroupLimits, type CgroupTree } from './jail/cgroup.ts';
-import { buildImage, findProgram, unsearchableParent, workerSpec, type JailImage } from './jail/image.ts';
+import { buildImage, findProgram, prepareImage, unsearchableParent, workerSpec, type JailImage } from './jail/image.ts';
 import { LAYER_REMEDIES, LAYERS, readLayers, requireLayers, type Layer, type LayerName } from './jail/layers.ts';
 import { WorkerProcess } from './worker-process.ts';
 
@@ -126,6 +126,11 @@ export class WorkerPool {
     this.#prlimit = prlimit;
     this.#python = pythonSupport(options.python);
     this.#breaker = new CrashLoopBreaker(options.limits?.crashLoop);
+  }
+
+  /** What any pool needs and no configuration decides: a process may do it while it waits for its own. */
+  static prepare(): Promise<void> {
+    return prepareImage();
   }
 
   /** Builds the image, starts the warm workers and returns when the first of them stands. Throws LAYER_MISSING. */

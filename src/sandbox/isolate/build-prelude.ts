@@ -3,7 +3,7 @@
  * inside the jail. The globals that the prelude uses are captured as constants around it: tenant code may rebind `globalThis.Map`.
  */
 import { fileURLToPath } from 'node:url';
-import { build } from 'esbuild';
+import { bundled } from '../bundle-cache.ts';
 
 const CAPTURED = [
   'Object', 'Function', 'Array', 'String', 'Number', 'Boolean', 'Symbol', 'BigInt', 'Math', 'JSON', 'Reflect', 'Proxy', 'Promise', 'Map', 'Set', 'WeakMap', 'Date', 'RegExp', 'ArrayBuffer', 'DataView', 'Uint8Array',
@@ -21,13 +21,10 @@ export function buildPrelude(): Promise<string> {
 }
 
 async function bundle(): Promise<string> {
-  const result = await build({
-    entryPoints: [fileURLToPath(new URL('./guest/prelude.ts', import.meta.url))],
-    bundle: true, write: false, format: 'iife', globalName: 'prelude', platform: 'neutral', target: 'es2024', legalComments: 'none', minifySyntax: true, minifyWhitespace: true, logLevel: 'silent',
+  const text = await bundled(fileURLToPath(new URL('./guest/prelude.ts', import.meta.url)), {
+    format: 'iife', globalName: 'prelude', platform: 'neutral', target: 'es2024', legalComments: 'none', minifySyntax: true, minifyWhitespace: true, logLevel: 'silent',
   });
-  const [file] = result.outputFiles;
-  if (file === undefined) throw new Error('esbuild returned no prelude');
   // esbuild leaves regular expressions as they are written.
-  const ascii = file.text.replace(/[^\0-\x7f]/g, (c) => `\\u${c.charCodeAt(0).toString(16).padStart(4, '0')}`);
+  const ascii = text.replace(/[^\0-\x7f]/g, (c) => `\\u${c.charCodeAt(0).toString(16).padStart(4, '0')}`);
   return `(() => {\n'use strict';\nconst { ${CAPTURED.join(', ')} } = globalThis;\n${ascii}\nreturn prelude.install;\n})();\n`;
 }

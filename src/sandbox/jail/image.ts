@@ -2,11 +2,11 @@
  * What a worker's jail shows: the node binary, its C libraries by name, two addons, the bundled worker host, the guest prelude and the
  * two filters. Built once per pool into a directory that only the raylet can write. Must never hold anything of a tenant or a secret.
  */
-import { build, stop } from 'esbuild';
 import { accessSync, constants, copyFileSync, existsSync, linkSync, mkdirSync, realpathSync, statSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { BulkheadError } from '../../base/errors.ts';
+import { bundled } from '../bundle-cache.ts';
 import { buildPrelude } from '../isolate/build-prelude.ts';
 import type { Bind, JailSpec } from './bubblewrap.ts';
 import { compileSeccomp, RUN_TIME, seccompArch, START_UP } from './seccomp.ts';
@@ -70,10 +70,18 @@ function place(source: string, target: string): void {
   }
 }
 
-async function bundleHost(): Promise<string> {
-  const entry = fileURLToPath(new URL('../isolate/worker-host.ts', import.meta.url));
-  const result = await build({ entryPoints: [entry], bundle: true, write: false, format: 'cjs', platform: 'node', target: 'node24', legalComments: 'none', minifySyntax: true, minifyWhitespace: true, logLevel: 'silent' });
-  return result.outputFiles[0]?.text ?? '';
+let host: Promise<string> | undefined;
+
+function buildHost(): Promise<string> {
+  host ??= bundled(fileURLToPath(new URL('../isolate/worker-host.ts', import.meta.url)), { format: 'cjs', platform: 'node', target: 'node24', legalComments: 'none', minifySyntax: true, minifyWhitespace: true, logLevel: 'silent' });
+  host.catch(() => (host = undefined));
+  return host;
+}
+
+/** Makes what every image needs and nothing of a node decides, so that a process may do it before it knows its configuration. */
+export async function prepareImage(): Promise<void> {
+  await buildHost();
+  await buildPrelude();
 }
 
 export async function buildImage(options: ImageOptions): Promise<JailImage> {
@@ -82,11 +90,10 @@ export async function buildImage(options: ImageOptions): Promise<JailImage> {
   if (loader === undefined || process.platform !== 'linux') throw new BulkheadError('LAYER_MISSING', 'layer empty-root is missing: workers run on Linux with glibc only');
   const directory = options.directory;
   mkdirSync(directory, { recursive: true, mode: 0o755 });
-  const [host, prelude] = await Promise.all([bundleHost(), options.prelude ?? buildPrelude()]);
-  // The bundler's own process has done its work; it would stay for as long as the raylet does.
-  await stop();
+  const program = await buildHost();
+  const prelude = options.prelude ?? (await buildPrelude());
   const at = (name: string): string => join(directory, name);
-  writeFileSync(at('worker-host.cjs'), host, { mode: 0o644 });
+  writeFileSync(at('worker-host.cjs'), program, { mode: 0o644 });
   writeFileSync(at('prelude.js'), prelude, { mode: 0o644 });
   writeFileSync(at('start-up.bpf'), compileSeccomp(START_UP, arch), { mode: 0o644 });
   writeFileSync(at('run-time.bpf'), compileSeccomp(RUN_TIME, arch), { mode: 0o644 });
