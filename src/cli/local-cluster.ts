@@ -88,8 +88,8 @@ class Part<Ready> {
     try {
       this.#logFrom = fstatSync(log).size;
       const env = Object.fromEntries(KEPT_ENVIRONMENT.flatMap((key) => (process.env[key] === undefined ? [] : [[key, process.env[key]]])));
-      const [program = process.execPath, ...args] = [...through, process.execPath, main];
-      this.child = spawn(program, args, { stdio: ['pipe', 'pipe', log], detached: true, cwd: '/', env: { ...env, ...more } });
+      const command = [...through, process.execPath, main];
+      this.child = spawn(command[0] as string, command.slice(1), { stdio: ['pipe', 'pipe', log], detached: true, cwd: '/', env: { ...env, ...more } });
     } finally {
       closeSync(log);
     }
