@@ -43,6 +43,8 @@ const STREAM_ITEMS = 10_000;
 export const LARGE_BYTES = 100 * 2 ** 20;
 const MULTI_LARGE_BYTES = 50 * 2 ** 20;
 const MULTI_CLIENTS = 4;
+/** Of Ray's row. */
+const GROUPS = 100;
 /** Ray's own choice. */
 const ACTORS = Math.max(1, availableParallelism() >> 1);
 
@@ -199,6 +201,17 @@ async function putInTasks({ cluster, module }: RowContext): Promise<Step> {
   };
 }
 
+/** As many as Ray's row makes at once, each of one small bundle: there, then gone. */
+async function placementGroups({ cluster }: RowContext): Promise<Step> {
+  return async () => {
+    const groups = times(GROUPS, () => cluster.placementGroup([{ cpus: 0.001 }]));
+    const { pending } = await cluster.wait(groups.map((group) => group.ready()), { count: GROUPS, timeoutMs: 30_000 });
+    if (pending.length > 0) throw new Error(`${pending.length} placement groups did not come`);
+    await Promise.all(groups.map((group) => group.remove()));
+    return GROUPS;
+  };
+}
+
 const calls = 'calls/s';
 const one = { unit: calls, drivers: 1, ray: true } as const;
 const many = { unit: calls, drivers: MULTI_CLIENTS, ray: true } as const;
@@ -227,7 +240,7 @@ export const ROWS: readonly Row[] = [
   { ...one, name: '1:1 async-actor calls with args async', prepare: actorBatch('AsyncActor', { maxConcurrency: 1_000, withArg: true }) },
   { ...one, name: '1:n async-actor calls async', prepare: actorBatch('AsyncActor', { maxConcurrency: 1_000, count: ACTORS, batch: 5_000 }) },
   { ...many, name: 'n:n async-actor calls async', prepare: sharedActors('AsyncActor', 5_000) },
-  { ...one, name: 'placement group create/removal', missing: 'placement groups are not built yet' },
+  { ...one, name: 'placement group create/removal', floor: 2.5, prepare: placementGroups },
   { ...one, name: 'client: get calls', prepare: getSmall },
   { ...one, name: 'client: put calls', prepare: putSmall },
   { ...one, name: 'client: put gigabytes', unit: 'GB/s', floor: 2, prepare: putLarge(LARGE_BYTES) },

@@ -35,7 +35,7 @@ const FACES: Readonly<Record<string, readonly string[]>> = {
 };
 
 /** What isolates and drivers share: ECMAScript only. */
-const SHARED_WITH_ISOLATES = ['client-core', 'calls', 'object-ref', 'object-stream', 'remote-error', 'actor-handle', 'options', 'remote-types', 'runtime', 'actor-pool', 'queue', 'queue-actor'].map((name) => `src/sdk/${name}.ts`);
+const SHARED_WITH_ISOLATES = ['client-core', 'calls', 'object-ref', 'object-stream', 'remote-error', 'actor-handle', 'placement-group', 'options', 'remote-types', 'runtime', 'actor-pool', 'queue', 'queue-actor'].map((name) => `src/sdk/${name}.ts`);
 
 interface ImportRule {
   /** Files this rule is for: a path or a folder with `/` at its end. The first rule that fits counts. */

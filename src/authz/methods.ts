@@ -18,7 +18,7 @@ export type AuditClass = (typeof AUDIT_CLASSES)[number];
 
 /** Calls inside a channel (proto/frames.md); each needs a row. */
 export const CHANNEL_CALLS = [
-  'define', 'code', 'submit-task', 'create-actor', 'call-actor', 'put', 'get', 'wait', 'stream', 'release', 'cancel', 'kill', 'lookup-actor', 'context', 'idle-limit',
+  'define', 'code', 'submit-task', 'create-actor', 'call-actor', 'put', 'get', 'wait', 'stream', 'release', 'cancel', 'kill', 'lookup-actor', 'create-group', 'remove-group', 'use-group', 'context', 'idle-limit',
 ] as const;
 export type ChannelCall = (typeof CHANNEL_CALLS)[number];
 
@@ -54,7 +54,7 @@ const target = { action: z.enum(ACTIONS), resource: z.enum(RESOURCE_KINDS) };
 const field = z.string().regex(/^request\.[a-z][a-z0-9_]*$/, "must be 'request.<field>'");
 const common = { callers: z.array(z.enum(CALLER_KINDS)), audit: z.enum(AUDIT_CLASSES) };
 const rpc = { ...common, tenant: z.union([z.enum(['own', 'none']), field]), name: field.optional() };
-const row = z.union([z.strictObject({ ...target, ...rpc }), z.strictObject({ by: field, cases: z.record(z.string().regex(/^[a-z]+$/), z.strictObject(target)), ...rpc })]);
+const row = z.union([z.strictObject({ ...target, ...rpc }), z.strictObject({ by: field, cases: z.record(z.string().regex(/^[a-z]+(?:-[a-z]+)*$/), z.strictObject(target)), ...rpc })]);
 const channelRow = z.strictObject({ ...target, ...common, tenant: z.enum(['own', 'target']) });
 const file = z.strictObject({ version: z.literal(1), rpc: z.record(z.string(), row), channel: z.partialRecord(z.enum(CHANNEL_CALLS), channelRow), reserved: z.array(z.enum(ACTIONS)) });
 

@@ -13,12 +13,12 @@ export const ACTIONS = [
   'tenant.create', 'tenant.list', 'tenant.read', 'tenant.update', 'tenant.delete',
   'identity.issue', 'identity.renew', 'identity.revoke', 'identity.read', 'pki.read', 'pki.rotate', 'pki.join-token', 'pki.trust-bundle',
   'policy.apply', 'policy.read', 'policy.check', 'audit.read', 'audit.export', 'audit.stats', 'cluster.read', 'cluster.stop', 'cluster.doctor', 'metrics.read',
-  'peer.exchange',
+  'peer.exchange', 'placement-group.create', 'placement-group.remove', 'placement-group.use', 'placement-group.list', 'placement-group.read',
 ] as const;
 export type Action = (typeof ACTIONS)[number];
 
 export const RESOURCE_KINDS = [
-  'task', 'actor', 'object', 'code', 'job', 'log', 'session', 'node', 'worker', 'tenant', 'identity', 'pki', 'policy', 'audit', 'cluster', 'metrics',
+  'task', 'actor', 'object', 'code', 'job', 'log', 'session', 'node', 'worker', 'tenant', 'identity', 'pki', 'policy', 'audit', 'cluster', 'metrics', 'placement-group',
 ] as const;
 export type ResourceKind = (typeof RESOURCE_KINDS)[number];
 

@@ -8,6 +8,7 @@ import { BulkheadError } from '../base/errors.ts';
 import { CALL_KIND, type CallKind } from '../base/frame.ts';
 import { objectIdText, parseJobId, parseObjectIdText, quote } from '../base/ids.ts';
 import { MAX_OBJECTS_PER_TENANT } from '../base/limits.ts';
+import { describeResources } from '../base/resources.ts';
 import type { EntitySchema, Inspection, TimelineCallSchema } from '../rpc/generated/bulkhead/v1/raylet_pb.js';
 import type { CallContext, Implementation } from '../rpc/rpc.ts';
 import { LAYER_REMEDIES, type Layer } from '../sandbox/jail/layers.ts';
@@ -16,6 +17,7 @@ import { makeId } from './core/core.ts';
 import { nameOf, taskName } from './core/dispatch.ts';
 import { actorReason, findHolders, Holders, holdersText, nodeName, taskReason } from './core/reasons.ts';
 import { CHANNEL_KIND, ObjectEntry, TASK_STATE, type Actor, type Task, type TenantState, type Worker } from './core/state.ts';
+import { groupReason, type PlacementGroup } from './core/placement-groups.ts';
 import type { Raylet } from './raylet.ts';
 
 type Entity = MessageInitShape<typeof EntitySchema>;
@@ -113,11 +115,14 @@ function* entities({ raylet, nodeId }: InspectionContext, tenant: TenantState, k
         for (const entry of session.objects.values()) yield entry;
       }
       return;
+    case 'placement-groups':
+      for (const group of core.groups.values()) if (group.job.tenant === tenant) yield wanted(group.job.id) ? shownGroup(raylet, nodeId, group) : undefined;
+      return;
     case 'workers':
       for (const worker of core.workers.values()) if (worker.tenant === tenant) yield shownWorker(raylet, nodeId, worker);
       return;
     default:
-      throw new BulkheadError('INVALID_ARGUMENT', `${quote(kind)} is none of workers, tasks, actors, objects`);
+      throw new BulkheadError('INVALID_ARGUMENT', `${quote(kind)} is none of workers, tasks, actors, objects, placement-groups`);
   }
 }
 
@@ -213,6 +218,17 @@ function shownWorker(raylet: Raylet, nodeId: string, worker: Worker): Entity {
   return {
     kind: 'workers', id: worker.id ?? `starting-${worker.key}`, nodeId, jobId: '', name: worker.purpose, state: worker.state, reason: workerReason(worker),
     facts: { isolates: String(worker.slots.size), memory: String(process?.memoryBytes() ?? 0), cpuMs: String(Math.round((process?.cpuMicros() ?? 0) / 1_000)) },
+  };
+}
+
+function shownGroup(raylet: Raylet, nodeId: string, group: PlacementGroup): Entity {
+  const core = raylet.core.state;
+  return {
+    kind: 'placement-groups', id: core.idText(group.session, group.index), nodeId, jobId: group.job.id, name: group.name, state: group.state, reason: groupReason(core, group),
+    facts: {
+      strategy: group.strategy, bundles: String(group.bundles.length), detached: String(group.detached),
+      nodes: group.bundles.map(({ node }) => (node === 0 ? '-' : nodeName(core, node))).join(' '), reserved: group.bundles.map(({ resources }) => describeResources(resources)).join('; '),
+    },
   };
 }
 

@@ -26,6 +26,7 @@ import { classInfoOf } from './core/actors.ts';
 import type { ActorSeed } from './core/adoption.ts';
 import type { Effect } from './core/effects.ts';
 import { overMemory } from './core/object-memory.ts';
+import type { PlacementGroup } from './core/placement-groups.ts';
 import { RayletCore } from './core/raylet-core.ts';
 import { Channel, CHANNEL_KIND, failureOf, NO_QUOTA, Worker, type Actor, type ChannelKind, type Failure, type Job, type Slot, type TenantQuota, type TenantState, type Upstream } from './core/state.ts';
 import { Intake, type Source } from './intake.ts';
@@ -110,6 +111,9 @@ export interface RayletOptions {
   /** Detail of the last usage record in a tenant's log; undefined: there is none. */
   readonly lastUsage?: (tenant: string) => Promise<string | undefined>;
 }
+
+/** Names of placement groups are in the head's table of actors' names, in a namespace that no actor can have: one behind a `/` is not looked up. */
+const GROUP_NAMES = 'placement-group/';
 
 interface ChannelShell {
   readonly port: ChannelPort | undefined;
@@ -564,6 +568,17 @@ export class Raylet implements AsyncDisposable {
       case 'lookup-name':
         void this.#lookupName(effect);
         return;
+      case 'register-group':
+        void this.#registerGroup(effect.group, effect.id, effect.info);
+        return;
+      case 'release-group': {
+        const { group, id } = effect;
+        this.#options.names.release(group.job.tenant.name, GROUP_NAMES, group.name, id).catch((error: unknown) => this.#options.log.warn({ err: error }, 'the name of a placement group could not be released; the head drops it when this node is gone'));
+        return;
+      }
+      case 'lookup-group':
+        void this.#lookupGroup(effect);
+        return;
       case 'open-upstream': {
         const { upstream } = effect;
         this.#upstreamBoxes.set(upstream, this.#newOutbox(upstream.job.tenant, (batch) => this.peers?.write(upstream, batch)));
@@ -870,6 +885,41 @@ export class Raylet implements AsyncDisposable {
         }
       }
     }
+  }
+
+  async #registerGroup(group: PlacementGroup, id: Uint8Array, info: string): Promise<void> {
+    let failure: Failure | undefined;
+    const { tenant } = group.job;
+    const registering = this.#askHead(tenant.name, async () => void (await this.#options.names.register(this.#credentialOf(group.job), tenant.name, GROUP_NAMES, group.name, id, info, undefined)));
+    const key = nameKey(tenant.name, GROUP_NAMES, group.name);
+    this.#naming.set(key, registering);
+    try {
+      await registering;
+    } catch (error) {
+      failure = failureOf(toSafeError(error));
+    } finally {
+      if (this.#naming.get(key) === registering) this.#naming.delete(key);
+    }
+    this.core.state.nowMs = this.#clock.nowMs();
+    this.core.groupNamed(group, failure);
+    this.flush();
+  }
+
+  async #lookupGroup({ channel, request, name, auditSeq }: Effect & { readonly type: 'lookup-group' }): Promise<void> {
+    let found: { id: Uint8Array; info: string } | Failure | undefined;
+    const { tenant } = channel.job;
+    try {
+      await this.#naming.get(nameKey(tenant.name, GROUP_NAMES, name))?.catch(() => undefined);
+      const row = await this.#askHead(tenant.name, () => this.#options.names.lookup(this.#credentialOf(channel.job), tenant.name, GROUP_NAMES, name));
+      found = row === undefined ? undefined : { id: row.id, info: row.classInfo };
+    } catch (error) {
+      const { code } = toSafeError(error);
+      if (code !== 'RESOURCE_EXHAUSTED' && code !== 'UNAUTHENTICATED' && code !== 'DENIED') this.#options.log.warn({ err: error }, 'the head could not be asked for the name of a placement group');
+      found = code === 'RESOURCE_EXHAUSTED' || code === 'UNAUTHENTICATED' || code === 'DENIED' ? failureOf(toSafeError(error)) : { code: 'UNAVAILABLE', message: 'the head cannot be asked for the name now; try again', stack: '' };
+    }
+    this.core.state.nowMs = this.#clock.nowMs();
+    this.core.groupFound(channel, request, found, auditSeq);
+    this.flush();
   }
 
   async #lookupName(effect: Effect & { readonly type: 'lookup-name' }): Promise<void> {

@@ -5,7 +5,7 @@
  */
 import { BulkheadError } from '../base/errors.ts';
 import { CHUNK_HEADER_BYTES, FrameWriter, NO_TIMEOUT, OP, type CallKind, type FrameReader, type FrameSink } from '../base/frame.ts';
-import { OBJECT_ID_BYTES, SESSION_PREFIX_BYTES, objectIdText } from '../base/ids.ts';
+import { OBJECT_ID_BYTES, objectIdFromText, objectIdText, SESSION_PREFIX_BYTES } from '../base/ids.ts';
 import {
   CHUNK_BYTES, MAX_DEPENDENCIES, MAX_ERROR_MESSAGE_CHARS, MAX_FRAME_BYTES, MAX_INLINE_BYTES, MAX_OBJECT_BYTES, MAX_REFS_PER_CALL, MAX_STACK_CHARS, MAX_TEMPLATES_PER_CHANNEL,
 } from '../base/limits.ts';
@@ -555,6 +555,28 @@ export class ClientCore {
   /** A handle to a named actor. */
   lookupActor(name: string): Promise<object> {
     return this.#request<object>([], 1, (r, parent) => this.#frame(OP.LOOKUP_ACTOR, (w) => w.u32(parent).u32(r).str(name)));
+  }
+
+  /** Asks for a placement group. The ref is its id, and has its value when the group is there. */
+  createGroup(json: string): ObjectRef {
+    this.#open();
+    const seq = this.#take(1);
+    const parent = this.#options.parent();
+    this.#frame(OP.CREATE_GROUP, (w) => w.u32(parent).u32(seq).text(json));
+    return this.#newRef(seq);
+  }
+
+  removeGroup(id: string): Promise<void> {
+    const octets = objectIdFromText(id);
+    return this.#request<void>([], 1, (r, parent) => this.#frame(OP.REMOVE_GROUP, (w) => w.u32(parent).u32(r).raw(octets)));
+  }
+
+  lookupGroup(name: string): Promise<{ readonly id: string; readonly strategy: string; readonly bundles: readonly { readonly cpus: number; readonly memoryBytes: number }[] }> {
+    return this.#request([], 1, (r, parent) => this.#frame(OP.LOOKUP_GROUP, (w) => w.u32(parent).u32(r).str(name)));
+  }
+
+  refOf(id: string): ObjectRef {
+    return this.refFrom(objectIdFromText(id));
   }
 
   context(): Promise<Record<string, unknown>> {

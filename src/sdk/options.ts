@@ -4,7 +4,7 @@
  */
 import { BulkheadError } from '../base/errors.ts';
 import { quote } from '../base/ids.ts';
-import { DEFAULT_STREAM_BYTES, DEFAULT_STREAM_ITEMS, MAX_FAN_OUT, MAX_RETRY_DELAY_MS, MAX_RETURNS, MAX_STREAM_BYTES, MAX_STREAM_ITEMS, MAX_TASK_DEPTH } from '../base/limits.ts';
+import { DEFAULT_STREAM_BYTES, DEFAULT_STREAM_ITEMS, MAX_BUNDLES_PER_GROUP, MAX_FAN_OUT, MAX_RETRY_DELAY_MS, MAX_RETURNS, MAX_STREAM_BYTES, MAX_STREAM_ITEMS, MAX_TASK_DEPTH } from '../base/limits.ts';
 import { parseFallback, parseSelector } from '../base/labels.ts';
 import { parseMemory, parseUnits } from '../base/resources.ts';
 import type { StreamWindow } from './object-stream.ts';
@@ -46,6 +46,10 @@ interface PlacementOptions {
   readonly nodeAffinity?: string | { readonly node: string; readonly soft?: boolean };
   /** `'spread'`: over the nodes in turn. */
   readonly scheduling?: 'default' | 'spread';
+  /** Run in a bundle of this placement group: the group, or its id. */
+  readonly placementGroup?: string | { readonly id: string };
+  /** Which bundle, from 0; default -1: any that has room. */
+  readonly bundleIndex?: number;
   readonly isolation?: 'isolate' | 'gvisor';
   /** Label of the results, for policies. */
   readonly label?: string;
@@ -154,6 +158,8 @@ const PLACEMENT: Readonly<Record<string, Check>> = {
     const { node, soft = false } = value as { node?: unknown; soft?: unknown };
     return { node: text(`${name}.node`, node), soft: flag(`${name}.soft`, soft) };
   },
+  placementGroup: (name, value) => matching(/^obj-[0-9a-f]{48}$/, 'give a placement group, or its id')(name, typeof value === 'object' && value !== null ? (value as { id?: unknown }).id : value),
+  bundleIndex: integer(-1, MAX_BUNDLES_PER_GROUP - 1),
   scheduling: oneOf('default', 'spread'),
   isolation: oneOf('isolate', 'gvisor'),
   label: text,

@@ -5,6 +5,7 @@
 import { BulkheadError } from '../base/errors.ts';
 import type { ObjectRef } from './object-ref.ts';
 import type { ActorOptions, TaskOptions } from './options.ts';
+import type { PlacementBundle, PlacementGroup, PlacementGroupOptions } from './placement-group.ts';
 import type { ActorHandle, AnyClass, AnyFunction, GetOptions, RemoteClass, RemoteFunctionOf, ValuesOf, WaitOptions, WaitResult } from './remote-types.ts';
 
 export { BulkheadError, type ErrorCode } from '../base/errors.ts';
@@ -12,6 +13,7 @@ export type { ObjectRef } from './object-ref.ts';
 export type { ActorHandle, RefOr, RemoteClass, RemoteFunction, RemoteFunctionOf, RemoteGenerator, RemoteMethod, RemoteStreamMethod } from './remote-types.ts';
 export type { ObjectStream } from './object-stream.ts';
 export type { ActorOptions, MethodOptions, TaskOptions } from './options.ts';
+export type { PlacementBundle, PlacementGroup, PlacementGroupOptions } from './placement-group.ts';
 
 /** Facts of the running call. Frozen. */
 export interface RuntimeContext {
@@ -50,6 +52,9 @@ export interface Runtime {
   wait<R extends ObjectRef>(refs: readonly R[], options?: WaitOptions): Promise<WaitResult<R>>;
   cancel(ref: ObjectRef, options?: { readonly force?: boolean }): Promise<void>;
   kill(actor: { readonly id: string }, options?: { readonly noRestart?: boolean }): Promise<void>;
+  /** As in a driver: resources that are reserved together. Bound to the job, unless it is detached. */
+  placementGroup(bundles: readonly PlacementBundle[], options?: PlacementGroupOptions): PlacementGroup;
+  getPlacementGroup(name: string): Promise<PlacementGroup>;
   /** Inside an actor: ends it, for good. Its calls under way and to come fail with ACTOR_DIED. Does not return. */
   exitActor(): never;
   context(): RuntimeContext;
@@ -58,7 +63,7 @@ export interface Runtime {
 /** The global under which the prelude keeps the runtime; it is frozen there. */
 export const RUNTIME_GLOBAL = '__bulkhead_runtime';
 /** What a bundle may import from `bulkhead/runtime`. */
-export const RUNTIME_EXPORTS = ['task', 'actor', 'put', 'get', 'wait', 'cancel', 'kill', 'exitActor', 'context', 'BulkheadError'] as const;
+export const RUNTIME_EXPORTS = ['task', 'actor', 'put', 'get', 'wait', 'cancel', 'kill', 'placementGroup', 'getPlacementGroup', 'exitActor', 'context', 'BulkheadError'] as const;
 
 function runtime(): Runtime {
   const found = (globalThis as Record<string, unknown>)[RUNTIME_GLOBAL];
@@ -73,5 +78,7 @@ export const get: Runtime['get'] = ((...args: Parameters<Runtime['get']>) => run
 export const wait: Runtime['wait'] = (refs, options) => runtime().wait(refs, options);
 export const cancel: Runtime['cancel'] = (ref, options) => runtime().cancel(ref, options);
 export const kill: Runtime['kill'] = (handle, options) => runtime().kill(handle, options);
+export const placementGroup: Runtime['placementGroup'] = (bundles, options) => runtime().placementGroup(bundles, options);
+export const getPlacementGroup: Runtime['getPlacementGroup'] = (name) => runtime().getPlacementGroup(name);
 export const exitActor: Runtime['exitActor'] = () => runtime().exitActor();
 export const context: Runtime['context'] = () => runtime().context();

@@ -14,6 +14,7 @@ import { ClientCore } from './client-core.ts';
 import { bundleFunction } from './inline-function.ts';
 import type { ObjectRef } from './object-ref.ts';
 import type { TaskOptions } from './options.ts';
+import { foundGroup, placementGroup, type PlacementBundle, type PlacementGroup, type PlacementGroupOptions } from './placement-group.ts';
 import { remoteError } from './remote-error.ts';
 import type { ActorHandle, AnyFunction, GetOptions, RemoteFunction, RemoteGenerator, RemoteModule, Streamed, ValuesOf, WaitOptions, WaitResult } from './remote-types.ts';
 import type { Tracer, TraceOptions } from './tracing.ts';
@@ -23,6 +24,7 @@ export { BulkheadError, type ErrorCode } from '../base/errors.ts';
 export { ObjectRef } from './object-ref.ts';
 export type { ObjectStream } from './object-stream.ts';
 export type { ActorOptions, MethodOptions, TaskOptions } from './options.ts';
+export type { PlacementBundle, PlacementGroup, PlacementGroupOptions } from './placement-group.ts';
 export type { ActorHandle, GetOptions, RefOr, RemoteClass, RemoteFunction, RemoteGenerator, RemoteMethod, RemoteModule, RemoteStreamMethod, WaitOptions, WaitResult } from './remote-types.ts';
 export type { TraceOptions } from './tracing.ts';
 export type { Connection, Transport, TransportHandlers } from './transport.ts';
@@ -150,6 +152,16 @@ export class Cluster implements AsyncDisposable {
   /** A handle to a named actor. */
   async actor<T = Record<string, AnyFunction>>(name: string): Promise<ActorHandle<T>> {
     return (await this.#core.lookupActor(name)) as ActorHandle<T>;
+  }
+
+  /** Reserves resources together, all of them or none: `group.ready()` has its value when they are. Tasks and actors run in it by the options `placementGroup` and `bundleIndex`. */
+  placementGroup(bundles: readonly PlacementBundle[], options?: PlacementGroupOptions): PlacementGroup {
+    return placementGroup(this.#core, bundles, options);
+  }
+
+  /** A named placement group of the tenant's. */
+  async getPlacementGroup(name: string): Promise<PlacementGroup> {
+    return foundGroup(this.#core, await this.#core.lookupGroup(name));
   }
 
   /** A ref from its id as text. Whether it may be used is decided when it is. */

@@ -1,9 +1,13 @@
 /** Where work runs, on a real cluster of three raylets with labels: what the operator set is what tenants ask for. */
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { execFile } from 'node:child_process';
+import { fileURLToPath } from 'node:url';
+import { promisify } from 'node:util';
 import { Cluster as ClusterService, Identities } from '../../src/rpc/generated/bulkhead/v1/head_pb.js';
 import { Inspection } from '../../src/rpc/generated/bulkhead/v1/raylet_pb.js';
 import type { Cluster, RemoteModule } from '../../src/sdk/sdk.ts';
-import { TestCluster, until } from '../support/cluster.ts';
+import { read } from '../source-tree.ts';
+import { failure, NODE, TestCluster, until } from '../support/cluster.ts';
 
 type Work = typeof import('../support/place-work.ts');
 
@@ -65,4 +69,99 @@ it('labels of a join token are checked where it is made', async () => {
   const identities = (await cluster.as('admin')).to(Identities);
   await expect(identities.createJoinToken({ nodeId: '', labels: { 'a b': 'c' } })).rejects.toThrow(/label .* is not valid/);
   expect((await identities.createJoinToken({ nodeId: '', labels: { zone: 'eu' } })).token.length).toBeGreaterThan(20);
+});
+
+async function groups(raylet: string, tenant = 'acme', profile = 'acme-dev'): Promise<{ id: string; name: string; state: string; reason: string; facts: Record<string, string> }[]> {
+  const { entities } = await (await cluster.as(profile)).on(raylet, Inspection).list({ kind: 'placement-groups', tenant });
+  return entities;
+}
+
+const home = (): string => cluster.nodeById(driver.nodeId).name;
+
+describe('placement groups', () => {
+  it('reserve on the nodes that the strategy says, run what asks for them, and give everything back', async () => {
+    await using group = driver.placementGroup([{ cpus: 1 }, { cpus: 1 }, { cpus: 1, memory: '64MiB' }], { strategy: 'STRICT_SPREAD' });
+    await driver.get(group.ready());
+    const [shown] = (await groups(home())).filter((g) => g.id === group.id);
+    expect([shown?.state, shown?.facts['strategy'], shown?.facts['nodes']?.split(' ').sort()]).toEqual(['CREATED', 'STRICT_SPREAD', ['raylet-1', 'raylet-2', 'raylet-3'].map(id).sort()]);
+    const where = shown?.facts['nodes']?.split(' ') ?? [];
+    for (const bundleIndex of [0, 1, 2]) expect(await driver.get(work.where.options({ placementGroup: group, bundleIndex })())).toBe(where[bundleIndex]);
+    const actor = await work.Place.options({ placementGroup: group, bundleIndex: 1, cpus: 1 }).create();
+    expect(await driver.get(actor.where())).toBe(where[1]);
+    // The actor has all of its bundle: a task that wants it waits.
+    const waits = work.where.options({ placementGroup: group, bundleIndex: 1 })();
+    expect((await driver.wait([waits], { timeoutMs: 300 })).ready).toEqual([]);
+    await driver.kill(actor);
+    expect(await driver.get(waits)).toBe(where[1]);
+  });
+
+  it('of which one bundle finds no room reserve none, and say why', async () => {
+    const group = driver.placementGroup([{ cpus: 2 }, { cpus: 2 }, { cpus: 2 }, { cpus: 2 }], { strategy: 'STRICT_SPREAD' });
+    expect(await group.wait(300)).toBe(false);
+    expect((await groups(home())).find((g) => g.id === group.id)).toMatchObject({ state: 'PENDING', reason: 'infeasible: STRICT_SPREAD of 4 bundles finds no room on 3 nodes, also when they are empty' });
+    await group.remove();
+    expect((await failure(driver.get(group.ready()))).code).toBe('CANCELLED');
+    expect(await driver.get(Array.from({ length: 3 }, () => work.where.options({ cpus: 2 })()))).toHaveLength(3);
+  });
+
+  it('refuse what can never be in them, and end what runs in them when they are removed', async () => {
+    const group = driver.placementGroup([{ cpus: 1 }], { strategy: 'STRICT_PACK' });
+    expect((await failure(driver.get(work.where.options({ placementGroup: group, bundleIndex: 1 })()))).message).toBe('bundleIndex 1 is out of range: the placement group has 1 bundles');
+    expect((await failure(driver.get(work.where.options({ placementGroup: group, cpus: 1.5 })()))).code).toBe('INVALID_ARGUMENT');
+    const running = work.nap.options({ placementGroup: group })(60_000);
+    const second = work.nap.options({ placementGroup: group.id })(60_000);
+    expect((await driver.wait([running, second], { timeoutMs: 500 })).ready).toEqual([]);
+    await group.remove();
+    for (const ref of [running, second]) expect((await failure(driver.get(ref))).code).toBe('CANCELLED');
+    expect((await failure(driver.get(work.where.options({ placementGroup: group })()))).code).toMatch(/CANCELLED|DENIED/);
+  });
+
+  it('that are detached outlive their job, are found by name from another node, and removed there', async () => {
+    const first = await cluster.connect('acme-dev');
+    const made = first.placementGroup([{ cpus: 0.5 }, { cpus: 0.5 }], { strategy: 'STRICT_SPREAD', name: 'kept', lifetime: 'detached' });
+    await first.get(made.ready());
+    const bound = first.placementGroup([{ cpus: 0.5 }]);
+    await first.get(bound.ready());
+    const owner = cluster.nodeById(first.nodeId).name;
+    await first.close();
+    await until('the one that is not detached goes with its job', async () => (await groups(owner)).every((g) => g.id !== bound.id));
+    const found = await driver.getPlacementGroup('kept');
+    expect([found.id, found.strategy, found.bundles]).toEqual([made.id, 'STRICT_SPREAD', [{ cpus: 0.5, memory: 0 }, { cpus: 0.5, memory: 0 }]]);
+    await driver.get(found.ready());
+    const nodes = await driver.get([0, 1].map((bundleIndex) => work.where.options({ placementGroup: found, bundleIndex, cpus: 0.5 })()));
+    expect(new Set(nodes).size).toBe(2);
+    // The name is taken while it lives, and is another tenant's own.
+    expect((await failure(driver.get(driver.placementGroup([{ cpus: 0.1 }], { name: 'kept' }).ready()))).message).toContain("a placement group named 'kept' exists already");
+    const stranger = await cluster.connect('globex-dev');
+    expect((await failure(stranger.getPlacementGroup('kept'))).code).toBe('DENIED');
+    expect((await failure(stranger.get(stranger.task(() => 1, { placementGroup: made.id })()))).code).toBe('DENIED');
+    expect(await groups(owner, 'globex', 'globex-dev')).toEqual([]);
+    await stranger.close();
+    await found.remove();
+    await until('it is gone', async () => (await groups(owner)).every((g) => g.id !== made.id));
+    expect((await failure(driver.getPlacementGroup('kept'))).code).toBe('DENIED');
+  });
+
+  it('are made from within tasks, and are each tenant’s own to make', async () => {
+    expect(await driver.get(work.inGroup())).toBe('in a group');
+    const viewer = await cluster.connect('acme-vic').catch(() => undefined);
+    expect(viewer).toBeUndefined();
+  });
+});
+
+describe('docs/placement.md', () => {
+  const page = read('docs/placement.md');
+
+  it('quotes the example files as they are', () => {
+    const quoted = [...page.matchAll(/<!-- (examples\/\S+) -->\n```ts\n([\s\S]*?)```/g)];
+    expect(quoted.map(([, file]) => file)).toEqual(['examples/placement/workers.ts', 'examples/placement/placement.ts']);
+    for (const [, file, text] of quoted) expect(text, file).toBe(read(file ?? ''));
+  });
+
+  it('shows what the example prints', async () => {
+    const expected = /```text\n(three shards [\s\S]*?)```/.exec(page)?.[1];
+    const example = fileURLToPath(new URL('../../examples/placement/placement.ts', import.meta.url));
+    const { stdout } = await promisify(execFile)(NODE, [example], { env: { PATH: process.env['PATH'] ?? '', BULKHEAD_PROFILE: cluster.profile('acme-dev') }, timeout: 60_000 });
+    expect(stdout).toBe(expected);
+  });
 });

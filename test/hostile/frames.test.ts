@@ -114,6 +114,8 @@ describe('malformed batches end their channel', () => {
     ['a name with a surrogate', () => frame(1 + 8 + 2 + 3, OP.LOOKUP_ACTOR, raw(le(0), le(1), le(3, 2), 0xed, 0xa0, 0x80))],
     ['a name longer than its frame', () => frame(1 + 8 + 2, OP.LOOKUP_ACTOR, raw(le(0), le(1), le(0xffff, 2)))],
     ['options longer than the limit', () => frame(1 + 4 + 1 + 32 + 2 + 2 + 4, OP.DEFINE, raw(le(1), 0, DIGEST, le(0, 2), le(0, 2), le(0x7fff_ffff)))],
+    ['a placement group longer than the limit', () => frame(1 + 12, OP.CREATE_GROUP, raw(le(0), le(1), le(0x7fff_ffff)))],
+    ['half an id of a placement group', () => frame(1 + 8 + 12, OP.REMOVE_GROUP, Buffer.alloc(20))],
     ['a credential longer than the limit', () => frame(1 + 4, OP.CREDENTIAL, le(0x7fff_ffff))],
     ['a credential that is none', () => batch((w) => w.begin(OP.CREDENTIAL).text('e30.e30.e30'))],
     ['an object size beyond 2^53', () => frame(1 + 8 + 16, OP.PUT_CHUNK, raw(le(0), le(1), Buffer.alloc(8, 0xff), le(0, 8)))],
@@ -142,14 +144,14 @@ describe('malformed batches end their channel', () => {
 });
 
 /** What a driver may send; every other op ends the channel. */
-const CLIENT_OPS: readonly number[] = [OP.DEFINE, OP.CODE, OP.SUBMIT, OP.CREATE_ACTOR, OP.CALL_ACTOR, OP.PUT, OP.PUT_CHUNK, OP.GET, OP.WAIT, OP.RELEASE, OP.CANCEL, OP.KILL, OP.LOOKUP_ACTOR, OP.CONTEXT, OP.CREDENTIAL, OP.MORE, OP.SUBMIT_ONCE, OP.IDLE_LIMIT];
+const CLIENT_OPS: readonly number[] = [OP.DEFINE, OP.CODE, OP.SUBMIT, OP.CREATE_ACTOR, OP.CALL_ACTOR, OP.PUT, OP.PUT_CHUNK, OP.GET, OP.WAIT, OP.RELEASE, OP.CANCEL, OP.KILL, OP.LOOKUP_ACTOR, OP.CONTEXT, OP.CREDENTIAL, OP.MORE, OP.SUBMIT_ONCE, OP.IDLE_LIMIT, OP.CREATE_GROUP, OP.REMOVE_GROUP, OP.LOOKUP_GROUP];
 
 describe('ops', () => {
   it('of proto/frames.md are all known here', () => {
     const text = readFileSync(fileURLToPath(new URL('../../proto/frames.md', import.meta.url)), 'utf8');
     const section = text.slice(text.indexOf('## Client to raylet'), text.indexOf('## Guest to raylet'));
     const documented = [...section.matchAll(/^\| 0x([0-9a-f]{2}) \| ([A-Z_]+)/gm)].map((m) => Number.parseInt(m[1] ?? '', 16));
-    expect(documented.filter((op) => ![OP.PUT_STAGED, OP.RESOLVE].includes(op as never)).sort((a, b) => a - b)).toEqual([...CLIENT_OPS].sort((a, b) => a - b));
+    expect(documented.filter((op) => ![OP.PUT_STAGED, OP.RESOLVE, OP.PREPARE_BUNDLES, OP.COMMIT_BUNDLES, OP.RELEASE_BUNDLES, OP.WATCH_GROUP].includes(op as never)).sort((a, b) => a - b)).toEqual([...CLIENT_OPS].sort((a, b) => a - b));
   });
 
   it('that are not a driver’s end the channel: those of workers, raylets and hosts, and those that nobody knows', async () => {
@@ -298,6 +300,8 @@ describe('another tenant’s ids', () => {
     'CANCEL by force': (_d, id) => [(w) => w.begin(OP.CANCEL).u32(0).u32(1).raw(id).u8(1)],
     KILL: (_d, id) => [(w) => w.begin(OP.KILL).u32(0).u32(1).raw(id).u8(0)],
     'KILL, to restart it': (_d, id) => [(w) => w.begin(OP.KILL).u32(0).u32(1).raw(id).u8(1)],
+    REMOVE_GROUP: (_d, id) => [(w) => w.begin(OP.REMOVE_GROUP).u32(0).u32(1).raw(id)],
+    'DEFINE, to run in it as a placement group': (d, id) => [define(3, JSON.stringify({ placementGroup: `obj-${Buffer.from(id).toString('hex')}` })), (w) => w.begin(OP.SUBMIT).u32(0).u32(9).u32(3).u16(0).u32(0).raw(NO_ARGS), get(1, d.id(9))],
     RELEASE: (d, id) => [(w) => w.begin(OP.RELEASE).refs([id, id, id]), put(9), get(1, d.id(9))],
     CALL_ACTOR: (d, id) => [define(3, '{}', '', 2, 'add'), (w) => w.begin(OP.CALL_ACTOR).u32(0).u32(9).u32(3).raw(id).u16(0).u32(0).raw(NO_ARGS), get(1, d.id(9))],
     'SUBMIT, as an argument': (d, id) => [(w) => w.begin(OP.SUBMIT).u32(0).u32(9).u32(2).u16(1).u16(0).raw(id).u32(0).raw(ONE_NULL), get(1, d.id(9))],
@@ -355,7 +359,7 @@ describe('another tenant’s ids', () => {
     }
     // The first of a while one by one, more of them summed up: a neighbour's tries do not fill this tenant's log.
     expect(seen.has('object.get')).toBe(true);
-    expect([...seen].filter((action) => !['object.get', 'object.wait', 'task.cancel', 'actor.call', 'actor.kill'].includes(action))).toEqual([]);
+    expect([...seen].filter((action) => !['object.get', 'object.wait', 'task.cancel', 'actor.call', 'actor.kill', 'placement-group.remove', 'placement-group.use'].includes(action))).toEqual([]);
   });
 });
 

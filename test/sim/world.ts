@@ -103,12 +103,19 @@ export class SimClient {
   /** Codes and messages of what failed. */
   readonly failed: string[] = [];
   readonly reasons: string[] = [];
+  /** What requests were answered with. */
+  readonly done: string[] = [];
+  readonly refused: string[] = [];
 
   constructor(world: World, node: SimNode, channel: Channel) {
     this.world = world;
     this.node = node;
     this.channel = channel;
     this.prefix = channel.session.prefix;
+  }
+
+  id(index: number): Uint8Array {
+    return makeId(this.prefix, index);
   }
 
   define(template: number, kind: number, options: object, name = 'f'): void {
@@ -194,6 +201,12 @@ export class SimClient {
         settle('failed');
         this.failed.push(r.str());
         this.reasons.push(r.text(65_536));
+      } else if (r.op === OP.DONE) {
+        r.u32();
+        this.done.push(r.text(65_536));
+      } else if (r.op === OP.FAILED) {
+        r.u32();
+        this.refused.push(r.str());
       } else if (r.op === OP.STREAM_ITEM) {
         const stream = this.streams.get(r.u32()) as SimStream;
         const form = r.u8();
@@ -253,6 +266,7 @@ export class World {
   readonly ran: { readonly node: number; readonly kind: number; readonly caller: number; readonly seq: number; readonly attempt: number; readonly payload: Uint8Array }[] = [];
   /** Answers of the head to names; undefined: free. */
   nameTaken: (name: string) => boolean = () => false;
+  readonly groupNames = new Map<string, { readonly id: Uint8Array; readonly info: string }>();
   readonly clients: SimClient[] = [];
   readonly #pieces: number | undefined;
   steps = 0;
@@ -477,6 +491,22 @@ export class World {
               this.drain(node);
             });
             break;
+          case 'register-group':
+            this.push('head', () => {
+              node.core.groupNamed(e.group, this.nameTaken(e.group.name) ? { code: 'INVALID_ARGUMENT', message: 'the name is taken', stack: '' } : undefined);
+              if (e.group.state !== 'REMOVED') this.groupNames.set(e.group.name, { id: e.id, info: e.info });
+              this.drain(node);
+            });
+            break;
+          case 'release-group':
+            this.groupNames.delete(e.group.name);
+            break;
+          case 'lookup-group':
+            this.push('head', () => {
+              node.core.groupFound(e.channel, e.request, this.groupNames.get(e.name), e.auditSeq);
+              this.drain(node);
+            });
+            break;
           case 'lookup-name':
             this.push('head', () => {
               node.core.nameFound(e.channel, e.request, undefined, e.auditSeq);
@@ -538,6 +568,9 @@ export class World {
     for (const other of this.nodes) {
       if (this.#lost.has(other)) continue;
       this.push(`loss ${nodeNumber}→${other.core.state.config.nodeNumber}`, () => {
+        // Its connections are cut: what was on its way on them comes no more.
+        this.#cut.add(`${nodeNumber}→${other.core.state.config.nodeNumber}`);
+        for (const [channel, of] of this.#cameFrom) if (of === node && !channel.closed && other.core.state.channels.get(channel.number) === channel) other.core.closeChannel(channel);
         other.core.state.avoidNode(nodeNumber);
         other.core.removeNode(nodeNumber);
         this.drain(other);
@@ -547,6 +580,14 @@ export class World {
 
   // --- other raylets ------------------------------------------------------------------------------------------------------
 
+  /** From now on nothing that one node sends to another arrives, and nobody notices. */
+  mute(from: SimNode, to: SimNode): void {
+    this.#muted.add(`${from.core.state.config.nodeNumber}→${to.core.state.config.nodeNumber}`);
+  }
+
+  readonly #muted = new Set<string>();
+  readonly #cut = new Set<string>();
+  readonly #cameFrom = new Map<Channel, SimNode>();
   readonly #lost = new Set<SimNode>();
   readonly #peers = new Map<Upstream, { send(batch: Uint8Array): void; close(): void }>();
   readonly #peerOf = new Map<Channel, (batch: Uint8Array) => void>();
@@ -555,9 +596,10 @@ export class World {
     const other = this.nodes[upstream.nodeNumber - 1] as SimNode;
     const there = `peer ${node.core.state.config.nodeNumber}→${upstream.nodeNumber}`;
     const back = `peer ${upstream.nodeNumber}→${node.core.state.config.nodeNumber} for ${node.core.state.config.nodeNumber}`;
+    const link = `${node.core.state.config.nodeNumber}→${upstream.nodeNumber}`;
     let channel: Channel | undefined;
     this.#peers.set(upstream, {
-      send: (batch) => this.pushBatch(there, other, batch, (...piece) => (channel === undefined || channel.closed || this.#lost.has(other) ? batch.length : other.core.clientBatch(channel, batch, this.nowMs, ...piece))),
+      send: (batch) => this.#muted.has(link) ? undefined : this.pushBatch(there, other, batch, (...piece) => (channel === undefined || channel.closed || this.#lost.has(other) ? batch.length : other.core.clientBatch(channel, batch, this.nowMs, ...piece))),
       close: () => this.push(there, () => {
         if (channel === undefined || channel.closed || this.#lost.has(other)) return;
         other.core.closeChannel(channel);
@@ -567,9 +609,10 @@ export class World {
     this.push(there, () => {
       const { job } = upstream;
       const tenant = other.core.state.tenants.get(job.tenant.number);
-      if (tenant === undefined || this.#lost.has(other)) return;
+      if (tenant === undefined || this.#lost.has(other) || this.#cut.has(link)) return;
       const theirs = other.core.ensureJob(job.id, tenant, job.submitter, job.principal, job.credential, Number.POSITIVE_INFINITY, 0);
       channel = other.core.openChannel(CHANNEL_KIND.PEER, theirs, upstream.asJob ? theirs.principal : theirs.submitter, depth, {});
+      this.#cameFrom.set(channel, node);
       this.#peerOf.set(channel, (batch) => this.pushBatch(back, node, batch, (budget, at) => (upstream.closed || this.#lost.has(node) || this.#lost.has(other) ? batch.length : node.core.upstreamBatch(upstream, batch, this.nowMs, budget, at))));
       this.drain(other);
     });

@@ -19,6 +19,6 @@ it('`bulkhead/runtime` exports what bundles may import, and says that it needs a
 });
 
 it('a cluster has these methods', () => {
-  expect(Object.getOwnPropertyNames(sdk.Cluster.prototype).sort()).toEqual(['actor', 'cancel', 'close', 'constructor', 'get', 'jobId', 'kill', 'module', 'nodeId', 'put', 'ref', 'release', 'task', 'tenant', 'wait']);
+  expect(Object.getOwnPropertyNames(sdk.Cluster.prototype).sort()).toEqual(['actor', 'cancel', 'close', 'constructor', 'get', 'getPlacementGroup', 'jobId', 'kill', 'module', 'nodeId', 'placementGroup', 'put', 'ref', 'release', 'task', 'tenant', 'wait']);
   expect(Symbol.asyncDispose in sdk.Cluster.prototype).toBe(true);
 });

@@ -1,5 +1,5 @@
 /** What the tests of placement run on the cluster. Runs in isolates only. */
-import { context } from 'bulkhead/runtime';
+import { context, get, placementGroup, task } from 'bulkhead/runtime';
 
 export function where(): string {
   return context().nodeId;
@@ -15,4 +15,13 @@ export class Place {
   where(): string {
     return context().nodeId;
   }
+}
+
+/** Makes a group, runs in it, and lets it go with the job. */
+export async function inGroup(): Promise<string> {
+  const group = placementGroup([{ cpus: 0.5 }]);
+  await get(group.ready());
+  const [node] = await get([task(where, { placementGroup: group, cpus: 0.5 })()]);
+  await group.remove();
+  return node === '' ? 'nowhere' : 'in a group';
 }

@@ -40,6 +40,7 @@ export const ATTRIBUTES_OF_KIND: Readonly<Record<ResourceKind, readonly Attribut
   audit: COMMON,
   cluster: COMMON,
   metrics: COMMON,
+  'placement-group': [...COMMON, 'cpus', 'memory', 'detached'],
 };
 
 const KINDS: ReadonlySet<string> = new Set(RESOURCE_KINDS);

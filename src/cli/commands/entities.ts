@@ -9,7 +9,7 @@ import { JOB_HEADERS, jobRow, sortJobs } from './job.ts';
 import { NODE_HEADERS, nodeRow } from './status.ts';
 import { listTenants, showTenant } from './tenant.ts';
 
-const KINDS = ['nodes', 'tenants', 'workers', 'jobs', 'tasks', 'actors', 'objects'] as const;
+const KINDS = ['nodes', 'tenants', 'workers', 'jobs', 'tasks', 'actors', 'objects', 'placement-groups'] as const;
 type Kind = (typeof KINDS)[number];
 
 function parseKind(text: string): Kind {
@@ -42,7 +42,7 @@ function merged(entities: readonly Entity[]): Entity[] {
   return [...owned, ...elsewhere.values()].sort((a, b) => (a.id < b.id ? -1 : 1));
 }
 
-const FACTS: Readonly<Record<string, readonly string[]>> = { tasks: ['type', 'cpus', 'attempt', 'worker'], actors: ['class', 'pending', 'worker'], objects: ['size', 'refs', 'pins', 'held'], workers: ['isolates', 'memory', 'cpuMs'] };
+const FACTS: Readonly<Record<string, readonly string[]>> = { tasks: ['type', 'cpus', 'attempt', 'worker'], actors: ['class', 'pending', 'worker'], objects: ['size', 'refs', 'pins', 'held'], 'placement-groups': ['strategy', 'bundles', 'nodes'], workers: ['isolates', 'memory', 'cpuMs'] };
 const TIMES = ['submitted', 'started', 'ended'];
 
 function factText(name: string, value: string): string {

@@ -12,6 +12,9 @@ import { quote } from '../../base/ids.ts';
 import { MAX_ACTOR_NAMES_PER_TENANT, MAX_ACTOR_NAME_CHARS, MAX_ACTOR_SEED_BYTES, MAX_ACTOR_SEED_BYTES_PER_TENANT, MAX_CLASS_INFO_CHARS } from '../../base/limits.ts';
 import { boundedText, full, keyPart, refuse, type Effect, type Table } from './table.ts';
 
+/** Where raylets keep the names of placement groups: no actor's namespace can end so. */
+const GROUP_NAMES = 'placement-group/';
+
 export interface ActorSeed {
   /** SPIFFE ID of who submitted the job that made it. */
   readonly submitter: string;
@@ -96,7 +99,7 @@ export class ActorNames implements Table<ActorNameEvent> {
         const before = this.#rows.get(key);
         // The same holder again: its answer was lost, its node was silent for too long, or the head restarted.
         const same = before !== undefined && before.actorId === row.actorId && before.nodeId === row.nodeId;
-        if (before !== undefined && !same && before.orphaned !== true) return refuse(`an actor named ${quote(row.name)} exists already in this namespace`);
+        if (before !== undefined && !same && before.orphaned !== true) return refuse(row.namespace === GROUP_NAMES ? `a placement group named ${quote(row.name)} exists already` : `an actor named ${quote(row.name)} exists already in this namespace`);
         if (before === undefined && (this.#perTenant.get(row.tenant) ?? 0) >= MAX_ACTOR_NAMES_PER_TENANT) throw full('named actors', MAX_ACTOR_NAMES_PER_TENANT, 'kill some');
         const seed = row.seed ?? (same ? before.seed : undefined);
         if (seed !== undefined && !this.mayKeep(row.tenant, seed, before?.seed)) return refuse('what the actor is made of is too large to be kept');

@@ -4,12 +4,14 @@
  */
 import { OP } from '../../base/frame.ts';
 import { MAX_ACTORS_PER_WORKER } from '../../base/limits.ts';
-import { add, fits, subtract, UNITS_PER_CPU } from '../../base/resources.ts';
+import { fits, subtract, UNITS_PER_CPU } from '../../base/resources.ts';
 import type { Core } from './core.ts';
 import { openSlot, sendExec } from './dispatch.ts';
-import { allowedPlaces, type Place } from './placement.ts';
-import { isolateBytes, roomForWorker } from './scheduler.ts';
-import { CHANNEL_KIND, TASK_STATE, Worker, type Actor, type RemoteNode, type Task } from './state.ts';
+import { giveTo, takeFrom, type BundleHold } from './bundle.ts';
+import { misfit, viewOf } from './group-views.ts';
+import { allowedPlaces, type Place, type Placement } from './placement.ts';
+import { isolateBytes, NO_BUNDLE, roomForWorker } from './scheduler.ts';
+import { CHANNEL_KIND, TASK_STATE, Worker, type Actor, type Failure, type RemoteNode, type Task } from './state.ts';
 import { cancelRemote, forward, killRemote, takeBackTasks, upstreamTo } from './upstreams.ts';
 
 /** Its constructor is to run, for the first time or again. */
@@ -17,18 +19,19 @@ export function isStarting(actor: Actor): boolean {
   return actor.state === 'PENDING_CREATION' || actor.state === 'RESTARTING';
 }
 
-/** Finds a place for an actor: here when its resources are free, else on a node that reported room, else it waits. */
-export function placeActor(core: Core, actor: Actor): boolean {
+/** Finds a place for an actor: here when its resources are free, else on a node that reported room, else it waits. A failure: there can never be one. */
+export function placeActor(core: Core, actor: Actor): boolean | Failure {
   const { resources, placement } = actor.template.options;
   const forwarded = actor.creation.channel.kind === CHANNEL_KIND.PEER;
   // Who sent it here has chosen its place.
-  if (placement === undefined || forwarded) {
+  if (placement === undefined || (forwarded && placement.group === '')) {
     const seated = seatHere(core, actor);
     if (seated !== undefined) return seated;
     if (forwarded || !mayLeave(core, actor)) return false;
     for (const node of core.nodes.values()) if (moveActor(core, actor, node)) return true;
     return false;
   }
+  if (placement.group !== '') return placeInGroup(core, actor, placement);
   const places = allowedPlaces(core, placement, resources);
   // Actors of one class in turn; where one is, the next begins behind.
   const first = placement.spread ? core.spreadTurn++ % Math.max(places.length, 1) : 0;
@@ -43,21 +46,47 @@ export function placeActor(core: Core, actor: Actor): boolean {
   return false;
 }
 
+/** In a bundle of its group: of those here the first that has room, else on the node where fewest of its actors are that has one that could hold it. */
+function placeInGroup(core: Core, actor: Actor, { group, bundle: index }: Placement): boolean | Failure {
+  const { resources } = actor.template.options;
+  const forwarded = actor.creation.channel.kind === CHANNEL_KIND.PEER;
+  const here = core.holds.get(group);
+  for (const hold of here?.values() ?? []) {
+    if (!hold.firm || hold.of.tenant !== actor.job.tenant || (index >= 0 && hold.of.index !== index)) continue;
+    const seated = seatHere(core, actor, hold);
+    if (seated !== undefined) return seated;
+  }
+  if (forwarded) return here === undefined ? NO_BUNDLE : false;
+  const view = viewOf(core, group, actor.job, actor.creation.channel.principal.kind === 'job');
+  const failure = view.failure ?? (view.bundles.length === 0 ? undefined : misfit(view.bundles, index, resources));
+  if (failure !== undefined) return failure;
+  if (!mayLeave(core, actor)) return false;
+  const crowd = new Map<number, number>();
+  view.bundles.forEach(({ node, resources: whole }, i) => {
+    if (node !== 0 && node !== core.config.nodeNumber && (index < 0 || i === index) && fits(resources, whole)) crowd.set(node, 0);
+  });
+  for (const { upstream, template } of actor.job.actors) if (upstream !== undefined && crowd.has(upstream.nodeNumber) && template.options.placement?.group === group) crowd.set(upstream.nodeNumber, (crowd.get(upstream.nodeNumber) ?? 0) + 1);
+  for (const [number] of [...crowd].sort(([, a], [, b]) => a - b)) {
+    const node = core.nodes.get(number);
+    if (node !== undefined && moveActor(core, actor, node, true)) return true;
+  }
+  return false;
+}
+
 /** A job whose drivers have gone renews its credential no more: other nodes would refuse it. */
 function mayLeave(core: Core, actor: Actor): boolean {
   return actor.job.credentialEndsMs > core.wallMs;
 }
 
 /** False: what it needs is free here, and it waits for a worker; undefined: there is no room here. */
-function seatHere(core: Core, actor: Actor): boolean | undefined {
+function seatHere(core: Core, actor: Actor, bundle?: BundleHold): boolean | undefined {
   const { resources } = actor.template.options;
   const { tenant } = actor.job;
-  if (!fits(resources, core.available) || tenant.cpuUnitsInUse + resources.cpuUnits > tenant.quota.cpuUnits || tenant.memoryBytesInUse + resources.memoryBytes > tenant.quota.memoryBytes) return undefined;
+  if (bundle !== undefined ? !fits(resources, bundle.available) : !fits(resources, core.available) || tenant.cpuUnitsInUse + resources.cpuUnits > tenant.quota.cpuUnits || tenant.memoryBytesInUse + resources.memoryBytes > tenant.quota.memoryBytes) return undefined;
   const worker = actorWorker(core, actor);
   if (worker === undefined) return false;
-  core.available = subtract(core.available, resources);
-  tenant.cpuUnitsInUse += resources.cpuUnits;
-  tenant.memoryBytesInUse += resources.memoryBytes;
+  takeFrom(core, tenant, bundle, resources);
+  actor.bundle = bundle;
   actor.holding = true;
   worker.seats++;
   worker.booting++;
@@ -67,12 +96,12 @@ function seatHere(core: Core, actor: Actor): boolean | undefined {
   return true;
 }
 
-function moveActor(core: Core, actor: Actor, node: RemoteNode): boolean {
-  if (!fits(actor.template.options.resources, node.available) || !core.reachable(node.number)) return false;
+function moveActor(core: Core, actor: Actor, node: RemoteNode, reserved = false): boolean {
+  if ((!reserved && !fits(actor.template.options.resources, node.available)) || !core.reachable(node.number)) return false;
   const task = actor.creation;
   const upstream = upstreamTo(core, node.number, actor.job, task.channel.principal.kind === 'job', task.depth);
   actor.upstream = upstream;
-  node.available = subtract(node.available, actor.template.options.resources);
+  if (!reserved) node.available = subtract(node.available, actor.template.options.resources);
   forward(core, upstream, task, OP.CREATE_ACTOR, undefined);
   return true;
 }
@@ -169,9 +198,8 @@ export function unseat(core: Core, actor: Actor): Task[] {
   actor.booting = false;
   actor.worker = undefined;
   if (actor.holding) {
-    core.available = add(core.available, resources);
-    tenant.cpuUnitsInUse -= resources.cpuUnits;
-    tenant.memoryBytesInUse -= resources.memoryBytes;
+    giveTo(core, tenant, actor.bundle, resources);
+    actor.bundle = undefined;
     actor.holding = false;
   }
   actor.slot = undefined;

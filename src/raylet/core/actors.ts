@@ -116,8 +116,9 @@ export function placeWaitingActors(core: Core): void {
     else if (actor.creation.missing === 0 && actor.notBeforeMs <= core.nowMs) {
       const failure = failedArgument(actor.creation) ?? workersFailure(core, actor.job.tenant, 'actors');
       if (actor.state === 'DEPENDENCIES_UNREADY' && failure === undefined) actor.state = 'PENDING_CREATION';
-      if (failure !== undefined) actorDied(core, actor, failure);
-      else if (!placeActor(core, actor)) continue;
+      const placed = failure ?? placeActor(core, actor);
+      if (placed === false) continue;
+      if (placed !== true) actorDied(core, actor, placed);
       core.waitingActors.delete(actor);
     }
   }

@@ -61,7 +61,7 @@ export function adoptActor(core: Core, channel: Channel, name: string, namespace
     return created < 0 ? DENIED : { code: 'RESOURCE_EXHAUSTED', message: 'the tenant’s code in use on this node leaves no room for the actor’s: let jobs and actors end', stack: '' };
   }
   const template = new Template({
-    originHex: session.prefixHex, kind: CALL_KIND.ACTOR_CLASS, digestHex: digest, exportName, methodName: '', optionsJson: seed.options, options, stats: new FunctionStats(), resource: target, detail: `${code} ${exportName}`, schedulingClass: undefined,
+    originHex: session.prefixHex, kind: CALL_KIND.ACTOR_CLASS, digestHex: digest, exportName, methodName: '', optionsJson: seed.options, options, stats: new FunctionStats(), resource: target, detail: `${code} ${exportName}`, schedulingClass: undefined, groupResource: undefined,
   });
   // Nobody reads what is written to it.
   const owner = new Channel(core.nextNumber(), CHANNEL_KIND.DRIVER, session, job, channel.principal, channel.depth, undefined);

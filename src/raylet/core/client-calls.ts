@@ -17,6 +17,8 @@ import { giveSame, remember, submittedBefore } from './idempotency.ts';
 import { giveMemory, noMemoryFor, takeMemory } from './memory-books.ts';
 import { parseFunctionOptions } from './function-options.ts';
 import { answerWait, awaitEntry, block, checkStagedSize, createEntry, DENIED, findEntry, isLocal, isReady, LOST, refuseValue, releaseIndex, settleFailed, settleFile, settleInline, takeBack, writeValue } from './objects.ts';
+import { decideOn, done, failRequest } from './deciding.ts';
+import { decideUse } from './group-rights.ts';
 import { classFor, enqueue } from './scheduler.ts';
 import { Actor, CHANNEL_KIND, failureOf, FunctionStats, OBJECT_STATUS, PENDING_KIND, PendingCall, Stream, Task, TASK_STATE, Template, type Channel, type Failure, type ObjectEntry, type Session, type TenantState } from './state.ts';
 
@@ -31,11 +33,6 @@ function refused(code: Failure['code'], message: string): Failure {
 export function rejectCall(core: Core, channel: Channel, number: number, failure: Failure): void {
   channel.out.begin(OP.REJECTED).u32(number).str(failure.code).text(failure.message).end();
   core.markChannel(channel, -1);
-}
-
-function failRequest(core: Core, channel: Channel, request: number, failure: Failure, needed: number): void {
-  channel.out.begin(OP.FAILED).u32(request).str(failure.code).text(failure.message).end();
-  core.markChannel(channel, needed);
 }
 
 // --- code and definitions -------------------------------------------------------------------------------------------
@@ -132,8 +129,12 @@ export function onDefine(core: Core, channel: Channel, r: FrameReader): void {
   if (options.isolation === 'gvisor' && options.runtime === 'javascript') return refuse(refused('LAYER_MISSING', "isolation 'gvisor' is not available for JavaScript functions on this node: use 'isolate'"));
   if (options.origin !== '' && channel.kind !== CHANNEL_KIND.PEER) return refuse(refused('INVALID_ARGUMENT', 'options are not valid: origin is not an option'));
   if (options.stream !== undefined && kind === CALL_KIND.ACTOR_CLASS) return refuse(refused('INVALID_ARGUMENT', "an actor is one object: returns: 'streaming' is for functions and methods"));
+  const grouped = options.placement !== undefined && options.placement.group !== '' && kind !== CALL_KIND.ACTOR_METHOD;
+  const use = grouped ? decideUse(core, channel, options.placement?.group ?? '') : undefined;
+  if (use !== undefined && use.seq < 0) return refuse(DENIED);
   const { tenant } = channel.job;
-  const schedulingClass = kind === CALL_KIND.TASK ? classFor(core, channel.job, options.resources, options.runtime, channel.kind === CHANNEL_KIND.PEER ? undefined : options.placement) : undefined;
+  const forwarded = channel.kind === CHANNEL_KIND.PEER;
+  const schedulingClass = kind === CALL_KIND.TASK ? classFor(core, channel.job, options.resources, options.runtime, forwarded && !grouped ? undefined : options.placement, forwarded, channel.principal.kind === 'job') : undefined;
   if (kind === CALL_KIND.TASK && schedulingClass === undefined) return refuse(refused('RESOURCE_EXHAUSTED', `the tenant's functions ask for more than ${MAX_SCHEDULING_CLASSES_PER_TENANT} different amounts of resources and places on this node: round them`));
   const code = `sha256:${digestHex}`;
   const statsKey = `${digestHex} ${exportName} ${methodName}`;
@@ -147,7 +148,7 @@ export function onDefine(core: Core, channel: Channel, r: FrameReader): void {
     resource: resource(kind === CALL_KIND.TASK ? 'task' : 'actor', { tenant: tenant.name, name: options.name, owner: channel.principal.spiffeId, label: options.label, code, function: exportName, cpus: options.resources.cpuUnits / 10_000, memory: options.resources.memoryBytes, isolation: options.isolation, detached: options.detached }),
     // Another node has decided and counted its calls already.
     detail: `${kind === CALL_KIND.ACTOR_METHOD ? `${exportName}.${methodName}` : `${code} ${exportName}`}${channel.kind === CHANNEL_KIND.PEER ? FORWARDED : ''}`,
-    schedulingClass,
+    schedulingClass, groupResource: use?.target,
   }));
 }
 
@@ -289,6 +290,12 @@ function decideArgument(core: Core, channel: Channel, id: Uint8Array): ObjectEnt
   return core.decide(channel, 'object.get', target, session.prefixHex, index, 1, 'argument') < 0 ? undefined : entry;
 }
 
+/** A call in a placement group uses that too, each time: `seq` as of `decide`. */
+function decideCall(core: Core, channel: Channel, action: Action, template: Template, seq: number, detail: string): number {
+  const decided = core.decide(channel, action, template.resource, channel.session.prefixHex, seq, 1, detail);
+  return decided < 0 || template.groupResource === undefined ? decided : core.decide(channel, 'placement-group.use', template.groupResource, channel.session.prefixHex, seq, 1, '');
+}
+
 function noteCreated(call: ParsedCall, channel: Channel, count: number): void {
   if (call.parent === undefined || channel.slot?.lease === undefined) return;
   const created = (call.parent.created ??= []);
@@ -339,7 +346,7 @@ export function onSubmit(core: Core, channel: Channel, r: FrameReader): void {
   const { returns } = template.options;
   makeReturns(channel, call.seq, Math.max(returns, 1));
   noteCreated(call, channel, Math.max(returns, 1));
-  const seq = core.decide(channel, 'task.submit', template.resource, channel.session.prefixHex, call.seq, 1, template.detail);
+  const seq = decideCall(core, channel, 'task.submit', template, call.seq, template.detail);
   if (seq < 0) {
     r.skipRest();
     return failReturns(core, channel, call.seq, returns, DENIED);
@@ -360,7 +367,7 @@ export function onSubmitOnce(core: Core, channel: Channel, r: FrameReader): void
   const key = r.str();
   const before = submittedBefore(core, channel, key, template);
   const same = before !== undefined && 'entries' in before ? before : undefined;
-  const seq = core.decide(channel, 'task.submit', template.resource, channel.session.prefixHex, call.seq, 1, same === undefined ? template.detail : `${template.detail} (again)`);
+  const seq = decideCall(core, channel, 'task.submit', template, call.seq, same === undefined ? template.detail : `${template.detail} (again)`);
   if (seq < 0 || before !== undefined) {
     r.skipRest();
     if (seq >= 0 && same !== undefined) {
@@ -406,7 +413,7 @@ export function onCreateActor(core: Core, channel: Channel, r: FrameReader): voi
   const { session } = channel;
   makeReturns(channel, call.seq, 1);
   noteCreated(call, channel, 1);
-  const seq = core.decide(channel, 'actor.create', template.resource, session.prefixHex, call.seq, 1, template.detail);
+  const seq = decideCall(core, channel, 'actor.create', template, call.seq, template.detail);
   const task = seq < 0 ? DENIED : makeTask(core, channel, r, call, template, seq);
   if (seq < 0) r.skipRest();
   if (!(task instanceof Task)) {
@@ -463,16 +470,6 @@ export function onCallActor(core: Core, channel: Channel, r: FrameReader): void 
 /** A resource of which nothing is known here but the tenant number in its id. */
 function foreignResource(core: Core, kind: 'object' | 'actor', id: Uint8Array, tenantName: string | undefined): Resource {
   return resource(kind, { tenant: tenantName ?? core.tenants.get(idWord(id, 0))?.name ?? '' });
-}
-
-/** Decides, and when the id is another tenant's, leaves the record with that tenant too: its auditors see who tried. */
-function decideOn(core: Core, channel: Channel, action: Action, target: Resource, name: string, index: number, count: number, detail: string, id: Uint8Array): number {
-  const seq = core.decide(channel, action, target, name, index, count, detail);
-  const owner = core.tenants.get(idWord(id, 0));
-  if (owner !== undefined && owner !== channel.job.tenant) {
-    core.tellOwner(owner, channel.job.tenant, { type: 'decision', timeMs: core.wallMs, principal: channel.principal.spiffeId, action, resourceKind: target.kind, resource: name, index, count, allow: seq >= 0, rule: seq >= 0 ? 'grant' : 'wall', policyVersion: core.config.decisions.version, detail });
-  }
-  return seq;
 }
 
 // --- objects ------------------------------------------------------------------------------------------------------------
@@ -716,11 +713,6 @@ function letGo(core: Core, channel: Channel, index: number): void {
 }
 
 // --- requests -----------------------------------------------------------------------------------------------------------
-
-function done(core: Core, channel: Channel, request: number, info: string, needed: number): void {
-  channel.out.begin(OP.DONE).u32(request).text(info).end();
-  core.markChannel(channel, needed);
-}
 
 export function onCancel(core: Core, channel: Channel, r: FrameReader): void {
   r.u32();

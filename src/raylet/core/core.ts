@@ -11,7 +11,10 @@ import type { Labels } from '../../base/labels.ts';
 import { CLOCK_SKEW_MS, CUT_BATCH_BYTES, MAX_INTRUSIONS_TOLD, MAX_OBJECTS_PER_TENANT, MAX_OWED_RECORDS_PER_TENANT, NODE_DEAD_AFTER_MS, SESSION_TTL_MS } from '../../base/limits.ts';
 import type { ResourceVector } from '../../base/resources.ts';
 import type { RandomSource } from '../../base/time.ts';
+import type { BundleHold } from './bundle.ts';
 import type { Effect } from './effects.ts';
+import type { RemoteGroup } from './group-views.ts';
+import type { PlacementGroup } from './placement-groups.ts';
 import type { Actor, Channel, Failure, HeldBatch, Intruder, Job, ObjectEntry, RemoteNode, SchedulingClass, Slot, Task, Upstream, Worker } from './state.ts';
 import { Session, TenantState } from './state.ts';
 
@@ -69,30 +72,30 @@ function cutBatch(of: Channel | Upstream): void {
 
 const INTRUSIONS_MS = 1_000;
 
-/** Actors without a place, by tenant: a step looks at some of each, however many one tenant has that fit nowhere. */
-class WaitingActors {
-  readonly #byTenant = new Map<TenantState, Set<Actor>>();
+/** Actors and groups without a place, by tenant: a step looks at some of each, however many one tenant has that fit nowhere. */
+class Waiting<T extends { readonly job: Job }> {
+  readonly #byTenant = new Map<TenantState, Set<T>>();
 
   get size(): number {
     return this.#byTenant.size;
   }
 
-  add(actor: Actor): void {
+  add(actor: T): void {
     const of = this.#byTenant.get(actor.job.tenant);
     if (of === undefined) this.#byTenant.set(actor.job.tenant, new Set([actor]));
     else of.add(actor);
   }
 
-  delete(actor: Actor): void {
+  delete(actor: T): void {
     const of = this.#byTenant.get(actor.job.tenant);
     if (of?.delete(actor) === true && of.size === 0) this.#byTenant.delete(actor.job.tenant);
   }
 
   /** The first of each tenant; where there are more, they are the last next time. */
-  some(most: number): Actor[] {
-    const taken: Actor[] = [];
+  some(most: number): T[] {
+    const taken: T[] = [];
     for (const of of this.#byTenant.values()) {
-      const first: Actor[] = [];
+      const first: T[] = [];
       for (const actor of of) {
         if (first.length === most) break;
         first.push(actor);
@@ -165,7 +168,19 @@ export class Core {
   endedStreams: { readonly task: Task; readonly failure: Failure }[] = [];
   /** Tasks that are tried again after a while. */
   readonly delayed = new Set<Task>();
-  readonly waitingActors = new WaitingActors();
+  readonly waitingActors = new Waiting<Actor>();
+  /** Placement groups that this raylet coordinates, by id; those that lack bundles, and those whose nodes are being asked. */
+  readonly groups = new Map<string, PlacementGroup>();
+  readonly pendingGroups = new Waiting<PlacementGroup>();
+  readonly preparing = new Set<PlacementGroup>();
+  /** What is known of others' groups, by id and by whose calls are for it. */
+  readonly groupViews = new Map<string, RemoteGroup>();
+  /** Bundles that are reserved on this node, by group and index. */
+  readonly holds = new Map<string, Map<number, BundleHold>>();
+  /** Groups of other raylets that are no more: what waits for them here ends with the step. */
+  readonly endedGroups: { readonly tenant: TenantState; readonly group: string; readonly failure: Failure }[] = [];
+  /** A bundle was given back in this step: waiting groups are looked at. */
+  roomFreed = false;
   readonly timed = new Set<Task>();
   servedCounter = 0;
   /** Counts actors that are spread. */

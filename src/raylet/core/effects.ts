@@ -3,6 +3,7 @@
  * dirty channels, slots and upstreams hold — each no earlier than the audit record it needs is on disk.
  */
 import type { ErrorCode } from '../../base/errors.ts';
+import type { PlacementGroup } from './placement-groups.ts';
 import type { Actor, Channel, Job, ObjectEntry, Slot, TenantState, Upstream, Worker } from './state.ts';
 
 export type Effect =
@@ -26,6 +27,9 @@ export type Effect =
   | { readonly type: 'register-name'; readonly actor: Actor; readonly id: Uint8Array; readonly classInfo: string }
   | { readonly type: 'release-name'; readonly actor: Actor; readonly id: Uint8Array }
   | { readonly type: 'lookup-name'; readonly channel: Channel; readonly request: number; readonly name: string; readonly namespace: string; readonly auditSeq: number }
+  | { readonly type: 'register-group'; readonly group: PlacementGroup; readonly id: Uint8Array; readonly info: string }
+  | { readonly type: 'release-group'; readonly group: PlacementGroup; readonly id: Uint8Array }
+  | { readonly type: 'lookup-group'; readonly channel: Channel; readonly request: number; readonly name: string; readonly auditSeq: number }
   | { readonly type: 'open-upstream'; readonly upstream: Upstream; readonly depth: number }
   | { readonly type: 'close-upstream'; readonly upstream: Upstream }
   | { readonly type: 'close-channel'; readonly channel: Channel; readonly reason: string; readonly code?: ErrorCode }

@@ -121,6 +121,8 @@ const PARSERS: Readonly<Record<string, Parser>> = Object.freeze({
   fallback: (v: unknown) => v,
   nodeAffinity: (v: unknown) => v,
   scheduling: (v: unknown) => v,
+  placementGroup: (v: unknown) => v,
+  bundleIndex: (v: unknown) => v,
   detached: (v: unknown) => (typeof v === 'boolean' ? v : refuse('detached must be true or false')),
   getIfExists: (v: unknown) => (typeof v === 'boolean' ? v : refuse('getIfExists must be true or false')),
   maxRestarts: (v: unknown) => integer('maxRestarts', v, -1, 1_000),
@@ -131,6 +133,15 @@ const PARSERS: Readonly<Record<string, Parser>> = Object.freeze({
 });
 
 /** Ray's defaults: a task takes one cpu, an actor none while it runs; three retries when a worker dies. */
+/** An amount of everything, as a bundle of a placement group has it: `{ cpus, memoryBytes, resources }`. Throws INVALID_ARGUMENT. */
+export function parseResources(given: Readonly<Record<string, unknown>>): ResourceVector {
+  const { cpus, memoryBytes, resources, ...more } = given;
+  const [unknown] = Object.keys(more);
+  if (unknown !== undefined) refuse(`${quote(unknown)} is not an amount`);
+  const of = (name: string, value: unknown): unknown => (value === undefined ? undefined : PARSERS[name]?.(value));
+  return { cpuUnits: (of('cpus', cpus) as number | undefined) ?? 0, memoryBytes: (of('memoryBytes', memoryBytes) as number | undefined) ?? 0, custom: of('resources', resources) as Readonly<Record<string, number>> | undefined };
+}
+
 export function parseFunctionOptions(json: string, isActor: boolean): FunctionOptions {
   let parsed: unknown;
   try {

@@ -14,7 +14,11 @@ import type { ResourceVector } from '../../base/resources.ts';
 import { actorDied, actorLost, drainCalls, endUnreachable, ownerEnded, placeWaitingActors, remoteActorChanged } from './actors.ts';
 import { actorWorkerStarted, unseatActors } from './actor-seats.ts';
 import { adoptActor, type ActorSeed } from './adoption.ts';
+import { coordinatorClosed, coordinatorNodeGone, expireHolds, tenantHoldsGone } from './bundle-holds.ts';
 import * as calls from './client-calls.ts';
+import { onGroupState, viewsUpstreamClosed } from './group-views.ts';
+import * as groups from './placement-groups.ts';
+import { expireRounds, groupsNodeGone, groupsUpstreamClosed, jobGroupsEnd, placePending, takeUpEnded, tenantGroupsEnd } from './placement-groups.ts';
 import { Core, idWord, type CoreConfig } from './core.ts';
 import { cancelTask, closeSlotChannel, enforceLimits, execEnded, leaveStream, remoteEnded, remoteLost, slotDied, workerDied } from './endings.ts';
 import { expireKeys, forgetKeys } from './idempotency.ts';
@@ -39,6 +43,8 @@ export class RayletCore {
   readonly #remoteEnded = (task: Task): void => remoteEnded(this.state, task);
   readonly #remoteActorChanged = (actor: Actor, state: number, failure: Failure): void => remoteActorChanged(this.state, actor, state, failure);
 
+  readonly #groupChanged = (upstream: Upstream, reader: FrameReader): void => onGroupState(this.state, upstream, reader);
+
   constructor(config: CoreConfig) {
     this.state = new Core(config);
   }
@@ -57,6 +63,8 @@ export class RayletCore {
     tenant.active = active;
     if (active) return;
     for (const job of [...core.jobs.values()]) if (job.tenant === tenant) this.stopJob(job.id, 'its tenant was deleted');
+    tenantGroupsEnd(core, tenant);
+    tenantHoldsGone(core, tenant, { code: 'CANCELLED', message: 'its tenant was deleted', stack: '' });
     tenant.code.clear();
     tenant.codeBytes = 0;
     tenant.history.clear();
@@ -70,6 +78,9 @@ export class RayletCore {
     const core = this.state;
     if (!core.nodes.delete(number)) return;
     for (const upstream of [...core.upstreams.values()]) if (upstream.nodeNumber === number) this.upstreamClosed(upstream, { code: 'UNAVAILABLE', message: 'the node it ran on is gone', stack: '' });
+    groupsNodeGone(core, number);
+    coordinatorNodeGone(core, number);
+    this.settle();
   }
 
   ensureJob(id: JobId, tenant: TenantState, submitter: Principal, principal: Principal, credential: string, credentialEndsMs: number, issuedMs: number): Job {
@@ -155,6 +166,7 @@ export class RayletCore {
       if (task !== undefined && task.channel === channel && task.template.kind === CALL_KIND.TASK) cancelTask(core, task, true);
       else if (task?.stream !== undefined && task.channel === channel) leaveStream(core, task, ABANDONED);
     }
+    if (channel.kind === CHANNEL_KIND.PEER) coordinatorClosed(core, channel);
     takeAllBack(core, channel);
     dropDeferred(core, channel);
     releaseSession(core, channel.session);
@@ -169,6 +181,7 @@ export class RayletCore {
    */
   #leaveOthers(job: Job): void {
     for (const channel of job.channels) if (channel.kind === CHANNEL_KIND.DRIVER) return;
+    jobGroupsEnd(this.state, job);
     for (const actor of job.actors) if (actor.template.options.detached) return;
     for (const upstream of [...this.state.upstreams.values()]) if (upstream.job === job) this.upstreamClosed(upstream, { code: 'CANCELLED', message: 'its job ended', stack: '' });
   }
@@ -181,6 +194,7 @@ export class RayletCore {
       if (!job.stopped && actor.template.options.detached) return;
       actorDied(core, actor, { code: 'ACTOR_DIED', message: 'its job ended', stack: '' });
     }
+    jobGroupsEnd(core, job);
     for (const c of job.classes.values()) {
       for (let task = c.queue.shift(); task !== undefined; task = c.queue.shift()) cancelTask(core, task, true);
       for (const lease of [...c.leases]) {
@@ -243,6 +257,13 @@ export class RayletCore {
       case OP.MORE: return onMore(core, channel, r);
       case OP.SUBMIT_ONCE: return calls.onSubmitOnce(core, channel, r);
       case OP.IDLE_LIMIT: return calls.onIdleLimit(core, channel, r);
+      case OP.CREATE_GROUP: return groups.onCreateGroup(core, channel, r);
+      case OP.REMOVE_GROUP: return groups.onRemoveGroup(core, channel, r);
+      case OP.LOOKUP_GROUP: return groups.onLookupGroup(core, channel, r);
+      case OP.PREPARE_BUNDLES: return groups.onPrepareBundles(core, channel, r);
+      case OP.COMMIT_BUNDLES: return groups.onCommitBundles(core, channel, r);
+      case OP.RELEASE_BUNDLES: return groups.onReleaseBundles(core, channel, r);
+      case OP.WATCH_GROUP: return groups.onWatchGroup(core, channel, r);
       case OP.CONTEXT: return calls.onContext(core, channel, r);
       case OP.CREDENTIAL:
         if (channel.kind === CHANNEL_KIND.SLOT) break;
@@ -423,7 +444,7 @@ export class RayletCore {
     const r = this.#reader.reset(batch, from);
     let left = budget;
     for (let at = from; left > 0 && r.next(); at = r.nextFrame) {
-      onUpstreamFrame(this.state, upstream, r, this.#remoteEnded, this.#remoteActorChanged);
+      onUpstreamFrame(this.state, upstream, r, this.#remoteEnded, this.#remoteActorChanged, this.#groupChanged);
       left -= 1 + ((r.nextFrame - at) >>> COST_SHIFT);
     }
     this.settle();
@@ -435,6 +456,8 @@ export class RayletCore {
     // Actors that lived there are lost, also those that nobody was calling; they take their calls with them.
     for (const actor of [...upstream.job.actors]) if (actor.upstream === upstream) actorLost(this.state, actor, failure);
     remoteLost(this.state, closeUpstream(this.state, upstream, failure), failure);
+    groupsUpstreamClosed(this.state, upstream, failure.message);
+    viewsUpstreamClosed(this.state, upstream);
     this.settle();
   }
 
@@ -462,6 +485,16 @@ export class RayletCore {
     this.settle();
   }
 
+  groupNamed(group: groups.PlacementGroup, failure: Failure | undefined): void {
+    groups.groupNamed(this.state, group, failure);
+    this.settle();
+  }
+
+  groupFound(channel: Channel, request: number, found: { readonly id: Uint8Array; readonly info: string } | Failure | undefined, auditSeq: number): void {
+    groups.groupFound(this.state, channel, request, found, auditSeq);
+    this.settle();
+  }
+
   tick(nowMs: number, cpuMicrosOf: (worker: Worker) => number): void {
     const core = this.state;
     core.nowMs = nowMs;
@@ -470,6 +503,9 @@ export class RayletCore {
     tickMemory(core);
     if (core.delayed.size > 0) takeUpDelayed(core);
     for (const job of core.jobs.values()) if (job.once.size > 0) expireKeys(core, job);
+    if (core.preparing.size > 0) expireRounds(core);
+    if (core.holds.size > 0) expireHolds(core);
+    if (core.pendingGroups.size > 0) placePending(core);
     this.#endIdle();
     enforceLimits(core, cpuMicrosOf);
     retireIdleWorkers(core);
@@ -508,6 +544,11 @@ export class RayletCore {
       if (core.endedStreams.length > 0) for (const { task, failure } of core.endedStreams.splice(0)) leaveStream(core, task, failure);
       if (core.remoteCalls.length > 0 || core.remoteKills.length > 0) this.#takeUpRemoteCalls();
       if (core.unreachable.length > 0) endUnreachable(core);
+      if (core.endedGroups.length > 0) takeUpEnded(core);
+      if (core.roomFreed) {
+        core.roomFreed = false;
+        placePending(core);
+      }
       if (core.waitingActors.size > 0) placeWaitingActors(core);
       if (core.restores.length > 0) takeUpRestores(core);
       if (core.pressed) relieve(core);
@@ -515,7 +556,7 @@ export class RayletCore {
       pump(core);
       takeUpFetches(core);
       for (const { slot, task, failure } of core.refusedExecs.splice(0)) if (task.slot === slot) execEnded(core, slot, task, failure, 1);
-    } while (core.woken.length > 0 || core.remoteCalls.length > 0 || core.refusedExecs.length > 0 || core.unreachable.length > 0 || core.endedStreams.length > 0 || core.rebuilds.length > 0);
+    } while (core.woken.length > 0 || core.remoteCalls.length > 0 || core.refusedExecs.length > 0 || core.unreachable.length > 0 || core.endedStreams.length > 0 || core.rebuilds.length > 0 || core.roomFreed || core.endedGroups.length > 0);
     if (core.fresh.length > 0 || core.freshSessions.length > 0) forgetFresh(core);
   }
 

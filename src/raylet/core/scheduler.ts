@@ -5,8 +5,10 @@
  */
 import { OP } from '../../base/frame.ts';
 import { MAX_SCHEDULING_CLASSES_PER_TENANT } from '../../base/limits.ts';
-import { add, fits, subtract, type ResourceVector } from '../../base/resources.ts';
+import { fits, type ResourceVector } from '../../base/resources.ts';
+import { giveTo, takeFrom, type BundleHold } from './bundle.ts';
 import type { Core } from './core.ts';
+import { misfit, viewOf } from './group-views.ts';
 import { allowedPlaces, type Place, type Placement } from './placement.ts';
 import { concludeTask, openSlot, sendExec } from './dispatch.ts';
 import { forward, upstreamTo } from './upstreams.ts';
@@ -29,15 +31,15 @@ const HOST_CPUS = 0.5;
 const MAX_BLOCKED_PER_LEASE = 4_096;
 
 /** The class of a job's tasks that need these resources, in these places; undefined when its tenant has too many classes already. */
-export function classFor(core: Core, job: Job, resources: ResourceVector, runtime: string, placement: Placement | undefined): SchedulingClass | undefined {
+export function classFor(core: Core, job: Job, resources: ResourceVector, runtime: string, placement: Placement | undefined, forwarded = false, asJob = false): SchedulingClass | undefined {
   const custom = resources.custom === undefined ? '' : Object.keys(resources.custom).sort().map((k) => `${k}=${resources.custom?.[k] ?? 0}`).join(',');
-  const key = `${runtime}|${resources.cpuUnits}|${resources.memoryBytes}|${custom}${placement === undefined ? '' : `|${placement.key}`}`;
+  const key = `${runtime}|${resources.cpuUnits}|${resources.memoryBytes}|${custom}${placement === undefined ? '' : `|${placement.key}${placement.group === '' ? '' : `|${forwarded ? 1 : 0}${asJob ? 1 : 0}`}`}`;
   let found = job.classes.get(key);
   if (found === undefined) {
     // An isolate may speak on for a moment after its job has ended.
     if (core.jobs.get(job.id) !== job || job.tenant.classes >= MAX_SCHEDULING_CLASSES_PER_TENANT) return undefined;
     job.tenant.classes++;
-    found = new SchedulingClass(job, resources, runtime, placement);
+    found = new SchedulingClass(job, resources, runtime, placement, forwarded, asJob);
     job.classes.set(key, found);
     core.classes.add(found);
   }
@@ -92,9 +94,7 @@ function release(core: Core, lease: Lease): void {
   lease.holding = false;
   lease.draining = false;
   const { resources, job } = lease.schedulingClass;
-  core.available = add(core.available, resources);
-  job.tenant.cpuUnitsInUse -= resources.cpuUnits;
-  job.tenant.memoryBytesInUse -= resources.memoryBytes;
+  giveTo(core, job.tenant, lease.bundle, resources);
   lease.worker.idleSinceMs = core.nowMs;
 }
 
@@ -103,10 +103,8 @@ function withinQuota(c: SchedulingClass): boolean {
   return tenant.cpuUnitsInUse + c.resources.cpuUnits <= tenant.quota.cpuUnits && tenant.memoryBytesInUse + c.resources.memoryBytes <= tenant.quota.memoryBytes;
 }
 
-function hold(core: Core, c: SchedulingClass): void {
-  core.available = subtract(core.available, c.resources);
-  c.job.tenant.cpuUnitsInUse += c.resources.cpuUnits;
-  c.job.tenant.memoryBytesInUse += c.resources.memoryBytes;
+function hold(core: Core, c: SchedulingClass, bundle?: BundleHold): void {
+  takeFrom(core, c.job.tenant, bundle, c.resources);
   c.job.tenant.servedAt = ++core.servedCounter;
 }
 
@@ -115,14 +113,15 @@ function reclaim(core: Core, lease: Lease): void {
   if (lease.holding || lease.active === 0) return;
   lease.holding = true;
   lease.heldSinceMs = core.nowMs;
-  hold(core, lease.schedulingClass);
+  hold(core, lease.schedulingClass, lease.bundle);
 }
 
 function serve(core: Core, c: SchedulingClass, contended: boolean): void {
   if (c.placement === undefined) {
     serveHere(core, c, contended);
     if (c.queue.length > c.starting) spill(core, c);
-  } else servePlaced(core, c, c.placement, contended);
+  } else if (c.placement.group !== '') serveGrouped(core, c, c.placement);
+  else servePlaced(core, c, c.placement, contended);
   if (c.queue.length > 0 && c.leases.size === 0) {
     const failure = workersFailure(core, c.job.tenant, 'tasks');
     // What another node has room for, now or when it is asked again, waits for that.
@@ -130,7 +129,52 @@ function serve(core: Core, c: SchedulingClass, contended: boolean): void {
   }
 }
 
-/** Only where its labels, its node or its group allow; what may run nowhere waits, and `pendingReason` says why. */
+/** In bundles of its group, here and on the nodes that have the others; until the group is there it waits. */
+function serveGrouped(core: Core, c: SchedulingClass, { group, bundle: index }: Placement): void {
+  const holds = core.holds.get(group);
+  const view = c.forwarded ? undefined : viewOf(core, group, c.job, c.asJob);
+  if (view !== undefined) {
+    const failure = view.failure ?? (view.bundles.length === 0 ? undefined : misfit(view.bundles, index, c.resources));
+    if (failure !== undefined) return failQueued(core, c, failure);
+  } else if (holds === undefined) return failQueued(core, c, NO_BUNDLE);
+  for (const lease of c.leases) {
+    if (c.queue.length === 0) return;
+    if (lease.slot === undefined || lease.draining || lease.bundle?.released !== false) continue;
+    if (!lease.holding) {
+      if (!fits(c.resources, lease.bundle.available)) continue;
+      lease.holding = true;
+      lease.heldSinceMs = core.nowMs;
+      hold(core, c, lease.bundle);
+    }
+    feed(core, c, lease);
+  }
+  for (const held of holds?.values() ?? []) {
+    if (!held.firm || held.of.tenant !== c.job.tenant || (index >= 0 && held.of.index !== index)) continue;
+    while (c.queue.length > c.starting && fits(c.resources, held.available) && c.starting < 64) if (!startLease(core, c, held)) break;
+  }
+  if (view === undefined || c.queue.length <= c.starting) return;
+  const rooms = new Map<number, number>();
+  view.bundles.forEach(({ node, resources }, i) => {
+    if (node !== 0 && node !== core.config.nodeNumber && (index < 0 || i === index) && fits(c.resources, resources)) rooms.set(node, (rooms.get(node) ?? 0) + roomIn(c.resources, resources));
+  });
+  for (const [node, room] of rooms) {
+    const remote = core.nodes.get(node);
+    if (remote !== undefined && core.reachable(node) && !spillTo(core, c, remote, room)) return;
+  }
+}
+
+export const NO_BUNDLE: Failure = { code: 'CANCELLED', message: 'its placement group was removed, or has no bundle on this node any more', stack: '' };
+
+export function failQueued(core: Core, c: SchedulingClass, failure: Failure): void {
+  for (let task = c.queue.shift(); task !== undefined; task = c.queue.shift()) concludeTask(core, task, failure);
+}
+
+/** Classes of calls that were submitted here for a group. */
+export function groupClasses(core: Core, tenant: TenantState, group: string): SchedulingClass[] {
+  return [...core.classes].filter((c) => c.job.tenant === tenant && c.placement?.group === group && !c.forwarded);
+}
+
+/** Only where its labels or its node allow; what may run nowhere waits, and `pendingReason` says why. */
 function servePlaced(core: Core, c: SchedulingClass, placement: Placement, contended: boolean): void {
   const places = allowedPlaces(core, placement, c.resources);
   if (placement.spread && places.length > 1) return spread(core, c, places);
@@ -210,7 +254,7 @@ function feed(core: Core, c: SchedulingClass, lease: Lease): void {
   }
 }
 
-function startLease(core: Core, c: SchedulingClass): boolean {
+function startLease(core: Core, c: SchedulingClass, bundle?: BundleHold): boolean {
   let worker = reusableWorker(core, c);
   if (worker === undefined) {
     if (!roomForWorker(core, c.job.tenant)) return false;
@@ -218,11 +262,11 @@ function startLease(core: Core, c: SchedulingClass): boolean {
     core.workers.set(worker.key, worker);
     core.out.push({ type: 'start-worker', worker, cpus: Math.max(1, c.resources.cpuUnits / 10_000) + HOST_CPUS });
   }
-  const lease = new Lease(c, worker);
+  const lease = new Lease(c, worker, bundle);
   c.leases.add(lease);
   lease.holding = true;
   lease.heldSinceMs = core.nowMs;
-  hold(core, c);
+  hold(core, c, bundle);
   if (worker.state === 'ALIVE') attachLease(core, lease);
   else c.starting++;
   return true;
@@ -366,18 +410,18 @@ function spill(core: Core, c: SchedulingClass): void {
 }
 
 /** As much as the node has room for. False: nothing that is next may go anywhere. */
-function spillTo(core: Core, c: SchedulingClass, node: RemoteNode): boolean {
+function spillTo(core: Core, c: SchedulingClass, node: RemoteNode, reserved?: number): boolean {
   while (c.queue.length > c.starting) {
-    const how = spillOne(core, c, node);
+    const how = spillOne(core, c, node, reserved);
     if (how !== 'taken') return how === 'full';
   }
   return true;
 }
 
-function spillOne(core: Core, c: SchedulingClass, node: RemoteNode): 'taken' | 'full' | 'stays' {
+function spillOne(core: Core, c: SchedulingClass, node: RemoteNode, reserved?: number): 'taken' | 'full' | 'stays' {
   const task = c.queue.shift();
   if (task === undefined) return 'stays';
-  const lease = task.channel.kind === CHANNEL_KIND.PEER ? undefined : remoteLease(core, c, node, task);
+  const lease = task.channel.kind === CHANNEL_KIND.PEER ? undefined : remoteLease(core, c, node, task, reserved);
   if (lease === undefined) {
     c.queue.unshift(task);
     return task.channel.kind === CHANNEL_KIND.PEER ? 'stays' : 'full';
@@ -393,17 +437,18 @@ function remoteLeaseKey(nodeNumber: number, asJob: boolean): number {
   return 2 * nodeNumber + (asJob ? 1 : 0);
 }
 
-function remoteLease(core: Core, c: SchedulingClass, node: RemoteNode, task: Task): RemoteLease | undefined {
+/** `reserved`: so many of its tasks fit the bundles that its group has there. */
+function remoteLease(core: Core, c: SchedulingClass, node: RemoteNode, task: Task, reserved?: number): RemoteLease | undefined {
   const asJob = task.channel.principal.kind === 'job';
   const key = remoteLeaseKey(node.number, asJob);
   let lease = c.remoteLeases.get(key);
   if (lease !== undefined && !lease.upstream.closed && lease.inFlight > 0) {
     // Over there every core can be busy with this class: what fits the node's totals, times what a lease is given ahead.
-    const room = c.resources.cpuUnits > 0 ? Math.floor(node.total.cpuUnits / c.resources.cpuUnits) : 4;
-    if (lease.inFlight < Math.max(1, Math.min(room, roomFor(c, node))) * depthOf(task.template.stats.meanMs, c.queue.length)) return lease;
+    const room = reserved !== undefined ? reserved : c.resources.cpuUnits > 0 ? Math.floor(node.total.cpuUnits / c.resources.cpuUnits) : 4;
+    if (lease.inFlight < Math.max(1, Math.min(room, reserved ?? roomFor(c, node))) * depthOf(task.template.stats.meanMs, c.queue.length)) return lease;
     return undefined;
   }
-  if (!fits(c.resources, node.available) || !core.reachable(node.number)) return undefined;
+  if ((reserved === undefined && !fits(c.resources, node.available)) || !core.reachable(node.number)) return undefined;
   if (lease === undefined || lease.upstream.closed) {
     lease = new RemoteLease(upstreamTo(core, node.number, c.job, asJob, task.depth));
     c.remoteLeases.set(key, lease);
@@ -412,9 +457,13 @@ function remoteLease(core: Core, c: SchedulingClass, node: RemoteNode, task: Tas
 }
 
 function roomFor(c: SchedulingClass, node: RemoteNode): number {
+  return roomIn(c.resources, node.total);
+}
+
+function roomIn(wanted: ResourceVector, whole: ResourceVector): number {
   let room = Number.POSITIVE_INFINITY;
-  if (c.resources.cpuUnits > 0) room = Math.min(room, Math.floor(node.total.cpuUnits / c.resources.cpuUnits));
-  if (c.resources.memoryBytes > 0) room = Math.min(room, Math.floor(node.total.memoryBytes / c.resources.memoryBytes));
+  if (wanted.cpuUnits > 0) room = Math.min(room, Math.floor(whole.cpuUnits / wanted.cpuUnits));
+  if (wanted.memoryBytes > 0) room = Math.min(room, Math.floor(whole.memoryBytes / wanted.memoryBytes));
   return room;
 }
 

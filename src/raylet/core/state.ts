@@ -14,6 +14,7 @@ import type { ResourceVector } from '../../base/resources.ts';
 import { CallHistory } from './call-history.ts';
 import type { FunctionOptions, StreamWindow } from './function-options.ts';
 import type { Placement } from './placement.ts';
+import type { BundleHold } from './bundle.ts';
 
 export interface TenantQuota {
   /** Units of 1/10,000 cpu in use at once on this node; Infinity: none. */
@@ -66,6 +67,8 @@ export class TenantState {
   /** As the quotas of these names count. */
   tasks = 0;
   actors = 0;
+  /** Placement groups that this node coordinates. */
+  groups = 0;
   /** Facts that its log could not take when they came about: appended before any further decision. */
   readonly owed: AuditRecord[] = [];
   /** Denied tries of other tenants at what is this one's, by their number. */
@@ -165,6 +168,8 @@ export class Template {
   readonly detail: string;
   readonly stats: FunctionStats;
   readonly schedulingClass: SchedulingClass | undefined;
+  /** The placement group that its calls are in: each use is decided. */
+  readonly groupResource: Resource | undefined;
   /** Session that its calls come from, on whatever node that is. */
   readonly originHex: string;
 
@@ -179,6 +184,7 @@ export class Template {
     this.detail = fields.detail;
     this.stats = fields.stats;
     this.schedulingClass = fields.schedulingClass;
+    this.groupResource = fields.groupResource;
     this.originHex = fields.originHex;
   }
 }
@@ -546,6 +552,9 @@ export class SchedulingClass {
   readonly runtime: string;
   /** Undefined: anywhere. */
   readonly placement: Placement | undefined;
+  /** Of those in a placement group: another raylet sent its tasks to the bundles that are here; and who they run as. */
+  readonly forwarded: boolean;
+  readonly asJob: boolean;
   /** Of those that are spread: the node that is tried first next time. */
   turn = 0;
   readonly queue = new TaskQueue();
@@ -554,11 +563,13 @@ export class SchedulingClass {
   readonly remoteLeases = new Map<number, RemoteLease>();
   starting = 0;
 
-  constructor(job: Job, resources: ResourceVector, runtime: string, placement: Placement | undefined) {
+  constructor(job: Job, resources: ResourceVector, runtime: string, placement: Placement | undefined, forwarded: boolean, asJob: boolean) {
     this.job = job;
     this.resources = resources;
     this.runtime = runtime;
     this.placement = placement;
+    this.forwarded = forwarded;
+    this.asJob = asJob;
   }
 }
 
@@ -671,6 +682,8 @@ export class Slot {
 export class Lease {
   readonly schedulingClass: SchedulingClass;
   readonly worker: Worker;
+  /** What it holds its resources of; undefined: the node. */
+  readonly bundle: BundleHold | undefined;
   slot: Slot | undefined = undefined;
   holding = false;
   /** Execs that are running and not waiting for an object. */
@@ -678,9 +691,10 @@ export class Lease {
   heldSinceMs = 0;
   draining = false;
 
-  constructor(schedulingClass: SchedulingClass, worker: Worker) {
+  constructor(schedulingClass: SchedulingClass, worker: Worker, bundle: BundleHold | undefined) {
     this.schedulingClass = schedulingClass;
     this.worker = worker;
+    this.bundle = bundle;
   }
 }
 
@@ -713,6 +727,8 @@ export class Upstream {
   prefix: Uint8Array | undefined = undefined;
   nextSeq = 1;
   nextRequest = 1;
+  /** Questions that DONE or FAILED answers. */
+  readonly asks = new Map<number, (failure: Failure | undefined) => void>();
   readonly templates = new Map<Template, number>();
   readonly codes = new Set<string>();
   readonly requests = new Map<number, UpstreamRequest>();
@@ -776,6 +792,8 @@ export class Actor {
   reason = '';
   slot: Slot | undefined = undefined;
   worker: Worker | undefined = undefined;
+  /** What it holds its resources of, while it does; undefined: the node. */
+  bundle: BundleHold | undefined = undefined;
   upstream: Upstream | undefined = undefined;
   remoteId: Uint8Array | undefined = undefined;
   holding = false;

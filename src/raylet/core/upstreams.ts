@@ -2,7 +2,7 @@
  * This raylet as the client of another one: it forwards tasks and actor calls there and fetches objects from there, with the
  * frames any client uses and the session credential of the job. The other raylet decides and records for itself.
  */
-import { CALL_KIND, OP, type FrameReader } from '../../base/frame.ts';
+import { CALL_KIND, OP, type FrameReader, type FrameWriter } from '../../base/frame.ts';
 import { isErrorCode } from '../../base/errors.ts';
 import { SESSION_PREFIX_BYTES } from '../../base/ids.ts';
 import { MAX_ERROR_MESSAGE_CHARS, MAX_OBJECT_BYTES, MAX_STACK_CHARS } from '../../base/limits.ts';
@@ -28,6 +28,16 @@ export function upstreamTo(core: Core, nodeNumber: number, job: Job, asJob: bool
 function whenOpen(upstream: Upstream, act: () => void): void {
   if (upstream.prefix === undefined) upstream.deferred.push(act);
   else act();
+}
+
+/** Asks another raylet for something that DONE or FAILED answers; `answered` is called once, also when the channel closes. */
+export function askRemote(core: Core, upstream: Upstream, needed: number, write: (out: FrameWriter, request: number) => FrameWriter, answered: (failure: Failure | undefined) => void): void {
+  const request = upstream.nextRequest++;
+  upstream.asks.set(request, answered);
+  whenOpen(upstream, () => {
+    write(upstream.out, request).end();
+    core.markUpstream(upstream, needed);
+  });
 }
 
 function defineOn(core: Core, upstream: Upstream, template: Template): number {
@@ -164,7 +174,7 @@ function firstJob(entry: ObjectEntry): { job: Job; asJob: boolean } | undefined 
 }
 
 /** A frame that another raylet sent on one of our channels to it. `finished` is told of calls that it ends. */
-export function onUpstreamFrame(core: Core, upstream: Upstream, reader: FrameReader, finished: (task: Task) => void, actorChanged: (actor: Actor, state: number, failure: Failure) => void): void {
+export function onUpstreamFrame(core: Core, upstream: Upstream, reader: FrameReader, finished: (task: Task) => void, actorChanged: (actor: Actor, state: number, failure: Failure) => void, groupChanged: (upstream: Upstream, reader: FrameReader) => void): void {
   switch (reader.op) {
     case OP.WELCOME: {
       upstream.prefix = reader.raw(SESSION_PREFIX_BYTES).slice();
@@ -233,10 +243,24 @@ export function onUpstreamFrame(core: Core, upstream: Upstream, reader: FrameRea
     case OP.STREAM_ITEM:
       onRemoteItem(core, upstream, reader);
       break;
+    case OP.DONE: {
+      const request = reader.u32();
+      reader.skipRest();
+      settleAsk(upstream, request, undefined);
+      break;
+    }
+    case OP.FAILED: {
+      const request = reader.u32();
+      const code = reader.str();
+      const message = reader.text(4 * MAX_ERROR_MESSAGE_CHARS).slice(0, MAX_ERROR_MESSAGE_CHARS);
+      settleAsk(upstream, request, { code: isErrorCode(code) ? code : 'INTERNAL', message, stack: '' });
+      break;
+    }
+    case OP.GROUP_STATE:
+      groupChanged(upstream, reader);
+      break;
     case OP.STREAM_END:
     case OP.REJECTED:
-    case OP.FAILED:
-    case OP.DONE:
     case OP.READY:
       reader.skipRest();
       break;
@@ -244,6 +268,13 @@ export function onUpstreamFrame(core: Core, upstream: Upstream, reader: FrameRea
       throw new Error(`op 0x${reader.op.toString(16)} from another raylet`);
   }
   reader.finish();
+}
+
+function settleAsk(upstream: Upstream, request: number, failure: Failure | undefined): void {
+  const answered = upstream.asks.get(request);
+  if (answered === undefined) return;
+  upstream.asks.delete(request);
+  answered(failure);
 }
 
 /**
@@ -402,6 +433,9 @@ export function closeUpstream(core: Core, upstream: Upstream, failure: Failure):
   upstream.tasks.clear();
   upstream.actors.clear();
   upstream.streams.clear();
+  const asks = [...upstream.asks.values()];
+  upstream.asks.clear();
+  for (const answered of asks) answered(failure);
   for (const session of upstream.job.tenant.sessions) {
     for (const entry of [...session.objects.values()]) if (entry.remote === upstream && entry.status === OBJECT_STATUS.REMOTE) loseEntry(core, entry, { code: 'OBJECT_LOST', message: `the object was on another node: ${failure.message}`, stack: '' });
   }

@@ -7,6 +7,7 @@ import { SESSION_PREFIX_BYTES } from '../../../base/ids.ts';
 import { decodeValue, encodeValue } from '../../../base/value.ts';
 import { getValues, remoteClass, remoteFunction, remoteGenerator, waitFor } from '../../../sdk/calls.ts';
 import { ObjectRef } from '../../../sdk/object-ref.ts';
+import { foundGroup, placementGroup, type PlacementBundle, type PlacementGroupOptions } from '../../../sdk/placement-group.ts';
 import { RUNTIME_GLOBAL } from '../../../sdk/runtime.ts';
 import type { ActorOptions, TaskOptions } from '../../../sdk/options.ts';
 import type { GetOptions, WaitOptions } from '../../../sdk/remote-types.ts';
@@ -124,6 +125,8 @@ export function installInto(options: InstallOptions, emit: Emit, configText: str
     wait: (refs: readonly ObjectRef[], waitOptions?: WaitOptions) => quiet(waitFor(core, refs, waitOptions)),
     cancel: (ref: ObjectRef, cancelOptions?: { force?: boolean }) => quiet(core.cancel(ref, cancelOptions?.force === true)),
     kill: (handle: object, killOptions?: { noRestart?: boolean }) => quiet(core.kill(handle, killOptions?.noRestart === false)),
+    placementGroup: (bundles: readonly PlacementBundle[], groupOptions?: PlacementGroupOptions) => placementGroup(core, bundles, groupOptions),
+    getPlacementGroup: (name: string) => quiet(core.lookupGroup(name).then((found) => foundGroup(core, found))),
     exitActor: () => executor.exitActor(),
     context: () => executor.context(),
     BulkheadError,

@@ -35,7 +35,7 @@ export declare const BatchSchema: GenMessage<Batch>;
  */
 export declare type ListRequest = Message<"bulkhead.v1.ListRequest"> & {
   /**
-   * "workers", "tasks", "actors", "objects".
+   * "workers", "tasks", "actors", "objects", "placement-groups".
    *
    * @generated from field: string kind = 1;
    */

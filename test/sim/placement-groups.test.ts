@@ -1,0 +1,303 @@
+/**
+ * Placement groups on clusters of raylet cores: all bundles or none, whatever dies or is lost between the two phases; what is reserved is
+ * accounted once, and given back exactly.
+ */
+import { describe, expect, it } from 'vitest';
+import { CALL_KIND, OP } from '../../src/base/frame.ts';
+import { objectIdText } from '../../src/base/ids.ts';
+import { groupReason } from '../../src/raylet/core/placement-groups.ts';
+import { DO, World, type SimClient, type SimNode, type WorldOptions } from './world.ts';
+
+interface Asked {
+  readonly bundles: readonly object[];
+  readonly strategy?: string;
+  readonly name?: string;
+  readonly detached?: boolean;
+}
+
+function create(client: SimClient, asked: Asked): Uint8Array {
+  const id = client.id(client.nextSeq++);
+  client.out.begin(OP.CREATE_GROUP).u32(0).u32(client.nextSeq - 1).text(JSON.stringify(asked)).end();
+  return id;
+}
+
+function remove(client: SimClient, id: Uint8Array): void {
+  client.out.begin(OP.REMOVE_GROUP).u32(0).u32(client.nextRequest++).raw(id).end();
+}
+
+function started(options: Partial<WorldOptions> & { nodes: number; seed: number }): { world: World; client: SimClient } {
+  const world = new World({ cpus: 2, ...options });
+  return { world, client: world.client(0, 1) };
+}
+
+function settle(world: World, client: SimClient, steps = 100_000): void {
+  client.flush();
+  world.run(steps);
+}
+
+/** Ticks, as long as rounds and pauses need. */
+function pass(world: World, ms: number): void {
+  for (let at = 0; at < ms; at += 25) {
+    world.nowMs += 20;
+    world.tick();
+    world.run(50_000);
+  }
+}
+
+function groupOf(client: SimClient, id: Uint8Array) {
+  return client.node.core.state.groups.get(objectIdText(id).slice(4));
+}
+
+/** Nodes of its bundles. */
+function nodesOf(client: SimClient, id: Uint8Array): number[] {
+  return groupOf(client, id)?.bundles.map(({ node }) => node) ?? [];
+}
+
+/** Bundles that nodes hold: `node/index`, with `?` while they are not firm. */
+function held(world: World): string[] {
+  return world.nodes.flatMap((node) => [...node.core.state.holds.values()].flatMap((holds) => [...holds.values()].map((hold) => `${node.core.state.config.nodeNumber}/${hold.of.index}${hold.firm ? '' : '?'}`))).sort((a, b) => (a < b ? -1 : 1));
+}
+
+/** Everything that was taken has been given back; what still lives, holds what it says. */
+function expectConserved(nodes: readonly SimNode[]): void {
+  for (const { core: { state: core } } of nodes) {
+    const holds = [...core.holds.values()].flatMap((of) => [...of.values()]);
+    const reserved = holds.reduce((sum, hold) => sum + hold.of.resources.cpuUnits, 0);
+    expect(core.available.cpuUnits, `node ${core.config.nodeNumber}`).toBe(core.config.total.cpuUnits - reserved);
+    expect([...core.tenants.values()].reduce((sum, tenant) => sum + tenant.cpuUnitsInUse, 0)).toBe(reserved);
+    for (const hold of holds) expect(hold.available).toEqual(hold.of.resources);
+  }
+}
+
+const ONE = { cpus: 1 };
+
+describe.each([1, 2, 3, 4, 5, 6])('placement groups (seed %i)', (seed) => {
+  it.each<[string, object[], number, (nodes: number[]) => boolean]>([
+    ['PACK', [ONE, ONE], 3, (n) => new Set(n).size === 1], ['PACK', [ONE, ONE, ONE], 3, (n) => new Set(n).size === 2],
+    ['SPREAD', [ONE, ONE, ONE], 3, (n) => new Set(n).size === 3], ['SPREAD', [ONE, ONE, ONE, ONE], 3, (n) => new Set(n).size === 3],
+    ['STRICT_PACK', [ONE, { cpus: 0.5 }, { cpus: 0.5 }], 3, (n) => new Set(n).size === 1], ['STRICT_SPREAD', [{ cpus: 2 }, ONE, { cpus: 0.1 }], 3, (n) => new Set(n).size === 3],
+  ])('%s: bundles go where the strategy says, all firm, counted once, and back when it is removed', (strategy, bundles, nodes, right) => {
+    const { world, client } = started({ nodes, seed });
+    const id = create(client, { strategy, bundles });
+    const ready = client.get([id]);
+    settle(world, client);
+    expect([ready.answers, groupOf(client, id)?.state, right(nodesOf(client, id))]).toEqual([['value'], 'CREATED', true]);
+    expect(held(world).length).toBe(bundles.length);
+    expect(held(world).filter((h) => h.endsWith('?'))).toEqual([]);
+    expectConserved(world.nodes);
+    remove(client, id);
+    settle(world, client);
+    expect([held(world), client.node.core.state.groups.size]).toEqual([[], 0]);
+    expectConserved(world.nodes);
+  });
+
+  it.each(['STRICT_PACK', 'STRICT_SPREAD'])('%s that finds no room reserves nothing, says why, and is there as soon as there is room', (strategy) => {
+    const { world, client } = started({ nodes: 2, seed });
+    const first = create(client, { strategy: 'STRICT_SPREAD', bundles: [ONE, ONE] });
+    settle(world, client);
+    const second = create(client, { strategy, bundles: [{ cpus: 1 }, { cpus: 1 }, ...(strategy === 'STRICT_PACK' ? [] : [{ cpus: 0.5 }])] });
+    const ready = client.get([second]);
+    settle(world, client);
+    pass(world, 200);
+    expect([ready.answers, held(world).length]).toEqual([[undefined], 2]);
+    const group = groupOf(client, second);
+    expect(groupReason(client.node.core.state, group!)).toMatch(strategy === 'STRICT_PACK' ? /^waits for room for 2 bundles at once/ : /^infeasible: STRICT_SPREAD of 3 bundles finds no room on 2 nodes/);
+    remove(client, first);
+    settle(world, client);
+    pass(world, 1_500);
+    expect(ready.answers).toEqual([strategy === 'STRICT_PACK' ? 'value' : undefined]);
+    remove(client, second);
+    settle(world, client);
+    expect(held(world)).toEqual([]);
+    expectConserved(world.nodes);
+  });
+
+  it('tasks and actors run in the bundles they ask for, take from them, and never from the rest of the node', () => {
+    const { world, client } = started({ nodes: 3, seed });
+    const id = create(client, { strategy: 'STRICT_SPREAD', bundles: [ONE, ONE, ONE] });
+    const placementGroup = objectIdText(id);
+    for (let i = 0; i < 3; i++) client.define(10 + i, CALL_KIND.TASK, { placementGroup, bundleIndex: i });
+    client.define(20, CALL_KIND.TASK, { placementGroup, cpus: 0.5 });
+    client.define(21, CALL_KIND.ACTOR_CLASS, { placementGroup, bundleIndex: 2, cpus: 0.5 }, 'Counter');
+    client.define(22, CALL_KIND.ACTOR_METHOD, {}, 'add');
+    const calls = [0, 1, 2].flatMap((i) => Array.from({ length: 4 }, () => client.call(OP.SUBMIT, 10 + i, DO.RETURN, [], undefined, 1, [], 30 + i)));
+    const any = Array.from({ length: 6 }, () => client.call(OP.SUBMIT, 20, DO.RETURN, [], undefined, 1, [], 33));
+    const got = client.get([...calls, ...any]);
+    settle(world, client);
+    expect(got.answers).toEqual([...calls, ...any].map(() => 'value'));
+    const where = nodesOf(client, id);
+    for (let i = 0; i < 3; i++) expect(new Set(world.ran.filter(({ payload }) => payload[1] === 30 + i).map(({ node }) => node))).toEqual(new Set([where[i]]));
+    const actor = client.call(OP.CREATE_ACTOR, 21, DO.RETURN);
+    const said = client.get([client.call(OP.CALL_ACTOR, 22, DO.RETURN, [], actor, 1, [], 34)]);
+    settle(world, client);
+    expect([said.answers, world.ran.filter(({ payload }) => payload[1] === 34).map(({ node }) => node)]).toEqual([['value'], [where[2]]]);
+    // What else the tenant runs has the other half of each node.
+    client.define(23, CALL_KIND.TASK, { cpus: 2 });
+    const whole = client.get([client.call(OP.SUBMIT, 23, DO.RETURN)]);
+    settle(world, client);
+    expect(whole.answers).toEqual([undefined]);
+    remove(client, id);
+    settle(world, client);
+    expect(whole.answers).toEqual(['value']);
+    const late = client.get([client.call(OP.CALL_ACTOR, 22, DO.RETURN, [], actor)]);
+    settle(world, client);
+    expect(late.answers).toEqual(['failed']);
+    expect([client.failed.at(-1), held(world)]).toEqual(['ACTOR_DIED', []]);
+    expectConserved(world.nodes);
+  });
+
+  it('what runs in a group ends with it', () => {
+    const { world, client } = started({ nodes: 2, seed });
+    const id = create(client, { strategy: 'STRICT_SPREAD', bundles: [ONE, ONE] });
+    const placementGroup = objectIdText(id);
+    client.define(1, CALL_KIND.TASK, { placementGroup, maxRetries: 5 });
+    const got = client.get(Array.from({ length: 6 }, () => client.call(OP.SUBMIT, 1, DO.HANG)));
+    settle(world, client);
+    expect(world.hanging.size).toBeGreaterThan(0);
+    remove(client, id);
+    settle(world, client);
+    expect(got.answers).toEqual(Array.from({ length: 6 }, () => 'failed'));
+    expect([new Set(client.failed), held(world)]).toEqual([new Set(['CANCELLED']), []]);
+    expectConserved(world.nodes);
+  });
+
+  it('a node that dies anywhere between asking and answering leaves nothing reserved, and the group finds others', () => {
+    for (let at = 0; at < 40; at++) {
+      const { world, client } = started({ nodes: 4, seed: seed * 1_000 + at });
+      const id = create(client, { strategy: 'STRICT_SPREAD', bundles: [ONE, ONE, ONE] });
+      const ready = client.get([id]);
+      client.flush();
+      for (let i = 0; i < at; i++) world.step();
+      const dead = world.nodes[1 + (at % 3)] as SimNode;
+      world.loseNode(dead);
+      world.run(100_000);
+      pass(world, 8_000);
+      const living = world.nodes.filter((node) => node !== dead);
+      expect([at, groupOf(client, id)?.state, ready.answers]).toEqual([at, 'CREATED', ['value']]);
+      expect([at, new Set(nodesOf(client, id))]).toEqual([at, new Set(living.map((node) => node.core.state.config.nodeNumber))]);
+      expect(living.flatMap((node) => [...node.core.state.holds.values()].map((of) => of.size))).toEqual([1, 1, 1]);
+      remove(client, id);
+      settle(world, client);
+      expectConserved(living);
+      expect(living.flatMap((node) => [...node.core.state.holds.values()])).toEqual([]);
+    }
+  });
+
+  it('the death of the node that coordinates, at any moment, leaves nothing reserved elsewhere', () => {
+    for (let at = 0; at < 40; at++) {
+      const { world, client } = started({ nodes: 3, seed: seed * 2_000 + at });
+      create(client, { strategy: 'STRICT_SPREAD', bundles: [ONE, ONE, ONE], ...(at % 2 === 0 ? { name: 'kept', detached: true } : {}) });
+      client.flush();
+      for (let i = 0; i < at; i++) world.step();
+      world.loseNode(client.node);
+      world.run(100_000);
+      pass(world, 200);
+      const living = world.nodes.slice(1);
+      expect([at, living.flatMap((node) => [...node.core.state.holds.values()])]).toEqual([at, []]);
+      expectConserved(living);
+    }
+  });
+
+  it('a node that says nothing is given up: nothing stays reserved on the others, and others are asked', () => {
+    const { world, client } = started({ nodes: 4, seed });
+    world.mute(world.nodes[0] as SimNode, world.nodes[2] as SimNode);
+    const id = create(client, { strategy: 'STRICT_SPREAD', bundles: [ONE, ONE, { cpus: 2 }] });
+    settle(world, client);
+    pass(world, 7_000);
+    expect([groupOf(client, id)?.state, nodesOf(client, id).includes(3)]).toEqual(['CREATED', false]);
+    expect(held(world).filter((h) => h.endsWith('?'))).toEqual([]);
+    // Muted again, with no other way: what was asked for elsewhere is given back each time.
+    const second = create(client, { strategy: 'STRICT_SPREAD', bundles: [{ cpus: 0.5 }, { cpus: 0.5 }, { cpus: 2 }] });
+    settle(world, client);
+    pass(world, 12_000);
+    expect([groupOf(client, second)?.state, held(world).filter((h) => !h.endsWith('?')).length]).toEqual(['PENDING', 3]);
+    remove(client, id);
+    remove(client, second);
+    settle(world, client);
+    expect(held(world)).toEqual([]);
+    expectConserved(world.nodes);
+  });
+
+  it('a bundle whose node dies is placed anew, the others stay, and its tasks run again there', () => {
+    const { world, client } = started({ nodes: 4, seed });
+    const id = create(client, { strategy: 'SPREAD', bundles: [ONE, ONE, ONE] });
+    settle(world, client);
+    const before = nodesOf(client, id);
+    const index = before.findIndex((node) => node !== 1);
+    client.define(1, CALL_KIND.TASK, { placementGroup: objectIdText(id), bundleIndex: index, maxRetries: 3 });
+    const got = client.get([client.call(OP.SUBMIT, 1, DO.HANG, [], undefined, 1, [], 40)]);
+    settle(world, client);
+    expect(world.ran.filter(({ payload }) => payload[1] === 40).map(({ node }) => node)).toEqual([before[index]]);
+    world.loseNode(world.nodes[(before[index] as number) - 1] as SimNode);
+    world.run(100_000);
+    pass(world, 1_500);
+    const after = nodesOf(client, id);
+    expect([groupOf(client, id)?.state, after.filter((node, i) => i !== index && node !== before[i])]).toEqual(['CREATED', []]);
+    expect([after[index] === 0, after[index] === before[index]]).toEqual([false, false]);
+    expect(world.ran.filter(({ payload }) => payload[1] === 40).map(({ node }) => node)).toEqual([before[index], after[index]]);
+    for (const { node, slot, exec } of [...world.hanging]) world.answerHanging(node, slot, exec);
+    world.run(50_000);
+    expect(got.answers).toEqual(['value']);
+  });
+
+  it('ends with its job, unless it is detached; that one is found by its name and removed by another job', () => {
+    const { world, client } = started({ nodes: 2, seed });
+    const bound = create(client, { strategy: 'STRICT_SPREAD', bundles: [{ cpus: 0.5 }, { cpus: 0.5 }] });
+    const kept = create(client, { strategy: 'STRICT_SPREAD', bundles: [ONE, ONE], name: 'kept', detached: true });
+    const ready = client.get([bound, kept]);
+    settle(world, client);
+    expect([ready.answers, held(world).length]).toEqual([['value', 'value'], 4]);
+    client.node.core.closeChannel(client.channel);
+    world.drain(client.node);
+    world.run(50_000);
+    expect(held(world).length).toBe(2);
+    const next = world.client(1, 1);
+    next.out.begin(OP.LOOKUP_GROUP).u32(0).u32(next.nextRequest++).str('kept').end();
+    settle(world, next);
+    const found = JSON.parse(next.done.at(-1) ?? '{}') as { id: string; strategy: string; bundles: object[] };
+    expect(found).toMatchObject({ id: objectIdText(kept), strategy: 'STRICT_SPREAD', bundles: [{ cpus: 1 }, { cpus: 1 }] });
+    // From another node, and another job: the tasks go to the bundles.
+    next.define(1, CALL_KIND.TASK, { placementGroup: found.id, bundleIndex: 0 });
+    next.define(2, CALL_KIND.TASK, { placementGroup: found.id, bundleIndex: 1 });
+    const got = next.get([next.call(OP.SUBMIT, 1, DO.RETURN, [], undefined, 1, [], 50), next.call(OP.SUBMIT, 2, DO.RETURN, [], undefined, 1, [], 51)]);
+    settle(world, next);
+    expect(got.answers).toEqual(['value', 'value']);
+    const where = world.ran.filter(({ payload }) => payload[1] === 50 || payload[1] === 51).map(({ node }) => node);
+    expect(new Set(where).size).toBe(2);
+    remove(next, kept);
+    settle(world, next);
+    expect([held(world), world.groupNames.size]).toEqual([[], 0]);
+    expectConserved(world.nodes);
+  });
+});
+
+it('a round under random deaths, many groups at once: every group is whole or waits, and everything comes back', () => {
+  for (let seed = 1; seed <= 12; seed++) {
+    const { world, client } = started({ nodes: 5, seed: 7_000 + seed });
+    const ids: Uint8Array[] = [];
+    for (let round = 0; round < 30; round++) {
+      const strategy = ['PACK', 'SPREAD', 'STRICT_PACK', 'STRICT_SPREAD'][Math.floor(world.random() * 4)] as string;
+      if (world.random() < 0.6) ids.push(create(client, { strategy, bundles: Array.from({ length: 1 + Math.floor(world.random() * 3) }, () => ({ cpus: 0.25 * (1 + Math.floor(world.random() * 3)) })) }));
+      else if (ids.length > 0) remove(client, ids.splice(Math.floor(world.random() * ids.length), 1)[0] as Uint8Array);
+      client.flush();
+      for (let i = 0; i < 20; i++) world.step();
+      if (round === 10 || round === 20) world.loseNode(world.nodes[round === 10 ? 2 : 4] as SimNode);
+    }
+    world.run(200_000);
+    pass(world, 8_000);
+    const living = [0, 1, 3].map((i) => world.nodes[i] as SimNode);
+    expectConserved(living);
+    for (const id of ids) {
+      const group = groupOf(client, id);
+      const placed = nodesOf(client, id).filter((node) => node !== 0);
+      const holds = living.reduce((sum, node) => sum + (node.core.state.holds.get(group?.id ?? '')?.size ?? 0), 0);
+      expect([seed, holds]).toEqual([seed, placed.length]);
+      if (group?.state === 'CREATED') expect(placed.length).toBe(group.bundles.length);
+    }
+    for (const id of ids) remove(client, id);
+    settle(world, client);
+    pass(world, 200);
+    expect(living.flatMap((node) => [...node.core.state.holds.values()])).toEqual([]);
+    expectConserved(living);
+  }
+});
