@@ -10,7 +10,7 @@ export const ACTIONS = [
   'object.put', 'object.get', 'object.wait', 'object.release', 'object.list', 'object.read',
   'code.register', 'job.submit', 'job.stop', 'job.list', 'job.read', 'log.read',
   'session.open', 'session.read', 'node.list', 'node.read', 'node.join', 'node.sync', 'worker.list', 'worker.read',
-  'tenant.create', 'tenant.list', 'tenant.read', 'tenant.update', 'tenant.delete',
+  'tenant.create', 'tenant.list', 'tenant.read', 'tenant.update', 'tenant.divide', 'tenant.delete',
   'identity.issue', 'identity.renew', 'identity.revoke', 'identity.read', 'pki.read', 'pki.rotate', 'pki.join-token', 'pki.trust-bundle',
   'policy.apply', 'policy.read', 'policy.check', 'audit.read', 'audit.export', 'audit.stats', 'cluster.read', 'cluster.stop', 'cluster.doctor', 'metrics.read',
   'peer.exchange', 'placement-group.create', 'placement-group.remove', 'placement-group.use', 'placement-group.list', 'placement-group.read',

@@ -60,6 +60,12 @@ export const MAX_TEMPLATES_PER_CHANNEL = 4_096;
 export const MAX_OBJECTS_PER_TENANT = 1_000_000;
 /** Different resource requests of one tenant's functions: the scheduler looks at each that has work whenever something happens. */
 export const MAX_SCHEDULING_CLASSES_PER_TENANT = 256;
+/** Of one tenant, with a quota of their own: all of them are looked at when its quotas change. */
+export const MAX_PROJECTS_PER_TENANT = 64;
+/** Calls per second that a quota can name; more is no limit on any node. */
+export const MAX_CALLS_PER_SECOND = 10_000_000;
+/** Of tasks, up and down from 0. */
+export const MAX_PRIORITY = 100;
 /** Labels of a node or of one selector, values of one condition, and selectors that one call may fall back to. */
 export const MAX_LABELS = 32;
 export const MAX_LABEL_VALUES = 32;

@@ -161,9 +161,9 @@ function tenantCommands(program: Command): void {
     (await commands()).createTenant(terminal, name, o.quota ?? {}, o.profile));
   leaf(tenant, 'list', 'all tenants, or your own', {}, () => undefined, async (terminal, _args, o) => (await commands()).listTenants(terminal, o.profile));
   leaf(tenant, 'show <name>', 'one tenant', {}, () => undefined, async (terminal, [name = ''], o) => (await commands()).showTenant(terminal, name, o.profile));
-  leaf<{ remove?: string[] }>(tenant, 'quota <name> [k=v,...]', 'change quotas and budgets; those not named stay', {}, (c) => c.option('--remove <quota>', 'the tenant is to have this one no more; may be given again', collect), async (terminal, [name = '', text], o) => {
+  leaf<{ remove?: string[] }>(tenant, 'quota <name> [k=v,...]', "change quotas and budgets of a tenant, or with 'tenant/project' of one of its projects; those not named stay", {}, (c) => c.option('--remove <quota>', 'the tenant is to have this one no more; may be given again', collect), async (terminal, [name = '', text], o) => {
     if (text === undefined && o.remove === undefined) throw new UsageError('what of it? for example: bulkhead tenant quota acme cpus=4,budget-calls=100000, or --remove budget-calls');
-    await (await commands()).setQuota(terminal, name, text === undefined ? {} : assignment(text), o.remove ?? [], o.profile);
+    await (await commands())[name.includes('/') ? 'setProjectQuota' : 'setQuota'](terminal, name, text === undefined ? {} : assignment(text), o.remove ?? [], o.profile);
   });
   leaf<{ yes?: boolean }>(tenant, 'delete <name>', "destroy a tenant's keys and print a signed deletion certificate", {}, (c) => c.option('--yes', 'do not ask (a terminal is asked otherwise)'), async (terminal, [name = ''], o) =>
     (await commands()).deleteTenant(terminal, name, o.yes === true, o.profile));
@@ -204,10 +204,10 @@ function policyCommands(program: Command): void {
 
 function workCommands(program: Command): void {
   const run = program.command('run <file> [args...]').description('run a driver program as a job: its streams, its exit code').passThroughOptions()
-    .option('--profile <dir>', 'identity to use (default: BULKHEAD_PROFILE, then ~/.bulkhead/default)').option('--name <name>', "the job's name (default: the file's)")
+    .option('--profile <dir>', 'identity to use (default: BULKHEAD_PROFILE, then ~/.bulkhead/default)').option('--name <name>', "the job's name (default: the file's)").option('--project <name>', 'whose quotas it counts against (default: BULKHEAD_PROJECT, then the project default)')
     .addHelpText('after', '\nWhat follows FILE belongs to the program.');
-  run.action(async (file: string, args: string[], o: { profile?: string; name?: string }) => {
-    await guarded(new Terminal(false), async () => (await import('./commands/run.ts')).runDriver(file, args, { profile: o.profile, name: o.name }));
+  run.action(async (file: string, args: string[], o: { profile?: string; name?: string; project?: string }) => {
+    await guarded(new Terminal(false), async () => (await import('./commands/run.ts')).runDriver(file, args, { profile: o.profile, name: o.name, project: o.project }));
   });
   const job = group(program, 'job', 'jobs');
   const jobs = (): Promise<typeof import('./commands/job.ts')> => import('./commands/job.ts');

@@ -100,7 +100,7 @@ async function open(options: DriverChannelOptions, sessions: SessionStreams, cal
   const { raylet } = options;
   const { verified, credential, tenant } = await verifiedSession(options, call);
   return (first, streams) => {
-    const job = raylet.ensureJob(verified.jobId, tenant, verified.principal, verified.jobPrincipal, credential, verified.expiresMs, verified.issuedMs);
+    const job = raylet.ensureJob(verified.jobId, tenant, verified.principal, verified.jobPrincipal, credential, verified.expiresMs, verified.issuedMs, verified.project);
     const stream = new MovableStream(first);
     const secret = MovableStreams.newSecret();
     let id = '';

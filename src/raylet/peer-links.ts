@@ -32,6 +32,7 @@ export interface VerifiedCredential {
   readonly jobId: JobId;
   /** Of the driver at the head; '' in a credential that names none. */
   readonly sessionId: string;
+  readonly project: string;
   readonly tenantNumber: number;
   readonly issuedMs: number;
   readonly expiresMs: number;
@@ -304,7 +305,7 @@ class PeerStream {
       if (early === undefined) return;
       const tenant = raylet.core.state.tenants.get(verified.tenantNumber);
       if (tenant === undefined || tenant.name !== verified.principal.tenant || !tenant.active) throw new BulkheadError('UNAUTHENTICATED', 'the credential is of a tenant that is not known here');
-      const job = raylet.ensureJob(verified.jobId, tenant, verified.principal, verified.jobPrincipal, credential, verified.expiresMs, verified.issuedMs);
+      const job = raylet.ensureJob(verified.jobId, tenant, verified.principal, verified.jobPrincipal, credential, verified.expiresMs, verified.issuedMs, verified.project);
       const channel = raylet.openChannel(CHANNEL_KIND.PEER, job, asJob ? verified.jobPrincipal : verified.principal, depth, {
         write: (batch, tail, written) => this.#stream.write(wrap(number, batch, tail?.length), tail, written),
         // One stream carries many channels, so a single one cannot be paused; calls beyond the limit are refused.

@@ -13,6 +13,7 @@ import { builtinMethods, LiveDecisionPoint, methodTable, type MethodRow } from '
 import { BulkheadError, toSafeError } from '../base/errors.ts';
 import { parseJobId, parseNodeId, spiffeId } from '../base/ids.ts';
 import { principalFromSpiffeId } from '../base/principal.ts';
+import { DEFAULT_PROJECT, parseProjectName } from '../base/project-quota.ts';
 import type { Clock, RandomSource } from '../base/time.ts';
 import { USAGE_EVENT } from '../base/usage-record.ts';
 import { createCsr, PeerVerifier, readProfile, Revocations, ServerCertificate, SvidSource, svidMaterial, TrustBundle, verifySession, writeProfile, writeProfileSvid, type SvidMaterial } from '../pki/pki.ts';
@@ -156,10 +157,10 @@ export async function startRaylet(config: RayletConfig, log: RayletLog): Promise
     if (revocations.isIdentityRevoked(session.principal.spiffeId, session.issuedAtMs)) throw new BulkheadError('UNAUTHENTICATED', 'the session credential is of a revoked identity');
     const { kind, name, tenant } = session.principal;
     if (tenant === undefined || (kind !== 'user' && kind !== 'service')) throw new BulkheadError('UNAUTHENTICATED', 'the session credential is not of a user or service of a tenant');
-    const [job, sessionId = ''] = session.jti.split('_');
+    const [job, sessionId = '', project = DEFAULT_PROJECT] = session.jti.split('_');
     const jobId = parseJobId(job);
     const jobPrincipal = principalFromSpiffeId(spiffeId(trustDomain, { kind: 'job', tenant, name: jobId }), { kind, name });
-    return { principal: session.principal, jobPrincipal, jobId, sessionId, tenantNumber: session.tenantNumber, issuedMs: session.issuedAtMs, expiresMs: session.expiresAtMs };
+    return { principal: session.principal, jobPrincipal, jobId, sessionId, project: parseProjectName(project), tenantNumber: session.tenantNumber, issuedMs: session.issuedAtMs, expiresMs: session.expiresAtMs };
   };
 
   let address = '';

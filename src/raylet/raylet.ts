@@ -14,6 +14,7 @@ import { parseTenantName, type JobId, type TenantName } from '../base/ids.ts';
 import { NO_LABELS, type Labels } from '../base/labels.ts';
 import { CHUNK_BYTES, MAX_ACTOR_SEED_BYTES, MAX_CALLS_IN_FLIGHT, MAX_HELD_BYTES_PER_CHANNEL, MAX_NAME_CALLS_PER_TENANT, MAX_UNREAD_BYTES, UNREAD_PAUSE_BYTES } from '../base/limits.ts';
 import type { Principal } from '../base/principal.ts';
+import { parseCallsPerSecond, projectQuotas } from '../base/project-quota.ts';
 import { parseMemory, parseUnits, UNITS_PER_CPU, type ResourceVector } from '../base/resources.ts';
 import { parseDuration, steadyClock, type Clock, type RandomSource } from '../base/time.ts';
 import { parseMonth, USAGE_EVENT } from '../base/usage-record.ts';
@@ -254,8 +255,8 @@ export class Raylet implements AsyncDisposable {
 
   // --- channels ---------------------------------------------------------------------------------------------------------
 
-  ensureJob(id: JobId, tenant: TenantState, submitter: Principal, principal: Principal, credential: string, expiresMs: number, issuedMs: number): Job {
-    return this.core.ensureJob(id, tenant, submitter, principal, credential, expiresMs, issuedMs);
+  ensureJob(id: JobId, tenant: TenantState, submitter: Principal, principal: Principal, credential: string, expiresMs: number, issuedMs: number, project?: string): Job {
+    return this.core.ensureJob(id, tenant, submitter, principal, credential, expiresMs, issuedMs, project);
   }
 
   openChannel(kind: ChannelKind, job: Job, principal: Principal, depth: number, port: ChannelPort, info: Readonly<Record<string, unknown>> = {}): Channel {
@@ -962,7 +963,7 @@ export class Raylet implements AsyncDisposable {
       if (verified.jobId !== channel.job.id || verified.principal.spiffeId !== channel.job.submitter.spiffeId) throw new BulkheadError('UNAUTHENTICATED', 'the credential is for another session');
       // Raylets of one job are each other's clients: what is known already is not passed on again, or it would go round for ever.
       if (verified.expiresMs <= channel.job.credentialEndsMs) return;
-      this.core.ensureJob(channel.job.id, channel.job.tenant, channel.job.submitter, channel.job.principal, credential, verified.expiresMs, verified.issuedMs);
+      this.core.ensureJob(channel.job.id, channel.job.tenant, channel.job.submitter, channel.job.principal, credential, verified.expiresMs, verified.issuedMs, channel.job.project.name);
       for (const upstream of this.core.state.upstreams.values()) {
         if (upstream.job !== channel.job) continue;
         upstream.out.begin(OP.CREDENTIAL).text(credential).end();
@@ -1070,5 +1071,7 @@ export function parseQuota(quota: Readonly<Record<string, string>>): TenantQuota
     actors: given('actors', Number) ?? NO_QUOTA.actors,
     workers: given('workers', Number) ?? NO_QUOTA.workers,
     idleMs: given('idle', parseDuration) ?? NO_QUOTA.idleMs,
+    callsPerSecond: given('calls', parseCallsPerSecond) ?? NO_QUOTA.callsPerSecond,
+    projects: projectQuotas(quota),
   };
 }

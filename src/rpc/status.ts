@@ -20,6 +20,7 @@ const STATUS_OF_CODE: Readonly<Record<ErrorCode, grpc.status>> = {
   CANCELLED: grpc.status.CANCELLED,
   DENIED: grpc.status.PERMISSION_DENIED,
   QUOTA_EXCEEDED: grpc.status.RESOURCE_EXHAUSTED,
+  PREEMPTED: grpc.status.ABORTED,
   OBJECT_LOST: grpc.status.DATA_LOSS,
   ACTOR_DIED: grpc.status.ABORTED,
   ACTOR_UNAVAILABLE: grpc.status.UNAVAILABLE,

@@ -30,6 +30,8 @@ export interface GrpcTarget extends HeadTarget {
    * profile or an address is given; else a new one.
    */
   readonly job?: string | undefined;
+  /** Of the tenant, whose quotas a new job counts against; default: the one in BULKHEAD_PROJECT, then the default project. */
+  readonly project?: string | undefined;
   /** What job lists show; default: BULKHEAD_JOB_NAME, which `bulkhead run --name` sets, then the file name of the running program. */
   readonly jobName?: string | undefined;
 }
@@ -44,7 +46,7 @@ async function openSession(target: GrpcTarget, handlers: TransportHandlers, open
   try {
     const sessions = client(Sessions, head.channel);
     const { job = target.profile === undefined && target.address === undefined ? process.env[JOB_VARIABLE] || undefined : undefined } = target;
-    const session = await sessions.open({ jobName: target.jobName ?? (process.env['BULKHEAD_JOB_NAME'] || basename(process.argv[1] ?? 'driver')), jobId: job ?? '' }, { timeoutMs: CALL_TIMEOUT_MS });
+    const session = await sessions.open({ jobName: target.jobName ?? (process.env['BULKHEAD_JOB_NAME'] || basename(process.argv[1] ?? 'driver')), jobId: job ?? '', project: target.project ?? (job === undefined ? (process.env['BULKHEAD_PROJECT'] ?? '') : '') }, { timeoutMs: CALL_TIMEOUT_MS });
     const own = job === undefined ? { profile: target.profile, address: target.address, jobId: session.jobId, sessionId: session.sessionId } : undefined;
     if (own !== undefined) answerFor(own);
     return new GrpcConnection(head, sessions, session, handlers, own);

@@ -4,7 +4,7 @@
  */
 import { BulkheadError } from '../base/errors.ts';
 import { quote } from '../base/ids.ts';
-import { DEFAULT_STREAM_BYTES, DEFAULT_STREAM_ITEMS, MAX_BUNDLES_PER_GROUP, MAX_FAN_OUT, MAX_RETRY_DELAY_MS, MAX_RETURNS, MAX_STREAM_BYTES, MAX_STREAM_ITEMS, MAX_TASK_DEPTH } from '../base/limits.ts';
+import { DEFAULT_STREAM_BYTES, DEFAULT_STREAM_ITEMS, MAX_BUNDLES_PER_GROUP, MAX_FAN_OUT, MAX_PRIORITY, MAX_RETRY_DELAY_MS, MAX_RETURNS, MAX_STREAM_BYTES, MAX_STREAM_ITEMS, MAX_TASK_DEPTH } from '../base/limits.ts';
 import { parseFallback, parseSelector } from '../base/labels.ts';
 import { parseMemory, parseUnits } from '../base/resources.ts';
 import type { StreamWindow } from './object-stream.ts';
@@ -56,6 +56,8 @@ interface PlacementOptions {
 }
 
 export interface TaskOptions extends CallOptions, PlacementOptions {
+  /** Among the tenant's tasks, -100 to 100, default 0: more goes first, and may stop running ones of less that can be tried again. Above 0 only as far as the project's quota `priority` allows. */
+  readonly priority?: number;
   /** Tries after the first, when its worker or node is lost or as `retryOn` says; default 3, -1 for no end of them. */
   readonly maxRetries?: number;
   /** Beyond lost workers and nodes: names or classes of what the function throws, subclasses included; codes such as 'TIMEOUT' or 'OUT_OF_MEMORY'; 'TASK_FAILED' for whatever it throws. Default: none. */
@@ -173,7 +175,7 @@ const CALL: Readonly<Record<string, Check>> = {
 };
 const METHOD: Readonly<Record<string, Check>> = { ...CALL, maxTaskRetries: integer(-1, 1_000) };
 const TASK: Readonly<Record<string, Check>> = {
-  ...PLACEMENT, ...CALL, maxRetries: integer(-1, 100), idempotencyKey: matching(/^[\s\S]{1,256}$/, 'give 1 to 256 characters'), retryDelayMs: integer(0, MAX_RETRY_DELAY_MS), maxFanOut: integer(0, MAX_FAN_OUT), maxDepth: integer(0, MAX_TASK_DEPTH),
+  ...PLACEMENT, ...CALL, priority: integer(-MAX_PRIORITY, MAX_PRIORITY), maxRetries: integer(-1, 100), idempotencyKey: matching(/^[\s\S]{1,256}$/, 'give 1 to 256 characters'), retryDelayMs: integer(0, MAX_RETRY_DELAY_MS), maxFanOut: integer(0, MAX_FAN_OUT), maxDepth: integer(0, MAX_TASK_DEPTH),
   retryOn: (name, value) => (Array.isArray(value) && value.length <= 16 ? value.map((of: unknown) => errorName(name, typeof of === 'function' ? of.name : of)) : refuse(name, value, 'give a list of error classes, their names, or error codes')),
 };
 const ACTOR: Readonly<Record<string, Check>> = {

@@ -43,6 +43,8 @@ export interface ConnectOptions {
   readonly address?: string | undefined;
   /** An existing job to join; default: a job of its own. */
   readonly job?: string | undefined;
+  /** Project of the tenant whose quotas the job counts against; default: BULKHEAD_PROJECT, then the project `default`. The tenant's administrator makes projects. */
+  readonly project?: string | undefined;
   /** End the session when the program has asked for nothing for so long and nothing of it is under way; default: no end, but for the tenant's quota `idle`. */
   readonly idleTimeoutMs?: number | undefined;
   /** How to reach the raylet; default: gRPC over mTLS as the profile says. */
@@ -208,9 +210,9 @@ async function defaultTransport(target: ConnectTarget): Promise<Transport> {
 
 /** Connects to the cluster of a profile. Throws UNAVAILABLE, UNAUTHENTICATED or DENIED, saying what to do. */
 export async function connect(options: ConnectOptions = {}): Promise<Cluster> {
-  const { profile, address, job, idleTimeoutMs } = options;
+  const { profile, address, job, project, idleTimeoutMs } = options;
   if (idleTimeoutMs !== undefined && !(Number.isSafeInteger(idleTimeoutMs) && idleTimeoutMs >= 1 && idleTimeoutMs <= MAX_IDLE_MS)) throw new BulkheadError('INVALID_ARGUMENT', `idleTimeoutMs ${idleTimeoutMs} must be a whole number of milliseconds from 1 to ${MAX_IDLE_MS}`);
-  const transport = options.transport ?? (await defaultTransport({ profile, address, job }));
+  const transport = options.transport ?? (await defaultTransport({ profile, address, job, project }));
   const writer = new FrameWriter();
   const reader = new FrameReader();
   const tracer: Tracer | undefined = options.trace === undefined ? undefined : (await import('./tracing.ts')).openTracer(options.trace);

@@ -33,4 +33,5 @@ export interface ConnectTarget {
   readonly profile: string | undefined;
   readonly address: string | undefined;
   readonly job: string | undefined;
+  readonly project: string | undefined;
 }

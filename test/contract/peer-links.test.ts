@@ -12,6 +12,7 @@ import { FrameReader, FrameWriter, OP } from '../../src/base/frame.ts';
 import { parseJobId, parseTenantName, spiffeId, type JobId } from '../../src/base/ids.ts';
 import { principalFromSpiffeId } from '../../src/base/principal.ts';
 import { makeId } from '../../src/raylet/core/core.ts';
+import { ProjectState } from '../../src/raylet/core/project-state.ts';
 import { CHANNEL_KIND, Job, Upstream } from '../../src/raylet/core/state.ts';
 import { callsService, SESSION_METADATA } from '../../src/raylet/driver-channels.ts';
 import { PeerClients, peersService, type PeerLinkOptions, type VerifiedCredential } from '../../src/raylet/peer-links.ts';
@@ -50,7 +51,7 @@ class Node {
       const jobId = parseJobId(job);
       return {
         principal: principalFromSpiffeId(spiffeId(TRUST_DOMAIN, user('acme', 'ana'))), jobPrincipal: principalFromSpiffeId(spiffeId(TRUST_DOMAIN, { kind: 'job', tenant: TENANT, name: jobId }), { kind: 'user', name: 'ana' }),
-        jobId, sessionId: '', tenantNumber: 1, issuedMs: Date.now(), expiresMs: endsMs,
+        jobId, sessionId: '', project: 'default', tenantNumber: 1, issuedMs: Date.now(), expiresMs: endsMs,
       };
     };
     let seq = 0;
@@ -286,7 +287,7 @@ describe('a node that does not read', () => {
       verify: () => Promise.reject(new Error('not asked')), audit: async () => undefined, clock, log: quiet,
     });
     const principal = principalFromSpiffeId(spiffeId(TRUST_DOMAIN, user('acme', 'ana')));
-    const [greedy, modest] = JOBS.map((id, i) => new Upstream(i + 1, 7, new Job(id, { name: TENANT } as never, principal, principal, 'credential', Date.now() + 60_000, 0), false)) as [Upstream, Upstream];
+    const [greedy, modest] = JOBS.map((id, i) => new Upstream(i + 1, 7, new Job(id, { name: TENANT } as never, new ProjectState('default'), principal, principal, 'credential', Date.now() + 60_000, 0), false)) as [Upstream, Upstream];
     links.open(greedy, 0);
     links.open(modest, 0);
     const part = new Uint8Array(2 ** 20);

@@ -173,7 +173,7 @@ describe('rows', () => {
     expect(await refusesStart(patched({ name: { field: 'constructor' } }), addJobs)).toContain("'constructor' does not exist");
     expect(await refusesStart(patched({ callers: [] }), addJobs)).toContain('nobody');
     expect(await refusesStart(patched({ cases: { field: 'kind', targets: new Map() } }), addJobs)).toContain("'kind' does not exist");
-    expect(await refusesStart([row('bulkhead.v1.Tenants/Create', { name: { field: 'quota' } })], (s) => s.add(Tenants, { create: async () => ({}), list: async () => ({}), show: async () => ({}), setQuota: async () => ({}), delete: async () => ({}) }))).toContain('not a single scalar');
+    expect(await refusesStart([row('bulkhead.v1.Tenants/Create', { name: { field: 'quota' } })], (s) => s.add(Tenants, { create: async () => ({}), list: async () => ({}), show: async () => ({}), setProjectQuota: async () => ({}), setQuota: async () => ({}), delete: async () => ({}) }))).toContain('not a single scalar');
     expect(await refusesStart([{ ...CALLS_ROW, tenant: { field: 'frames' } }], (s) => s.add(Calls, { attach: () => undefined }))).toContain('stream');
     expect(await refusesStart(JOB_ROWS, (s) => s.add(Jobs, { list: noJobs.list, get: noJobs.get } as Implementation<typeof Jobs>))).toContain('no handler');
     expect(await refusesStart(JOB_ROWS, (s) => s.add(Jobs, Object.create(noJobs) as Implementation<typeof Jobs>))).toContain('no handler');

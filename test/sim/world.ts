@@ -307,13 +307,13 @@ export class World {
     this.#labels.set(node, labels);
   }
 
-  client(nodeIndex: number, tenantNumber: number, name = 'ana'): SimClient {
+  client(nodeIndex: number, tenantNumber: number, name = 'ana', project = 'default'): SimClient {
     const node = this.nodes[nodeIndex] as SimNode;
     const tenant = node.core.state.tenants.get(tenantNumber);
     if (tenant === undefined) throw new Error('no such tenant');
     const id = `job-${String(this.clients.length).padStart(24, '0')}` as JobId;
     const user = principalFromSpiffeId(`spiffe://sim/tenant/${tenant.name}/user/${name}`);
-    const job = node.core.ensureJob(id, tenant, user, principalFromSpiffeId(`spiffe://sim/tenant/${tenant.name}/job/${id}`, { kind: 'user', name }), 'credential', Number.POSITIVE_INFINITY, 0);
+    const job = node.core.ensureJob(id, tenant, user, principalFromSpiffeId(`spiffe://sim/tenant/${tenant.name}/job/${id}`, { kind: 'user', name }), 'credential', Number.POSITIVE_INFINITY, 0, project);
     const client = new SimClient(this, node, node.core.openChannel(CHANNEL_KIND.DRIVER, job, user, 0, {}));
     this.clients.push(client);
     client.out.begin(OP.CODE).raw(CODE_DIGEST).u32(CODE.length).u32(0).raw(CODE).end();
@@ -610,7 +610,7 @@ export class World {
       const { job } = upstream;
       const tenant = other.core.state.tenants.get(job.tenant.number);
       if (tenant === undefined || this.#lost.has(other) || this.#cut.has(link)) return;
-      const theirs = other.core.ensureJob(job.id, tenant, job.submitter, job.principal, job.credential, Number.POSITIVE_INFINITY, 0);
+      const theirs = other.core.ensureJob(job.id, tenant, job.submitter, job.principal, job.credential, Number.POSITIVE_INFINITY, 0, job.project.name);
       channel = other.core.openChannel(CHANNEL_KIND.PEER, theirs, upstream.asJob ? theirs.principal : theirs.submitter, depth, {});
       this.#cameFrom.set(channel, node);
       this.#peerOf.set(channel, (batch) => this.pushBatch(back, node, batch, (budget, at) => (upstream.closed || this.#lost.has(node) || this.#lost.has(other) ? batch.length : node.core.upstreamBatch(upstream, batch, this.nowMs, budget, at))));

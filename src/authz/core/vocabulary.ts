@@ -80,7 +80,7 @@ export const GRANTABLE_ACTIONS: ReadonlySet<Action> = new Set<Action>([
  * permits it: govern, never read. Tenants' objects, logs, tasks, jobs and audit records are not in it.
  */
 export const GOVERNANCE_ACTIONS: ReadonlySet<Action> = new Set<Action>([
-  'tenant.create', 'tenant.list', 'tenant.read', 'tenant.update', 'tenant.delete', 'identity.issue', 'identity.renew', 'identity.revoke', 'identity.read',
+  'tenant.create', 'tenant.list', 'tenant.read', 'tenant.update', 'tenant.divide', 'tenant.delete', 'identity.issue', 'identity.renew', 'identity.revoke', 'identity.read',
   'policy.apply', 'policy.read', 'policy.check', 'pki.read', 'pki.rotate', 'pki.join-token', 'pki.trust-bundle',
   'node.list', 'node.read', 'worker.list', 'worker.read', 'session.read', 'audit.stats', 'cluster.read', 'cluster.doctor', 'metrics.read',
 ]);

@@ -81,10 +81,10 @@ class RunJob implements AsyncDisposable {
     this.#plan(Math.max(1_000, (Number(opened.expiresMs) - Date.now()) / 2));
   }
 
-  static async open(profile: string | undefined, jobName: string): Promise<RunJob> {
+  static async open(profile: string | undefined, jobName: string, project: string): Promise<RunJob> {
     const session = await CallerSession.open(profile);
     try {
-      return new RunJob(session, await session.to(Sessions).open({ jobName, jobId: '' }, { timeoutMs: CALL_TIMEOUT_MS }));
+      return new RunJob(session, await session.to(Sessions).open({ jobName, jobId: '', project }, { timeoutMs: CALL_TIMEOUT_MS }));
     } catch (thrown) {
       await session[Symbol.asyncDispose]();
       throw thrown;
@@ -140,14 +140,14 @@ function isAdministrator(directory: string): boolean {
   }
 }
 
-export async function runDriver(file: string, args: readonly string[], { profile, name }: { readonly profile: string | undefined; readonly name: string | undefined }): Promise<void> {
+export async function runDriver(file: string, args: readonly string[], { profile, name, project }: { readonly profile: string | undefined; readonly name: string | undefined; readonly project?: string | undefined }): Promise<void> {
   if (!existsSync(file) || !statSync(file).isFile()) throw new UsageError(`${file} is not a file; give the program to run, for example: bulkhead run hello.ts`);
   if (isAdministrator(profileDirectory(profile))) throw new UsageError(`the profile ${profileDirectory(profile)} is of the cluster itself, which runs no programs; use a tenant's: bulkhead identity issue user NAME --tenant T --role developer --out DIR, then bulkhead run --profile DIR ${basename(file)}`);
   const jobName = name ?? basename(file);
   const chosen = profile === undefined ? {} : { BULKHEAD_PROFILE: resolve(profile) };
   let end: ChildEnd;
   {
-    await using job = await RunJob.open(profile, jobName);
+    await using job = await RunJob.open(profile, jobName, project ?? process.env['BULKHEAD_PROJECT'] ?? '');
     end = await runChild(['--import', HOOKS, resolve(file), ...args], { ...process.env, BULKHEAD_JOB_NAME: jobName, [JOB_VARIABLE]: job.id, ...chosen });
     job.ended(end);
   }

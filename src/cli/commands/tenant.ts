@@ -43,6 +43,15 @@ export async function setQuota(terminal: Terminal, name: string, quota: Record<s
   show(terminal, [tenant]);
 }
 
+/** `name`: tenant/project. */
+export async function setProjectQuota(terminal: Terminal, name: string, quota: Record<string, string>, remove: readonly string[], profile: string | undefined): Promise<void> {
+  await using session = await CallerSession.open(profile);
+  const slash = name.indexOf('/');
+  const tenant = await session.to(Tenants).setProjectQuota({ tenant: name.slice(0, slash), project: name.slice(slash + 1), quota, remove: [...remove] }, { timeoutMs: CALL_TIMEOUT_MS });
+  terminal.answer(tenant);
+  show(terminal, [tenant]);
+}
+
 export async function deleteTenant(terminal: Terminal, name: string, yes: boolean, profile: string | undefined): Promise<void> {
   await using session = await CallerSession.open(profile);
   if (!yes && process.stdin.isTTY && process.stderr.isTTY) {

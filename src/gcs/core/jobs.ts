@@ -7,6 +7,7 @@
  */
 import { parseJobId, quote, type JobId } from '../../base/ids.ts';
 import { CLOCK_SKEW_MS, LAST_WORD_TTL_MS, MAX_ENDED_JOBS_PER_TENANT, MAX_JOB_TEXT_CHARS, MAX_OPEN_JOBS_PER_TENANT, MAX_SESSIONS_PER_JOB, SECOND_THOUGHTS_MS, STOPPED_JOBS_TOLD_FOR_MS } from '../../base/limits.ts';
+import { DEFAULT_PROJECT } from '../../base/project-quota.ts';
 import { boundedText, full, refuse, unknown, type Effect, type Table } from './table.ts';
 
 export type JobStatus = 'PENDING' | 'RUNNING' | 'SUCCEEDED' | 'FAILED' | 'STOPPED';
@@ -29,6 +30,8 @@ export interface JobRow {
   readonly jobId: JobId;
   readonly tenant: string;
   readonly name: string;
+  /** Undefined in rows from before there were projects: the default one. */
+  readonly project?: string;
   /** SPIFFE ID. */
   readonly submitter: string;
   readonly status: JobStatus;
@@ -45,7 +48,7 @@ export interface JobRow {
 }
 
 export type JobEvent =
-  | { readonly type: 'open'; readonly jobId: string; readonly tenant: string; readonly name: string; readonly by: string; readonly expiresMs: number; readonly sessionId?: string }
+  | { readonly type: 'open'; readonly jobId: string; readonly tenant: string; readonly name: string; readonly project?: string; readonly by: string; readonly expiresMs: number; readonly sessionId?: string }
   | { readonly type: 'join' | 'refresh'; readonly jobId: string; readonly by: string; readonly expiresMs: number; readonly sessionId?: string }
   | { readonly type: 'close'; readonly jobId: string; readonly by: string; readonly sessionId?: string; readonly outcome: string; readonly message: string }
   | { readonly type: 'stop'; readonly jobId: string; readonly by: string; readonly message: string }
@@ -123,7 +126,7 @@ export class Jobs implements Table<JobEvent> {
         if (this.#rows.has(jobId)) return refuse(`job ${quote(jobId)} exists already`);
         if (this.running(event.tenant).length >= MAX_OPEN_JOBS_PER_TENANT) throw full('open jobs', MAX_OPEN_JOBS_PER_TENANT, 'close some or let them end');
         const name = boundedText('the job name', event.name, MAX_JOB_TEXT_CHARS);
-        this.#put({ jobId, tenant: event.tenant, name, submitter: event.by, status: 'RUNNING', message: '', startedMs: nowMs, endedMs: 0, sessions: [session(event, true)], cut: 'nothing', cutMs: 0, closedBy: '' }, out);
+        this.#put({ jobId, tenant: event.tenant, name, project: event.project === undefined || event.project === '' ? DEFAULT_PROJECT : event.project, submitter: event.by, status: 'RUNNING', message: '', startedMs: nowMs, endedMs: 0, sessions: [session(event, true)], cut: 'nothing', cutMs: 0, closedBy: '' }, out);
         out.push({ type: 'record', tenant: event.tenant, event: 'job.started', principal: event.by, kind: 'job', resource: jobId, detail: name });
         return;
       }

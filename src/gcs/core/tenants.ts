@@ -4,7 +4,8 @@
  */
 import { BUDGET_NAMES, checkBudget } from '../../base/budget.ts';
 import { parseTenantName, quote, type TenantName } from '../../base/ids.ts';
-import { MAX_TENANTS } from '../../base/limits.ts';
+import { MAX_PROJECTS_PER_TENANT, MAX_TENANTS } from '../../base/limits.ts';
+import { checkProjectQuota, DEFAULT_PROJECT, parseCallsPerSecond, parseProjectName, PROJECT_QUOTA_NAMES, projectQuotas } from '../../base/project-quota.ts';
 import { parseMemory, parseUnits } from '../../base/resources.ts';
 import { parseDuration } from '../../base/time.ts';
 import { full, refuse, unknown, type Effect, type Table } from './table.ts';
@@ -22,6 +23,8 @@ export interface TenantRow {
 export type TenantEvent =
   | { readonly type: 'create'; readonly name: string; readonly quota: Readonly<Record<string, string>>; readonly by: string }
   | { readonly type: 'quota'; readonly name: string; readonly quota: Readonly<Record<string, string>>; readonly remove: readonly string[]; readonly by: string }
+  /** Of one project, whose quotas are among the tenant's as `project/name`. */
+  | { readonly type: 'project'; readonly name: string; readonly project: string; readonly quota: Readonly<Record<string, string>>; readonly remove: readonly string[]; readonly by: string }
   | { readonly type: 'delete'; readonly name: string; readonly by: string };
 
 /** Rule ids of platform policies begin with it. */
@@ -37,6 +40,7 @@ const QUOTA: Readonly<Record<string, (value: string) => void>> = {
   actors: (v) => void (COUNT.test(v) || refuse(`quota actors ${quote(v)} is not a whole number`)),
   idle: (v) => void parseDuration(v),
   workers: (v) => void (COUNT.test(v) || refuse(`quota workers ${quote(v)} is not a whole number`)),
+  calls: (v) => void parseCallsPerSecond(v),
   ...Object.fromEntries(BUDGET_NAMES.map((name) => [name, (v: string) => checkBudget(name, v)])),
 };
 
@@ -67,6 +71,13 @@ export class Tenants implements Table<TenantEvent> {
     return row;
   }
 
+  /** Throws when the tenant has no quotas for it, so that a misspelt name is never a project without limits. */
+  requireProject(name: string, project: string): void {
+    if (project === '' || project === DEFAULT_PROJECT) return;
+    const prefix = `${parseProjectName(project)}/`;
+    if (!Object.keys(this.active(name).quota).some((key) => key.startsWith(prefix))) return refuse(`the tenant has no project ${quote(project)}: its administrator makes one with \`bulkhead tenant quota ${name}/${project} cpus=…\``);
+  }
+
   all(): TenantRow[] {
     return [...this.#rows.values()].sort((a, b) => a.number - b.number);
   }
@@ -95,6 +106,19 @@ export class Tenants implements Table<TenantEvent> {
       out.push({ type: 'put', key: this.prefix + row.name, row: { ...row, quota: { ...Object.fromEntries(kept), ...changes } } satisfies TenantRow }, { type: 'push', part: 'tenants' });
       const detail = [...Object.entries(changes).map(([name, value]) => `${name}=${value}`), ...event.remove.map((name) => `${name} removed`)].join(' ');
       for (const tenant of ['', row.name]) out.push({ type: 'record', tenant, event: 'tenant.quota-set', principal: event.by, kind: 'tenant', resource: row.name, detail });
+      return;
+    }
+    if (event.type === 'project') {
+      const project = parseProjectName(event.project);
+      const unknownName = event.remove.find((name) => !PROJECT_QUOTA_NAMES.includes(name));
+      if (unknownName !== undefined) return refuse(`quota ${quote(unknownName)} of a project is not known: ${PROJECT_QUOTA_NAMES.join(', ')} are`);
+      for (const [name, value] of Object.entries(event.quota)) checkProjectQuota(name, value);
+      const gone = new Set(event.remove.map((name) => `${project}/${name}`));
+      const changed = { ...Object.fromEntries(Object.entries(row.quota).filter(([name]) => !gone.has(name))), ...Object.fromEntries(Object.entries(event.quota).map(([name, value]) => [`${project}/${name}`, value])) };
+      if (projectQuotas(changed).size > MAX_PROJECTS_PER_TENANT) throw full('projects with quotas of the tenant', MAX_PROJECTS_PER_TENANT, 'remove all quotas of one');
+      out.push({ type: 'put', key: this.prefix + row.name, row: { ...row, quota: changed } satisfies TenantRow }, { type: 'push', part: 'tenants' });
+      const detail = [...Object.entries(event.quota).sort(([a], [b]) => (a < b ? -1 : 1)).map(([name, value]) => `${name}=${value}`), ...event.remove.map((name) => `${name} removed`)].join(' ');
+      out.push({ type: 'record', tenant: row.name, event: 'project.quota-set', principal: event.by, kind: 'tenant', resource: project, detail });
       return;
     }
     out.push({ type: 'put', key: this.prefix + row.name, row: { ...row, state: 'deleted', deletedMs: nowMs } satisfies TenantRow }, { type: 'push', part: 'tenants' });

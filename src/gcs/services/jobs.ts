@@ -1,4 +1,5 @@
 /** Jobs as their tenant sees them. Must never: show or stop a job of another tenant. */
+import { DEFAULT_PROJECT } from '../../base/project-quota.ts';
 import { parseJobId } from '../../base/ids.ts';
 import type { Jobs } from '../../rpc/generated/bulkhead/v1/head_pb.js';
 import type { CallContext, Implementation } from '../../rpc/service-types.ts';
@@ -9,7 +10,7 @@ import { isSystem, requireTenant } from './access.ts';
 const NAMES_PER_COMMIT = 100;
 
 const shown = (row: JobRow) => ({
-  jobId: row.jobId, tenant: row.tenant, name: row.name, submitter: row.submitter, status: row.status, message: row.message, startedMs: BigInt(row.startedMs), endedMs: BigInt(row.endedMs),
+  jobId: row.jobId, tenant: row.tenant, name: row.name, submitter: row.submitter, status: row.status, message: row.message, startedMs: BigInt(row.startedMs), endedMs: BigInt(row.endedMs), project: row.project ?? DEFAULT_PROJECT,
 });
 
 export function jobsService(context: HeadContext): Implementation<typeof Jobs> {

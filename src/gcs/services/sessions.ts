@@ -2,6 +2,7 @@
 import { BulkheadError } from '../../base/errors.ts';
 import type { Principal } from '../../base/principal.ts';
 import { parseJobId, spiffeId } from '../../base/ids.ts';
+import { DEFAULT_PROJECT } from '../../base/project-quota.ts';
 import { SESSION_TTL_MS } from '../../base/limits.ts';
 import type { Sessions } from '../../rpc/generated/bulkhead/v1/head_pb.js';
 import type { CallContext, Implementation } from '../../rpc/service-types.ts';
@@ -21,8 +22,9 @@ export function sessionsService(context: HeadContext): Implementation<typeof Ses
   };
 
   const session = async (principal: Principal, jobId: string, sessionId: string, tenantNumber: number) => {
-    // `jti`: job id, '_', session id. The job id in it is what raylets run the session's calls under; the session id is what they name when its stream ends.
-    const { token, expiresAtMs } = await pki.issueSession({ principal, tenantNumber, jti: `${jobId}_${sessionId === '' ? hex(8) : sessionId}` });
+    const project = head.jobs.get(jobId).project ?? DEFAULT_PROJECT;
+    // `jti`: job id, session id and project, with '_' between them. The job id in it is what raylets run the session's calls under; the session id is what they name when its stream ends.
+    const { token, expiresAtMs } = await pki.issueSession({ principal, tenantNumber, jti: `${jobId}_${sessionId === '' ? hex(8) : sessionId}_${project}` });
     const raylets = head.nodes.alive().map((n) => ({ nodeId: n.id, nodeNumber: n.number, address: n.address, spiffeId: spiffeId(pki.trustDomain, { kind: 'node', node: n.id }) }));
     return { jobId, sessionId, credential: token, expiresMs: BigInt(expiresAtMs), tenantNumber, raylets };
   };
@@ -45,7 +47,9 @@ export function sessionsService(context: HeadContext): Implementation<typeof Ses
         const expiresMs = nowMs + SESSION_TTL_MS;
         // Again, now alone: between the look above and here the tenant may have been deleted.
         head.tenants.active(tenant.name);
-        if (request.jobId === '') head.jobs.step({ type: 'open', jobId, tenant: tenant.name, name: request.jobName, by: principal.spiffeId, expiresMs, sessionId }, nowMs, out);
+        if (request.project !== '' && request.jobId !== '' && request.project !== (head.jobs.get(request.jobId).project ?? DEFAULT_PROJECT)) throw new BulkheadError('INVALID_ARGUMENT', `the job ${request.jobId} is of another project: join it without a project, or open a job of your own`);
+        head.tenants.requireProject(tenant.name, request.project);
+        if (request.jobId === '') head.jobs.step({ type: 'open', jobId, tenant: tenant.name, name: request.jobName, project: request.project, by: principal.spiffeId, expiresMs, sessionId }, nowMs, out);
         else head.jobs.step({ type: 'join', jobId, by: principal.spiffeId, expiresMs, sessionId }, nowMs, out);
       });
       return session(principal, jobId, sessionId, tenant.number);

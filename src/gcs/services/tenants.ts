@@ -65,6 +65,13 @@ export function tenantsService(context: HeadContext): Implementation<typeof Tena
       return shownTenant(row, context.budgets.overOf(row.name));
     },
 
+    async setProjectQuota(call, request) {
+      await requireTenant(context, call, { tenant: request.tenant, action: 'tenant.divide', kind: 'tenant', name: request.project.slice(0, 64) });
+      await head.commit((nowMs, out) => head.tenants.step({ type: 'project', name: request.tenant, project: request.project, quota: request.quota, remove: request.remove, by: call.principal.spiffeId }, nowMs, out));
+      const row = head.tenants.active(request.tenant);
+      return shownTenant(row, context.budgets.overOf(row.name));
+    },
+
     async delete(call, request) {
       await requireTenant(context, call, { tenant: '', action: 'tenant.delete', kind: 'tenant', name: request.tenant.slice(0, 64) });
       const name = parseTenantName(request.tenant);

@@ -10,6 +10,7 @@ import { openSlot, sendExec } from './dispatch.ts';
 import { giveTo, takeFrom, type BundleHold } from './bundle.ts';
 import { misfit, viewOf } from './group-views.ts';
 import { allowedPlaces, type Place, type Placement } from './placement.ts';
+import { mayHold } from './quota-tree.ts';
 import { isolateBytes, NO_BUNDLE, roomForWorker } from './scheduler.ts';
 import { CHANNEL_KIND, TASK_STATE, Worker, type Actor, type Failure, type RemoteNode, type Task } from './state.ts';
 import { cancelRemote, forward, killRemote, takeBackTasks, upstreamTo } from './upstreams.ts';
@@ -81,11 +82,10 @@ function mayLeave(core: Core, actor: Actor): boolean {
 /** False: what it needs is free here, and it waits for a worker; undefined: there is no room here. */
 function seatHere(core: Core, actor: Actor, bundle?: BundleHold): boolean | undefined {
   const { resources } = actor.template.options;
-  const { tenant } = actor.job;
-  if (bundle !== undefined ? !fits(resources, bundle.available) : !fits(resources, core.available) || tenant.cpuUnitsInUse + resources.cpuUnits > tenant.quota.cpuUnits || tenant.memoryBytesInUse + resources.memoryBytes > tenant.quota.memoryBytes) return undefined;
+  if (bundle !== undefined ? !fits(resources, bundle.available) : !fits(resources, core.available) || !mayHold(actor.job, resources)) return undefined;
   const worker = actorWorker(core, actor);
   if (worker === undefined) return false;
-  takeFrom(core, tenant, bundle, resources);
+  takeFrom(core, actor.job, bundle, resources);
   actor.bundle = bundle;
   actor.holding = true;
   worker.seats++;
@@ -189,7 +189,7 @@ export function takeBack(core: Core, task: Task): void {
 
 /** Takes an actor from its place. The calls that its isolate had been given and did not answer are returned, in the order they were given. */
 export function unseat(core: Core, actor: Actor): Task[] {
-  const { worker, slot, upstream, job: { tenant }, template: { options: { resources } } } = actor;
+  const { worker, slot, upstream, job, template: { options: { resources } } } = actor;
   const given: Task[] = [];
   if (worker !== undefined) {
     worker.seats--;
@@ -198,7 +198,7 @@ export function unseat(core: Core, actor: Actor): Task[] {
   actor.booting = false;
   actor.worker = undefined;
   if (actor.holding) {
-    giveTo(core, tenant, actor.bundle, resources);
+    giveTo(core, job, actor.bundle, resources);
     actor.bundle = undefined;
     actor.holding = false;
   }

@@ -50,6 +50,7 @@ export function adoptActor(core: Core, channel: Channel, name: string, namespace
   const code = `sha256:${digest}`;
   const target = resource('actor', { tenant: tenant.name, name, owner: channel.principal.spiffeId, label: options.label, code, function: exportName, cpus: options.resources.cpuUnits / 10_000, memory: options.resources.memoryBytes, isolation: options.isolation, detached: true });
   const session = core.newSession(tenant, channel.principal.spiffeId);
+  session.project = channel.job.project;
   // It belongs to no client: it ends when it is killed, or with its job.
   session.closed = true;
   const seq = core.decide(channel, 'code.register', resource('code', { tenant: tenant.name, name: code, owner: channel.principal.spiffeId, code, size: seed.code.length }), code, -1, 1, 'of a detached actor');

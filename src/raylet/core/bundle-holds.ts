@@ -12,6 +12,7 @@ import { describeResources, fits } from '../../base/resources.ts';
 import { actorDied } from './actors.ts';
 import { BundleHold, giveTo, takeFrom, type BundleFields } from './bundle.ts';
 import type { Core } from './core.ts';
+import { mayHold } from './quota-tree.ts';
 import { dropLease } from './scheduler.ts';
 import type { Channel, Failure, TenantState } from './state.ts';
 
@@ -25,12 +26,11 @@ export function prepare(core: Core, of: BundleFields): Failure | undefined {
     if (before.of.tenant !== tenant || (before.of.channel !== of.channel && before.of.channel?.closed !== true)) return { code: 'INVALID_ARGUMENT', message: `bundle ${index} of the group is reserved here already`, stack: '' };
     release(core, before, { code: 'CANCELLED', message: 'its bundle was placed anew', stack: '' });
   }
-  const { quota } = tenant;
-  if (tenant.cpuUnitsInUse + resources.cpuUnits > quota.cpuUnits || tenant.memoryBytesInUse + resources.memoryBytes > quota.memoryBytes) {
-    return { code: 'QUOTA_EXCEEDED', message: `bundle ${index} needs ${describeResources(resources)}, more than the tenant's quota on this node has left`, stack: '' };
+  if (!mayHold(of.job, resources)) {
+    return { code: 'QUOTA_EXCEEDED', message: `bundle ${index} needs ${describeResources(resources)}, more than the quotas of its tenant and project on this node have left`, stack: '' };
   }
   if (!fits(resources, core.available)) return { code: 'RESOURCE_EXHAUSTED', message: `bundle ${index} needs ${describeResources(resources)}, which this node has not free`, stack: '' };
-  takeFrom(core, tenant, undefined, resources);
+  takeFrom(core, of.job, undefined, resources);
   const hold = new BundleHold(of, core.nowMs + 2 * BUNDLE_PREPARE_MS);
   const known = core.holds.get(group);
   if (known === undefined) core.holds.set(group, new Map([[index, hold]]));
@@ -49,7 +49,7 @@ export function release(core: Core, hold: BundleHold, failure: Failure): void {
   }
   const { available } = hold;
   hold.released = true;
-  giveTo(core, tenant, hold, available);
+  giveTo(core, hold.of.job, hold, available);
   core.roomFreed = true;
   for (const c of core.classes) {
     if (c.placement === undefined || c.job.tenant !== tenant) continue;

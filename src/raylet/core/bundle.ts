@@ -4,10 +4,13 @@
  */
 import { add, subtract, type ResourceVector } from '../../base/resources.ts';
 import type { Core } from './core.ts';
-import type { Channel, TenantState } from './state.ts';
+import { give, take } from './quota-tree.ts';
+import type { Channel, Job, TenantState } from './state.ts';
 
 export interface BundleFields {
   readonly tenant: TenantState;
+  /** In whose quotas it counts. */
+  readonly job: Job;
   /** The group's id as 48 hex digits. */
   readonly group: string;
   readonly index: number;
@@ -35,23 +38,13 @@ export class BundleHold {
   }
 }
 
-/** From a bundle, or from the node and the tenant's quota where there is none (any more). */
-export function takeFrom(core: Core, tenant: TenantState, hold: BundleHold | undefined, r: ResourceVector): void {
-  if (hold !== undefined && !hold.released) {
-    hold.available = subtract(hold.available, r);
-    return;
-  }
-  core.available = subtract(core.available, r);
-  tenant.cpuUnitsInUse += r.cpuUnits;
-  tenant.memoryBytesInUse += r.memoryBytes;
+/** From a bundle, or from the node and the quotas of the job where there is none; where it is gone, of the job that had it reserved. */
+export function takeFrom(core: Core, job: Job, hold: BundleHold | undefined, r: ResourceVector): void {
+  if (hold === undefined || hold.released) take(core, hold === undefined ? job : hold.of.job, r);
+  else hold.available = subtract(hold.available, r);
 }
 
-export function giveTo(core: Core, tenant: TenantState, hold: BundleHold | undefined, r: ResourceVector): void {
-  if (hold !== undefined && !hold.released) {
-    hold.available = add(hold.available, r);
-    return;
-  }
-  core.available = add(core.available, r);
-  tenant.cpuUnitsInUse -= r.cpuUnits;
-  tenant.memoryBytesInUse -= r.memoryBytes;
+export function giveTo(core: Core, job: Job, hold: BundleHold | undefined, r: ResourceVector): void {
+  if (hold === undefined || hold.released) give(core, hold === undefined ? job : hold.of.job, r);
+  else hold.available = add(hold.available, r);
 }

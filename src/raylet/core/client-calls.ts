@@ -19,6 +19,7 @@ import { parseFunctionOptions } from './function-options.ts';
 import { answerWait, awaitEntry, block, checkStagedSize, createEntry, DENIED, findEntry, isLocal, isReady, LOST, refuseValue, releaseIndex, settleFailed, settleFile, settleInline, takeBack, writeValue } from './objects.ts';
 import { decideOn, done, failRequest } from './deciding.ts';
 import { decideUse } from './group-rights.ts';
+import { countTask, overRate } from './quota-tree.ts';
 import { classFor, enqueue } from './scheduler.ts';
 import { Actor, CHANNEL_KIND, failureOf, FunctionStats, OBJECT_STATUS, PENDING_KIND, PendingCall, Stream, Task, TASK_STATE, Template, type Channel, type Failure, type ObjectEntry, type Session, type TenantState } from './state.ts';
 
@@ -132,9 +133,11 @@ export function onDefine(core: Core, channel: Channel, r: FrameReader): void {
   const grouped = options.placement !== undefined && options.placement.group !== '' && kind !== CALL_KIND.ACTOR_METHOD;
   const use = grouped ? decideUse(core, channel, options.placement?.group ?? '') : undefined;
   if (use !== undefined && use.seq < 0) return refuse(DENIED);
-  const { tenant } = channel.job;
+  const { tenant, project } = channel.job;
   const forwarded = channel.kind === CHANNEL_KIND.PEER;
-  const schedulingClass = kind === CALL_KIND.TASK ? classFor(core, channel.job, options.resources, options.runtime, forwarded && !grouped ? undefined : options.placement, forwarded, channel.principal.kind === 'job') : undefined;
+  // Of what another node passed on it was asked there.
+  if (options.priority > project.quota.priority && !forwarded) return refuse(refused('QUOTA_EXCEEDED', `priority ${options.priority} is more than project ${project.name} may have (${project.quota.priority}): ask for less, or the tenant's administrator for a larger quota (priority)`));
+  const schedulingClass = kind === CALL_KIND.TASK ? classFor(core, channel.job, options.resources, options.runtime, forwarded && !grouped ? undefined : options.placement, forwarded, channel.principal.kind === 'job', options.priority) : undefined;
   if (kind === CALL_KIND.TASK && schedulingClass === undefined) return refuse(refused('RESOURCE_EXHAUSTED', `the tenant's functions ask for more than ${MAX_SCHEDULING_CLASSES_PER_TENANT} different amounts of resources and places on this node: round them`));
   const code = `sha256:${digestHex}`;
   const statsKey = `${digestHex} ${exportName} ${methodName}`;
@@ -245,7 +248,7 @@ function makeTask(core: Core, channel: Channel, r: FrameReader, call: ParsedCall
     parent.children++;
   }
   channel.inFlight++;
-  if (template.kind === CALL_KIND.TASK && channel.kind !== CHANNEL_KIND.PEER) channel.job.tenant.tasks++;
+  if (template.kind === CALL_KIND.TASK && channel.kind !== CHANNEL_KIND.PEER) countTask(channel.job, 1);
   core.callsInFlight++;
   if (core.held === undefined) core.held = { bytes: r.batch.byteLength, calls: 0 };
   task.hold(core.held);
@@ -325,7 +328,7 @@ function begin(core: Core, channel: Channel, r: FrameReader, kind: CallKind): Pa
   const { tenant } = channel.job;
   const broke = passedOn ? '' : tenant.overBudget !== '' ? tenant.overBudget : tenant.monthCalls >= tenant.callBudget ? overCalls(tenant.callBudget, 'this month') : '';
   if (broke !== '' && template !== undefined) core.refuse(channel, kind === CALL_KIND.TASK ? 'task.submit' : kind === CALL_KIND.ACTOR_CLASS ? 'actor.create' : 'actor.call', template.resource, channel.session.prefixHex, seq, 'budget', template.detail);
-  const quota = broke !== '' ? broke : kind === CALL_KIND.TASK ? overQuota(channel, kind) : undefined;
+  const quota = broke !== '' ? broke : (kind === CALL_KIND.TASK ? overQuota(channel, kind) : undefined) ?? (channel.job.limited && !passedOn ? overRate(core, channel.job, kind === CALL_KIND.TASK) : undefined);
   const over = quota !== undefined ? quota : channel.inFlight >= 2 * MAX_CALLS_IN_FLIGHT ? `more than ${2 * MAX_CALLS_IN_FLIGHT} calls are in flight: wait for results before submitting more`
     : tenant.heldBytes >= MAX_HELD_BYTES_PER_TENANT ? `the calls in flight of the tenant take more than ${MAX_HELD_BYTES_PER_TENANT} bytes on this node: put large arguments, or wait for results`
       : tenant.entries >= MAX_OBJECTS_PER_TENANT ? TOO_MANY_OBJECTS : undefined;

@@ -183,6 +183,8 @@ export class Core {
   roomFreed = false;
   readonly timed = new Set<Task>();
   servedCounter = 0;
+  /** Leases that may be given before others are asked: one where several wait. */
+  grants = Number.POSITIVE_INFINITY;
   /** Counts actors that are spread. */
   spreadTurn = 0;
   /** The client batch that is being read, once a call in it keeps it. */

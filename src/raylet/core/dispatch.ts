@@ -8,6 +8,7 @@ import { MAX_FRAME_BYTES } from '../../base/limits.ts';
 import type { Core } from './core.ts';
 import { noteAttached } from './memory-books.ts';
 import { fileFor, lend, putToFile, releaseIndex, settleFailed, unpin } from './objects.ts';
+import { countTask } from './quota-tree.ts';
 import { beginAttempt, endStream } from './streams.ts';
 import { CHANNEL_KIND, Channel, OBJECT_STATUS, Slot, TASK_STATE, type Failure, type Job, type Task, type Template, type Worker } from './state.ts';
 
@@ -22,6 +23,7 @@ export function markSlot(core: Core, slot: Slot): void {
 export function openSlot(core: Core, worker: Worker, job: Job, memoryBytes: number, depth: number): Slot {
   const slot = new Slot(worker, worker.nextSlot++, job);
   const session = core.newSession(job.tenant, job.principal.spiffeId);
+  session.project = job.project;
   const channel = new Channel(core.nextNumber(), CHANNEL_KIND.SLOT, session, job, job.principal, depth, slot);
   slot.channel = channel;
   core.channels.set(channel.number, channel);
@@ -136,7 +138,7 @@ export function concludeTask(core: Core, task: Task, failure: Failure | undefine
     task.parent.children--;
     task.parent = undefined;
   }
-  if (task.template.kind === CALL_KIND.TASK && channel.kind !== CHANNEL_KIND.PEER) channel.job.tenant.tasks--;
+  if (task.template.kind === CALL_KIND.TASK && channel.kind !== CHANNEL_KIND.PEER) countTask(channel.job, -1);
   core.callsInFlight--;
   if (failure !== undefined) {
     const entries = Math.max(task.template.kind === CALL_KIND.ACTOR_CLASS ? 1 : task.template.options.returns, 1);

@@ -36,6 +36,11 @@ export function execEnded(core: Core, slot: Slot, task: Task, failure: Failure |
     releaseCreated(core, slot, task);
     startNext(core, slot);
   }
+  if (wasPreempted(task)) {
+    unstop(task);
+    // What it returned before it was stopped counts.
+    if (failure !== undefined) return requeue(core, task);
+  }
   const end = task.cancelled ?? failure;
   const actor = slot.actor;
   // It waited in the isolate for its turn; when that came was not seen.
@@ -80,7 +85,7 @@ function retryOrFail(core: Core, task: Task, failure: Failure): void {
 const CANCELLED: Failure = { code: 'CANCELLED', message: 'the task was cancelled', stack: '' };
 
 export function cancelTask(core: Core, task: Task, force: boolean, failure: Failure = CANCELLED): void {
-  if (task.state === TASK_STATE.DONE || task.cancelled !== undefined) return;
+  if (task.state === TASK_STATE.DONE || (task.cancelled !== undefined && !wasPreempted(task))) return;
   if (task.template.kind === CALL_KIND.ACTOR_CLASS) {
     const creating = task.channel.session.actors.get(task.seq);
     if (creating !== undefined) return actorDied(core, creating, { code: 'CANCELLED', message: 'its creation was cancelled', stack: '' });
@@ -108,8 +113,19 @@ export function leaveStream(core: Core, task: Task, failure: Failure): void {
   } else if (task.upstream !== undefined) cancelRemote(core, task.upstream, task, false);
 }
 
+/** It is to run again, for no fault of its own: `preemption.ts`. */
+export function wasPreempted(task: Task): boolean {
+  return task.cancelled?.code === 'PREEMPTED';
+}
+
+function unstop(task: Task): void {
+  task.cancelled = undefined;
+  task.killAtMs = 0;
+  task.retryable = false;
+}
+
 /** Asks a running call to stop, and kills what it runs in when it has not within the grace. */
-function stopRunning(core: Core, task: Task, failure: Failure, graceMs: number): void {
+export function stopRunning(core: Core, task: Task, failure: Failure, graceMs: number): void {
   task.cancelled = failure;
   if (task.slot !== undefined) {
     task.slot.channel.out.begin(OP.CANCEL_EXEC).u32(task.exec).end();
@@ -196,7 +212,10 @@ export function slotDied(core: Core, slot: Slot, failure: Failure, ours: boolean
     task.slot = undefined;
     task.blocked = 0;
     task.created = undefined;
-    if (task.cancelled !== undefined) {
+    if (wasPreempted(task)) {
+      unstop(task);
+      requeued.push(task);
+    } else if (task.cancelled !== undefined) {
       if (wantsRetry(task, task.cancelled)) retry(core, task, false);
       else concludeTask(core, task, task.cancelled);
     } else if (!blame) requeued.push(task);

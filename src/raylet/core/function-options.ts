@@ -4,7 +4,7 @@
  */
 import { BulkheadError } from '../../base/errors.ts';
 import { quote } from '../../base/ids.ts';
-import { DEFAULT_STREAM_BYTES, DEFAULT_STREAM_ITEMS, MAX_FAN_OUT, MAX_RETRY_DELAY_MS, MAX_RETURNS, MAX_STREAM_BYTES, MAX_STREAM_ITEMS, MAX_STREAMING_METHODS, MAX_TASK_DEPTH } from '../../base/limits.ts';
+import { DEFAULT_STREAM_BYTES, DEFAULT_STREAM_ITEMS, MAX_FAN_OUT, MAX_PRIORITY, MAX_RETRY_DELAY_MS, MAX_RETURNS, MAX_STREAM_BYTES, MAX_STREAM_ITEMS, MAX_STREAMING_METHODS, MAX_TASK_DEPTH } from '../../base/limits.ts';
 import type { ResourceVector } from '../../base/resources.ts';
 import { parseUnits } from '../../base/resources.ts';
 import { parsePlacement, type Placement } from './placement.ts';
@@ -56,6 +56,8 @@ export interface FunctionOptions {
   readonly traceparent: string;
   /** Where it may run; undefined: anywhere. */
   readonly placement: Placement | undefined;
+  /** Among tasks of the tenant; more goes first. */
+  readonly priority: number;
 }
 
 const MAX_RETRY_NAMES = 16;
@@ -123,6 +125,7 @@ const PARSERS: Readonly<Record<string, Parser>> = Object.freeze({
   scheduling: (v: unknown) => v,
   placementGroup: (v: unknown) => v,
   bundleIndex: (v: unknown) => v,
+  priority: (v: unknown) => integer('priority', v, -MAX_PRIORITY, MAX_PRIORITY),
   detached: (v: unknown) => (typeof v === 'boolean' ? v : refuse('detached must be true or false')),
   getIfExists: (v: unknown) => (typeof v === 'boolean' ? v : refuse('getIfExists must be true or false')),
   maxRestarts: (v: unknown) => integer('maxRestarts', v, -1, 1_000),
@@ -190,5 +193,6 @@ export function parseFunctionOptions(json: string, isActor: boolean): FunctionOp
     streams: (given['streams'] as string[] | undefined) ?? NO_NAMES,
     traceparent: (given['traceparent'] as string | undefined) ?? '',
     placement: parsePlacement(given),
+    priority: (given['priority'] as number | undefined) ?? 0,
   };
 }

@@ -9,7 +9,7 @@ import { MAX_ERROR_MESSAGE_CHARS, MAX_FRAME_BYTES, MAX_REFS_PER_CALL, MAX_STACK_
 import { makeId, type Core } from './core.ts';
 import { taskName } from './dispatch.ts';
 import { actorDied } from './actors.ts';
-import { execEnded } from './endings.ts';
+import { execEnded, wasPreempted } from './endings.ts';
 import { checkStagedSize, findEntry, settleFile, settleInline } from './objects.ts';
 import { OBJECT_STATUS, type Failure, type ObjectEntry, type Slot } from './state.ts';
 
@@ -19,7 +19,7 @@ export function onResult(core: Core, slot: Slot, r: FrameReader, results: number
   const task = slot.execs.get(exec);
   const wanted = task === undefined ? -1 : task.template.kind === CALL_KIND.ACTOR_CLASS ? 0 : task.template.options.returns;
   // A call that was cancelled, or returned the wrong number of values, is answered by a failure below: its values are dropped.
-  const keep = task !== undefined && task.cancelled === undefined && (n === wanted || task.template.kind === CALL_KIND.ACTOR_CLASS);
+  const keep = task !== undefined && (task.cancelled === undefined || wasPreempted(task)) && (n === wanted || task.template.kind === CALL_KIND.ACTOR_CLASS);
   for (let i = 0; i < n; i++) {
     const form = r.u8();
     const refs = r.refCount(MAX_REFS_PER_CALL);

@@ -7,6 +7,7 @@ import { MAX_RECONSTRUCTION_DEPTH, MAX_RECONSTRUCTIONS } from '../../base/limits
 import { RECONSTRUCTED } from '../../base/usage-record.ts';
 import type { Core } from './core.ts';
 import { awaitEntry, dropValue, isLocal, settleFailed, SHED } from './objects.ts';
+import { countTask } from './quota-tree.ts';
 import { OBJECT_STATUS, Task, type Failure, type Lineage, type ObjectEntry } from './state.ts';
 
 /** The bytes of a settled value are gone, against everybody's will. */
@@ -68,7 +69,7 @@ function again(core: Core, lineage: Lineage, auditSeq: number): Task {
   task.origin = lineage.origin;
   task.depthLimit = lineage.depthLimit;
   channel.inFlight++;
-  channel.job.tenant.tasks++;
+  countTask(channel.job, 1);
   core.callsInFlight++;
   if (contained.length > 0) task.contained = [...contained];
   for (const inner of contained) inner.pins++;

@@ -41,10 +41,14 @@ export function createEntry(session: Session, index: number): ObjectEntry {
 }
 
 function account(core: Core, entry: ObjectEntry): void {
-  const tenant = entry.session.tenant;
+  const { tenant, project } = entry.session;
   tenant.objectBytes += entry.size;
-  if (tenant.objectBytes <= tenant.quota.objectBytes) return;
-  const failure: Failure = { code: 'QUOTA_EXCEEDED', message: `the tenant's objects on this node would take ${tenant.objectBytes} bytes, more than its quota of ${tenant.quota.objectBytes}: release refs, or ask for a larger quota`, stack: '' };
+  if (project !== undefined) project.objectBytes += entry.size;
+  const beyond = tenant.objectBytes > tenant.quota.objectBytes;
+  if (!beyond && (project === undefined || project.objectBytes <= project.quota.objectBytes)) return;
+  const message = beyond || project === undefined ? `the tenant's objects on this node would take ${tenant.objectBytes} bytes, more than its quota of ${tenant.quota.objectBytes}: release refs, or ask for a larger quota`
+    : `the objects of project ${project.name} on this node would take ${project.objectBytes} bytes, more than its quota of ${project.quota.objectBytes}: release refs, or ask the tenant's administrator for a larger quota`;
+  const failure: Failure = { code: 'QUOTA_EXCEEDED', message, stack: '' };
   dropBytes(core, entry);
   entry.status = OBJECT_STATUS.FAILED;
   entry.failure = failure;
@@ -64,7 +68,9 @@ export function dropCopies(core: Core, entry: ObjectEntry): void {
 export function dropBytes(core: Core, entry: ObjectEntry): void {
   leaveMemory(core, entry);
   dropSpill(core, entry);
-  entry.session.tenant.objectBytes -= entry.size;
+  const { tenant, project } = entry.session;
+  tenant.objectBytes -= entry.size;
+  if (project !== undefined) project.objectBytes -= entry.size;
   if (entry.fileName !== '') core.out.push({ type: 'delete-file', tenant: entry.session.tenant, fileName: entry.fileName });
   dropCopies(core, entry);
   entry.fileName = '';

@@ -276,7 +276,7 @@ function place(core: Core, group: PlacementGroup): void {
   core.preparing.add(group);
   for (const [node, indexes] of parts) {
     if (node === core.config.nodeNumber) {
-      const of = { tenant: group.job.tenant, group: group.id, channel: undefined, ownerNode: node, detached: group.detached, name: group.name, owner: group.session.ownerId };
+      const of = { tenant: group.job.tenant, job: group.job, group: group.id, channel: undefined, ownerNode: node, detached: group.detached, name: group.name, owner: group.session.ownerId };
       let failure: Failure | undefined;
       for (const index of indexes) failure ??= prepare(core, { ...of, index, resources: (group.bundles[index] as GroupBundle).resources });
       prepared(core, group, round, node, failure);
@@ -478,7 +478,7 @@ export function onPrepareBundles(core: Core, channel: Channel, r: FrameReader): 
   const target = groupResource(tenant.name, channel.principal.spiffeId, name, wanted, detached);
   const seq = decideOn(core, channel, 'placement-group.create', target, hex(id.subarray(0, 20)), idWord(id, 20), 1, 'reserve', id);
   if (seq < 0 || idWord(id, 0) !== tenant.number) return failRequest(core, channel, request, DENIED, seq < 0 ? ~seq : seq);
-  const of: Omit<BundleFields, 'index' | 'resources'> = { tenant, group: hex(id), channel, ownerNode: idWord(id, 4), detached, name, owner: channel.principal.spiffeId };
+  const of: Omit<BundleFields, 'index' | 'resources'> = { tenant, job: channel.job, group: hex(id), channel, ownerNode: idWord(id, 4), detached, name, owner: channel.principal.spiffeId };
   const taken: number[] = [];
   for (const { index, resources } of wanted) {
     const failure = prepare(core, { ...of, index, resources });

@@ -10,6 +10,7 @@ import { NO_LABELS, type Labels } from '../../base/labels.ts';
 import { MAX_SESSIONS_PER_JOB } from '../../base/limits.ts';
 import type { AuditLog } from '../../base/audit-record.ts';
 import type { Principal } from '../../base/principal.ts';
+import { DEFAULT_PROJECT } from '../../base/project-quota.ts';
 import type { ResourceVector } from '../../base/resources.ts';
 import { actorDied, actorLost, drainCalls, endUnreachable, ownerEnded, placeWaitingActors, remoteActorChanged } from './actors.ts';
 import { actorWorkerStarted, unseatActors } from './actor-seats.ts';
@@ -27,6 +28,8 @@ import { ABANDONED, ALTERED, answerDeferred, dropDeferred, expireWaits, forgetFr
 import { giveMemory } from './memory-books.ts';
 import { relieve, restored, spilled, takeUpRestores, tickMemory } from './object-memory.ts';
 import { takeUpDelayed } from './retries.ts';
+import { preempt } from './preemption.ts';
+import { divide, leaveProject, limit, projectOf } from './quota-tree.ts';
 import { dropLease, enqueue, pump, retireIdleWorkers, workerNotStarted, workerStarted } from './scheduler.ts';
 import { onItem, onMore } from './streams.ts';
 import { closeUpstream, fileChecked, forward, killRemote, onUpstreamFrame, takeUpFetches, transferFailed, upstreamTo } from './upstreams.ts';
@@ -60,6 +63,7 @@ export class RayletCore {
       core.tenants.set(number, tenant);
     }
     Object.assign(tenant.quota, quota);
+    divide(tenant);
     tenant.active = active;
     if (active) return;
     for (const job of [...core.jobs.values()]) if (job.tenant === tenant) this.stopJob(job.id, 'its tenant was deleted');
@@ -83,15 +87,16 @@ export class RayletCore {
     this.settle();
   }
 
-  ensureJob(id: JobId, tenant: TenantState, submitter: Principal, principal: Principal, credential: string, credentialEndsMs: number, issuedMs: number): Job {
+  ensureJob(id: JobId, tenant: TenantState, submitter: Principal, principal: Principal, credential: string, credentialEndsMs: number, issuedMs: number, project: string = DEFAULT_PROJECT): Job {
     const core = this.state;
     let job = core.jobs.get(id);
     if (job === undefined) {
       if (core.wasStopped(id)) throw new BulkheadError('UNAUTHENTICATED', 'the job was stopped: open a new session');
-      job = new Job(id, tenant, submitter, principal, credential, credentialEndsMs, issuedMs);
+      job = new Job(id, tenant, projectOf(tenant, project), submitter, principal, credential, credentialEndsMs, issuedMs);
+      limit(job);
       core.jobs.set(id, job);
       tenant.jobs.add(job);
-    } else if (job.tenant !== tenant || job.submitter.spiffeId !== submitter.spiffeId || job.principal.spiffeId !== principal.spiffeId) {
+    } else if (job.tenant !== tenant || job.submitter.spiffeId !== submitter.spiffeId || job.principal.spiffeId !== principal.spiffeId || job.project.name !== project) {
       // The head gives a job's credentials to its submitter alone; were it wrong, two principals would share refs, actors and credential.
       throw new BulkheadError('UNAUTHENTICATED', 'the session credential names a job that is not its own');
     } else if (credentialEndsMs > job.credentialEndsMs) {
@@ -142,6 +147,7 @@ export class RayletCore {
       if (drivers >= MAX_SESSIONS_PER_JOB) throw new BulkheadError('RESOURCE_EXHAUSTED', `${drivers} drivers of this job are attached to this node already: open another job`);
     }
     const session = core.newSession(job.tenant, principal.spiffeId);
+    if (kind === CHANNEL_KIND.DRIVER) session.project = job.project;
     const channel = new Channel(core.nextNumber(), kind, session, job, principal, depth, undefined);
     channel.activeMs = core.nowMs;
     core.channels.set(channel.number, channel);
@@ -210,6 +216,7 @@ export class RayletCore {
     forgetKeys(core, job);
     core.jobs.delete(job.id);
     job.tenant.jobs.delete(job);
+    leaveProject(job.tenant, job.project);
   }
 
   /** What the client was sent has left: more of what it waits for. */
@@ -508,6 +515,7 @@ export class RayletCore {
     if (core.pendingGroups.size > 0) placePending(core);
     this.#endIdle();
     enforceLimits(core, cpuMicrosOf);
+    for (const tenant of core.tenants.values()) if (tenant.ranked || tenant.quota.projects.size > 0) preempt(core, tenant);
     retireIdleWorkers(core);
     this.settle();
   }

@@ -8,6 +8,7 @@ import type { Core } from './core.ts';
 import { taskName } from './dispatch.ts';
 import { isLocal } from './objects.ts';
 import { allowedPlaces, nowhere, type Place, type Placement } from './placement.ts';
+import { projectReason } from './quota-reasons.ts';
 import { CHANNEL_KIND, OBJECT_STATUS, PENDING_KIND, TASK_STATE, type Actor, type Channel, type ObjectEntry, type Task, type TenantState } from './state.ts';
 
 /** Of the holders of one object, and the arguments of one call. */
@@ -68,7 +69,7 @@ function startReason(core: Core, actor: Actor): string {
   if (actor.creation.missing > 0) return waitsFor(core, actor.creation);
   if (actor.name !== '' && !actor.nameRegistered) return 'waits for the head to register its name';
   if (actor.upstream !== undefined) return `is created on node ${nodeName(core, actor.upstream.nodeNumber)}`;
-  if (actor.worker === undefined) return lacks(core, actor.template.options.resources, actor.job.tenant, placementOf(actor.creation)) ?? noWorker(core, actor.job.tenant);
+  if (actor.worker === undefined) return outsideGroups(placementOf(actor.creation), () => projectReason(actor.job, actor.template.options.resources)) ?? lacks(core, actor.template.options.resources, actor.job.tenant, placementOf(actor.creation)) ?? noWorker(core, actor.job.tenant);
   return actor.worker.state === 'STARTING' ? 'a worker is starting' : 'its constructor runs';
 }
 
@@ -76,11 +77,16 @@ function startReason(core: Core, actor: Actor): string {
 export function pendingReason(core: Core, task: Task): string {
   const c = task.template.schedulingClass;
   if (c === undefined) return '';
-  const lack = lacks(core, c.resources, c.job.tenant, c.placement);
+  const lack = outsideGroups(c.placement, () => projectReason(c.job, c.resources)) ?? lacks(core, c.resources, c.job.tenant, c.placement);
   if (lack !== undefined) return lack;
   if (c.starting > 0) return 'a worker is starting';
   if (c.leases.size > 0) return `waits for its turn: ${c.leases.size} of its tenant’s workers run tasks like it`;
   return noWorker(core, c.job.tenant);
+}
+
+/** What runs in a bundle counts in nobody's quota: the bundle did. */
+function outsideGroups(placement: Placement | undefined, reason: () => string | undefined): string | undefined {
+  return placement !== undefined && placement.group !== '' ? undefined : reason();
 }
 
 function noWorker(core: Core, tenant: TenantState): string {

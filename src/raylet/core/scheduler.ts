@@ -1,7 +1,7 @@
 /**
  * Which task runs where and when. Tasks of one class (same job, same resources) share worker leases; a lease holds the class's
  * resources while any of its execs runs. How many tasks a lease is given ahead follows from their measured time, so that tiny
- * tasks are pipelined and long ones are spread. Tenants are served round robin; a lease yields after its slice when others wait.
+ * tasks are pipelined and long ones are spread. Whoever has the least is served first; a lease yields after its slice when others wait.
  */
 import { OP } from '../../base/frame.ts';
 import { MAX_SCHEDULING_CLASSES_PER_TENANT } from '../../base/limits.ts';
@@ -11,6 +11,8 @@ import type { Core } from './core.ts';
 import { misfit, viewOf } from './group-views.ts';
 import { allowedPlaces, type Place, type Placement } from './placement.ts';
 import { concludeTask, openSlot, sendExec } from './dispatch.ts';
+import { grantFairly } from './fair-order.ts';
+import { mayHold } from './quota-tree.ts';
 import { forward, upstreamTo } from './upstreams.ts';
 import { CHANNEL_KIND, Lease, OBJECT_STATUS, RemoteLease, SchedulingClass, TASK_STATE, Worker, type Failure, type Job, type RemoteNode, type Slot, type Task, type TenantState } from './state.ts';
 
@@ -31,15 +33,16 @@ const HOST_CPUS = 0.5;
 const MAX_BLOCKED_PER_LEASE = 4_096;
 
 /** The class of a job's tasks that need these resources, in these places; undefined when its tenant has too many classes already. */
-export function classFor(core: Core, job: Job, resources: ResourceVector, runtime: string, placement: Placement | undefined, forwarded = false, asJob = false): SchedulingClass | undefined {
+export function classFor(core: Core, job: Job, resources: ResourceVector, runtime: string, placement: Placement | undefined, forwarded = false, asJob = false, priority = 0): SchedulingClass | undefined {
   const custom = resources.custom === undefined ? '' : Object.keys(resources.custom).sort().map((k) => `${k}=${resources.custom?.[k] ?? 0}`).join(',');
-  const key = `${runtime}|${resources.cpuUnits}|${resources.memoryBytes}|${custom}${placement === undefined ? '' : `|${placement.key}${placement.group === '' ? '' : `|${forwarded ? 1 : 0}${asJob ? 1 : 0}`}`}`;
+  const key = `${runtime}|${resources.cpuUnits}|${resources.memoryBytes}|${custom}${placement === undefined ? '' : `|${placement.key}${placement.group === '' ? '' : `|${forwarded ? 1 : 0}${asJob ? 1 : 0}`}`}${priority === 0 ? '' : `|priority ${priority}`}`;
   let found = job.classes.get(key);
   if (found === undefined) {
     // An isolate may speak on for a moment after its job has ended.
     if (core.jobs.get(job.id) !== job || job.tenant.classes >= MAX_SCHEDULING_CLASSES_PER_TENANT) return undefined;
     job.tenant.classes++;
-    found = new SchedulingClass(job, resources, runtime, placement, forwarded, asJob);
+    found = new SchedulingClass(job, resources, runtime, placement, forwarded, asJob, priority);
+    if (priority !== 0) job.tenant.ranked = true;
     job.classes.set(key, found);
     core.classes.add(found);
   }
@@ -77,9 +80,16 @@ export function pump(core: Core): void {
     for (const c of core.classes) parkIdle(core, c);
     return;
   }
-  const order = others === 1 ? [...core.classes].filter((c) => c.queue.length > 0) : [...core.classes].filter((c) => c.queue.length > 0).sort((a, b) => a.job.tenant.servedAt - b.job.tenant.servedAt);
+  const waiting = [...core.classes].filter((c) => c.queue.length > 0);
   for (const c of core.classes) parkIdle(core, c);
-  for (const c of order) serve(core, c, others > 1);
+  if (others === 1) return serve(core, waiting[0] as SchedulingClass, false);
+  grantFairly(core, waiting, (c) => {
+    core.grants = 1;
+    serve(core, c, true);
+    const granted = core.grants === 0;
+    core.grants = Number.POSITIVE_INFINITY;
+    return granted;
+  });
 }
 
 function parkIdle(core: Core, c: SchedulingClass): void {
@@ -94,18 +104,18 @@ function release(core: Core, lease: Lease): void {
   lease.holding = false;
   lease.draining = false;
   const { resources, job } = lease.schedulingClass;
-  giveTo(core, job.tenant, lease.bundle, resources);
+  giveTo(core, job, lease.bundle, resources);
   lease.worker.idleSinceMs = core.nowMs;
 }
 
-function withinQuota(c: SchedulingClass): boolean {
-  const { tenant } = c.job;
-  return tenant.cpuUnitsInUse + c.resources.cpuUnits <= tenant.quota.cpuUnits && tenant.memoryBytesInUse + c.resources.memoryBytes <= tenant.quota.memoryBytes;
+/** Whether it may have another lease now. */
+function mayTake(core: Core, c: SchedulingClass): boolean {
+  return core.grants > 0 && fits(c.resources, core.available) && mayHold(c.job, c.resources);
 }
 
 function hold(core: Core, c: SchedulingClass, bundle?: BundleHold): void {
-  takeFrom(core, c.job.tenant, bundle, c.resources);
-  c.job.tenant.servedAt = ++core.servedCounter;
+  core.grants--;
+  takeFrom(core, c.job, bundle, c.resources);
 }
 
 /** An exec went on after waiting: its lease takes its resources back at once, even beyond what is free, as in Ray. */
@@ -113,13 +123,13 @@ function reclaim(core: Core, lease: Lease): void {
   if (lease.holding || lease.active === 0) return;
   lease.holding = true;
   lease.heldSinceMs = core.nowMs;
-  hold(core, lease.schedulingClass, lease.bundle);
+  takeFrom(core, lease.schedulingClass.job, lease.bundle, lease.schedulingClass.resources);
 }
 
 function serve(core: Core, c: SchedulingClass, contended: boolean): void {
   if (c.placement === undefined) {
     serveHere(core, c, contended);
-    if (c.queue.length > c.starting) spill(core, c);
+    if (core.grants > 0 && c.queue.length > c.starting) spill(core, c);
   } else if (c.placement.group !== '') serveGrouped(core, c, c.placement);
   else servePlaced(core, c, c.placement, contended);
   if (c.queue.length > 0 && c.leases.size === 0) {
@@ -141,7 +151,7 @@ function serveGrouped(core: Core, c: SchedulingClass, { group, bundle: index }: 
     if (c.queue.length === 0) return;
     if (lease.slot === undefined || lease.draining || lease.bundle?.released !== false) continue;
     if (!lease.holding) {
-      if (!fits(c.resources, lease.bundle.available)) continue;
+      if (core.grants <= 0 || !fits(c.resources, lease.bundle.available)) continue;
       lease.holding = true;
       lease.heldSinceMs = core.nowMs;
       hold(core, c, lease.bundle);
@@ -150,9 +160,9 @@ function serveGrouped(core: Core, c: SchedulingClass, { group, bundle: index }: 
   }
   for (const held of holds?.values() ?? []) {
     if (!held.firm || held.of.tenant !== c.job.tenant || (index >= 0 && held.of.index !== index)) continue;
-    while (c.queue.length > c.starting && fits(c.resources, held.available) && c.starting < 64) if (!startLease(core, c, held)) break;
+    while (core.grants > 0 && c.queue.length > c.starting && fits(c.resources, held.available) && c.starting < 64) if (!startLease(core, c, held)) break;
   }
-  if (view === undefined || c.queue.length <= c.starting) return;
+  if (core.grants <= 0 || view === undefined || c.queue.length <= c.starting) return;
   const rooms = new Map<number, number>();
   view.bundles.forEach(({ node, resources }, i) => {
     if (node !== 0 && node !== core.config.nodeNumber && (index < 0 || i === index) && fits(c.resources, resources)) rooms.set(node, (rooms.get(node) ?? 0) + roomIn(c.resources, resources));
@@ -180,13 +190,13 @@ function servePlaced(core: Core, c: SchedulingClass, placement: Placement, conte
   if (placement.spread && places.length > 1) return spread(core, c, places);
   for (const { number } of places) {
     if (number === core.config.nodeNumber) serveHere(core, c, contended);
-    else if (c.queue.length > c.starting) spillTo(core, c, core.nodes.get(number) as RemoteNode);
+    else if (core.grants > 0 && c.queue.length > c.starting) spillTo(core, c, core.nodes.get(number) as RemoteNode);
   }
 }
 
 /** One task to each place in turn, as long as any has room. */
 function spread(core: Core, c: SchedulingClass, places: readonly Place[]): void {
-  for (let without = 0; without < places.length && c.queue.length > c.starting; ) {
+  for (let without = 0; core.grants > 0 && without < places.length && c.queue.length > c.starting; ) {
     const { number } = places[c.turn % places.length] as Place;
     c.turn = (c.turn + 1) % places.length;
     const taken = number === core.config.nodeNumber ? giveOne(core, c) : spillOne(core, c, core.nodes.get(number) as RemoteNode) === 'taken';
@@ -199,7 +209,7 @@ function giveOne(core: Core, c: SchedulingClass): boolean {
   for (const lease of c.leases) {
     if (lease.slot === undefined || lease.active > 0 || lease.draining) continue;
     if (!lease.holding) {
-      if (!fits(c.resources, core.available) || !withinQuota(c)) continue;
+      if (!mayTake(core, c)) continue;
       lease.holding = true;
       lease.heldSinceMs = core.nowMs;
       hold(core, c);
@@ -211,7 +221,7 @@ function giveOne(core: Core, c: SchedulingClass): boolean {
     sendExec(core, lease.slot, task);
     return true;
   }
-  return fits(c.resources, core.available) && withinQuota(c) && c.starting < 64 && startLease(core, c);
+  return mayTake(core, c) && c.starting < 64 && startLease(core, c);
 }
 
 function serveHere(core: Core, c: SchedulingClass, contended: boolean): void {
@@ -219,12 +229,13 @@ function serveHere(core: Core, c: SchedulingClass, contended: boolean): void {
     if (c.queue.length === 0) return;
     if (lease.slot === undefined) continue;
     if (lease.holding) {
+      if (lease.draining) continue;
       if (contended && core.nowMs - lease.heldSinceMs > SLICE_MS) {
         lease.draining = true;
         continue;
       }
       feed(core, c, lease);
-    } else if (fits(c.resources, core.available) && withinQuota(c)) {
+    } else if (mayTake(core, c)) {
       lease.holding = true;
       lease.heldSinceMs = core.nowMs;
       hold(core, c);
@@ -232,7 +243,7 @@ function serveHere(core: Core, c: SchedulingClass, contended: boolean): void {
     }
   }
   // Leases that are starting will take one task each; more are wanted for what is left beyond that.
-  while (c.queue.length > c.starting && fits(c.resources, core.available) && withinQuota(c) && c.starting < 64) {
+  while (c.queue.length > c.starting && mayTake(core, c) && c.starting < 64) {
     if (!startLease(core, c)) break;
   }
 }

@@ -10,11 +10,13 @@ import type { JobId, TenantName, WorkerId } from '../../base/ids.ts';
 import type { Labels } from '../../base/labels.ts';
 import { MAX_ISOLATES_PER_WORKER, MAX_TASK_DEPTH } from '../../base/limits.ts';
 import type { Principal } from '../../base/principal.ts';
+import type { ProjectQuota } from '../../base/project-quota.ts';
 import type { ResourceVector } from '../../base/resources.ts';
 import { CallHistory } from './call-history.ts';
 import type { FunctionOptions, StreamWindow } from './function-options.ts';
 import type { Placement } from './placement.ts';
 import type { BundleHold } from './bundle.ts';
+import { FairUsage, LendingPool, TokenBucket, type ProjectState } from './project-state.ts';
 
 export interface TenantQuota {
   /** Units of 1/10,000 cpu in use at once on this node; Infinity: none. */
@@ -32,10 +34,14 @@ export interface TenantQuota {
   workers: number;
   /** A driver that has asked for nothing for so long, and has nothing under way, is ended, ms. */
   idleMs: number;
+  /** Tasks, actor creations and actor calls that are submitted to this node. */
+  callsPerSecond: number;
+  projects: ReadonlyMap<string, ProjectQuota>;
 }
 
 export const NO_QUOTA: TenantQuota = Object.freeze({
   cpuUnits: Number.POSITIVE_INFINITY, memoryBytes: Number.POSITIVE_INFINITY, objectBytes: Number.POSITIVE_INFINITY, objectMemoryBytes: Number.POSITIVE_INFINITY, tasks: Number.POSITIVE_INFINITY, actors: Number.POSITIVE_INFINITY, workers: Number.POSITIVE_INFINITY, idleMs: Number.POSITIVE_INFINITY,
+  callsPerSecond: Number.POSITIVE_INFINITY, projects: new Map<string, ProjectQuota>(),
 });
 
 export class TenantState {
@@ -73,8 +79,13 @@ export class TenantState {
   readonly owed: AuditRecord[] = [];
   /** Denied tries of other tenants at what is this one's, by their number. */
   readonly intruders = new Map<number, Intruder>();
-  /** Order of the last dispatch, for round robin between tenants. */
-  servedAt = 0;
+  /** By name; those with a quota, and those that a job of this node is of. */
+  readonly projects = new Map<string, ProjectState>();
+  readonly pool = new LendingPool();
+  readonly usage = new FairUsage();
+  readonly calls = new TokenBucket();
+  /** Some function of it asked for a priority. */
+  ranked = false;
   readonly code = new Map<string, CodeBundle>();
   /** Those of `Core.sessions` that are its own: what is asked about one tenant takes no longer for what its neighbours have. */
   readonly sessions = new Set<Session>();
@@ -126,10 +137,19 @@ export class Job {
   readonly once = new Map<string, Once>();
   /** Measured time of a run by function, across the job's channels. */
   readonly functions = new Map<string, FunctionStats>();
+  readonly project: ProjectState;
+  /** Its calls are counted against a quota of calls, or of its project. */
+  limited = false;
+  cpuUnitsInUse = 0;
+  memoryBytesInUse = 0;
+  /** As the quota of this name counts. */
+  tasks = 0;
+  readonly calls = new TokenBucket();
 
-  constructor(id: JobId, tenant: TenantState, submitter: Principal, principal: Principal, credential: string, credentialEndsMs: number, issuedMs: number) {
+  constructor(id: JobId, tenant: TenantState, project: ProjectState, submitter: Principal, principal: Principal, credential: string, credentialEndsMs: number, issuedMs: number) {
     this.id = id;
     this.tenant = tenant;
+    this.project = project;
     this.submitter = submitter;
     this.principal = principal;
     this.credential = credential;
@@ -205,6 +225,8 @@ export class Session {
   readonly actors = new Map<number, Actor>();
   /** Indexes that are another object's too, and whether their client still has the ref. */
   aliases: Map<number, { readonly entry: ObjectEntry; held: boolean }> | undefined = undefined;
+  /** Of the job whose code makes these objects; undefined: it runs on another node. */
+  project: ProjectState | undefined = undefined;
   /** Policy resource of an object of this session without a label. */
   readonly objectResource: Resource;
   closed = false;
@@ -555,6 +577,14 @@ export class SchedulingClass {
   /** Of those in a placement group: another raylet sent its tasks to the bundles that are here; and who they run as. */
   readonly forwarded: boolean;
   readonly asJob: boolean;
+  /** As its functions ask; what they get is no more than their project may. */
+  readonly priority: number;
+  /** Order of its last grant, for turns between what is equal otherwise. */
+  servedAt = 0;
+  /** Since when it waits for what others of its tenant hold; 0: it does not. Leases that were told to end for it, and until when it waits for them. */
+  blockedSinceMs = 0;
+  promised = 0;
+  promisedUntilMs = 0;
   /** Of those that are spread: the node that is tried first next time. */
   turn = 0;
   readonly queue = new TaskQueue();
@@ -563,13 +593,14 @@ export class SchedulingClass {
   readonly remoteLeases = new Map<number, RemoteLease>();
   starting = 0;
 
-  constructor(job: Job, resources: ResourceVector, runtime: string, placement: Placement | undefined, forwarded: boolean, asJob: boolean) {
+  constructor(job: Job, resources: ResourceVector, runtime: string, placement: Placement | undefined, forwarded: boolean, asJob: boolean, priority: number) {
     this.job = job;
     this.resources = resources;
     this.runtime = runtime;
     this.placement = placement;
     this.forwarded = forwarded;
     this.asJob = asJob;
+    this.priority = priority;
   }
 }
 

@@ -511,6 +511,13 @@ export declare type OpenSessionRequest = Message<"bulkhead.v1.OpenSessionRequest
    * @generated from field: string job_id = 2;
    */
   jobId: string;
+
+  /**
+   * Whose quotas it counts against, of the tenant's projects; empty: "default", or the joined job's.
+   *
+   * @generated from field: string project = 3;
+   */
+  project: string;
 };
 
 /**
@@ -714,6 +721,41 @@ export declare type SetQuotaRequest = Message<"bulkhead.v1.SetQuotaRequest"> & {
  * Use `create(SetQuotaRequestSchema)` to create a new message.
  */
 export declare const SetQuotaRequestSchema: GenMessage<SetQuotaRequest>;
+
+/**
+ * @generated from message bulkhead.v1.SetProjectQuotaRequest
+ */
+export declare type SetProjectQuotaRequest = Message<"bulkhead.v1.SetProjectQuotaRequest"> & {
+  /**
+   * @generated from field: string tenant = 1;
+   */
+  tenant: string;
+
+  /**
+   * @generated from field: string project = 2;
+   */
+  project: string;
+
+  /**
+   * Those that are named get these values; the others stay.
+   *
+   * @generated from field: map<string, string> quota = 3;
+   */
+  quota: { [key: string]: string };
+
+  /**
+   * Those that the project is to have no more.
+   *
+   * @generated from field: repeated string remove = 4;
+   */
+  remove: string[];
+};
+
+/**
+ * Describes the message bulkhead.v1.SetProjectQuotaRequest.
+ * Use `create(SetProjectQuotaRequestSchema)` to create a new message.
+ */
+export declare const SetProjectQuotaRequestSchema: GenMessage<SetProjectQuotaRequest>;
 
 /**
  * @generated from message bulkhead.v1.ListTenantsRequest
@@ -1147,6 +1189,11 @@ export declare type Job = Message<"bulkhead.v1.Job"> & {
    * @generated from field: int64 ended_ms = 8;
    */
   endedMs: bigint;
+
+  /**
+   * @generated from field: string project = 9;
+   */
+  project: string;
 };
 
 /**
@@ -2105,6 +2152,16 @@ export declare const Tenants: GenService<{
   setQuota: {
     methodKind: "unary";
     input: typeof SetQuotaRequestSchema;
+    output: typeof TenantSchema;
+  },
+  /**
+   * Divides the tenant's quotas among its projects.
+   *
+   * @generated from rpc bulkhead.v1.Tenants.SetProjectQuota
+   */
+  setProjectQuota: {
+    methodKind: "unary";
+    input: typeof SetProjectQuotaRequestSchema;
     output: typeof TenantSchema;
   },
   /**

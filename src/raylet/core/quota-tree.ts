@@ -1,0 +1,135 @@
+/**
+ * Quotas from the tenant through its project down to the job: whether somebody may hold or submit more, and the books of who does. Every step is
+ * O(1): what is lent and borrowed is kept as sums. Must never: look at another tenant.
+ */
+import { NO_PROJECT_QUOTA } from '../../base/project-quota.ts';
+import { add, subtract, type ResourceVector } from '../../base/resources.ts';
+import type { Core } from './core.ts';
+import { ProjectState } from './project-state.ts';
+import type { Job, TenantState } from './state.ts';
+
+export function projectOf(tenant: TenantState, name: string): ProjectState {
+  let project = tenant.projects.get(name);
+  if (project === undefined) {
+    project = new ProjectState(name);
+    project.quota = tenant.quota.projects.get(name) ?? NO_PROJECT_QUOTA;
+    tenant.projects.set(name, project);
+  }
+  return project;
+}
+
+/** A job has gone: a project without quota or anything in it is forgotten. */
+export function leaveProject(tenant: TenantState, project: ProjectState): void {
+  if (project.quota !== NO_PROJECT_QUOTA || project.cpuUnitsInUse > 0 || project.memoryBytesInUse > 0 || project.objectBytes > 0 || project.tasks > 0) return;
+  for (const job of tenant.jobs) if (job.project === project) return;
+  tenant.projects.delete(project.name);
+}
+
+/** The tenant's quotas have changed. What is held beyond them stays until it ends. */
+export function divide(tenant: TenantState): void {
+  const { pool, quota } = tenant;
+  for (const name of quota.projects.keys()) projectOf(tenant, name);
+  pool.cpuUnits = pool.cpuUnitsUsed = pool.memoryBytes = pool.memoryBytesUsed = 0;
+  for (const project of tenant.projects.values()) {
+    project.quota = quota.projects.get(project.name) ?? NO_PROJECT_QUOTA;
+    const { cpuUnits, cpuLendUnits, memoryBytes, memoryLendBytes } = project.quota;
+    pool.cpuUnits += cpuLendUnits;
+    pool.memoryBytes += memoryLendBytes;
+    pool.cpuUnitsUsed += beyond(project.cpuUnitsInUse, cpuUnits - cpuLendUnits);
+    pool.memoryBytesUsed += beyond(project.memoryBytesInUse, memoryBytes - memoryLendBytes);
+  }
+  for (const job of tenant.jobs) limit(job);
+}
+
+/** Whether its calls are counted: those of most are not. */
+export function limit(job: Job): void {
+  job.limited = job.tenant.quota.callsPerSecond !== Number.POSITIVE_INFINITY || job.project.quota !== NO_PROJECT_QUOTA;
+}
+
+/** What is used of the pool: all that is not kept back for the project itself. */
+function beyond(inUse: number, kept: number): number {
+  return inUse > kept ? inUse - kept : 0;
+}
+
+/** Whether a project may hold so much more of one resource. */
+function within(inUse: number, more: number, own: number, lend: number, borrow: number, pool: number, poolUsed: number): boolean {
+  if (inUse + more > own + borrow) return false;
+  const kept = own - lend;
+  return inUse + more <= kept || poolUsed + inUse + more - Math.max(inUse, kept) <= pool;
+}
+
+/** Whether quotas let the job hold these resources too, whether or not they are free. */
+export function mayHold(job: Job, { cpuUnits, memoryBytes }: ResourceVector): boolean {
+  const { tenant, project } = job;
+  if (tenant.cpuUnitsInUse + cpuUnits > tenant.quota.cpuUnits || tenant.memoryBytesInUse + memoryBytes > tenant.quota.memoryBytes) return false;
+  const { quota } = project;
+  if (quota === NO_PROJECT_QUOTA) return true;
+  if (job.cpuUnitsInUse + cpuUnits > quota.jobCpuUnits || job.memoryBytesInUse + memoryBytes > quota.jobMemoryBytes) return false;
+  const { pool } = tenant;
+  return (cpuUnits === 0 || within(project.cpuUnitsInUse, cpuUnits, quota.cpuUnits, quota.cpuLendUnits, quota.cpuBorrowUnits, pool.cpuUnits, pool.cpuUnitsUsed)) &&
+    (memoryBytes === 0 || within(project.memoryBytesInUse, memoryBytes, quota.memoryBytes, quota.memoryLendBytes, quota.memoryBorrowBytes, pool.memoryBytes, pool.memoryBytesUsed));
+}
+
+export function take(core: Core, job: Job, resources: ResourceVector): void {
+  core.available = subtract(core.available, resources);
+  book(core, job, resources.cpuUnits, resources.memoryBytes);
+}
+
+export function give(core: Core, job: Job, resources: ResourceVector): void {
+  core.available = add(core.available, resources);
+  book(core, job, -resources.cpuUnits, -resources.memoryBytes);
+}
+
+function book(core: Core, job: Job, cpuUnits: number, memoryBytes: number): void {
+  const { tenant, project } = job;
+  const { quota } = project;
+  if (quota !== NO_PROJECT_QUOTA) {
+    const { pool } = tenant;
+    const cpuKept = quota.cpuUnits - quota.cpuLendUnits;
+    const memoryKept = quota.memoryBytes - quota.memoryLendBytes;
+    pool.cpuUnitsUsed += beyond(project.cpuUnitsInUse + cpuUnits, cpuKept) - beyond(project.cpuUnitsInUse, cpuKept);
+    pool.memoryBytesUsed += beyond(project.memoryBytesInUse + memoryBytes, memoryKept) - beyond(project.memoryBytesInUse, memoryKept);
+  }
+  tenant.cpuUnitsInUse += cpuUnits;
+  tenant.memoryBytesInUse += memoryBytes;
+  project.cpuUnitsInUse += cpuUnits;
+  project.memoryBytesInUse += memoryBytes;
+  job.cpuUnitsInUse += cpuUnits;
+  job.memoryBytesInUse += memoryBytes;
+  const { total } = core.config;
+  tenant.usage.note(Math.max(part(tenant.cpuUnitsInUse, total.cpuUnits), part(tenant.memoryBytesInUse, total.memoryBytes)), core.nowMs);
+  project.usage.note(Math.max(part(project.cpuUnitsInUse, total.cpuUnits), part(project.memoryBytesInUse, total.memoryBytes)), core.nowMs);
+}
+
+function part(of: number, total: number): number {
+  return total > 0 ? of / total : 0;
+}
+
+/** A task of the job began or ended; those that another node forwards count over there. */
+export function countTask(job: Job, by: 1 | -1): void {
+  job.tenant.tasks += by;
+  job.project.tasks += by;
+  job.tasks += by;
+}
+
+/** What says that the job may not make this call now; undefined: it may, and the call is counted. Asked of a limited job only. */
+export function overRate(core: Core, job: Job, isTask: boolean): string | undefined {
+  const { tenant, project } = job;
+  const { quota } = project;
+  if (isTask && project.tasks >= quota.tasks) return `project ${project.name} has ${project.tasks} tasks on this node that have not ended, its quota is ${quota.tasks}: wait for results before submitting more, or ask the tenant's administrator for a larger quota (tasks)`;
+  if (isTask && job.tasks >= quota.jobTasks) return `the job has ${job.tasks} tasks on this node that have not ended, a job of project ${project.name} may have ${quota.jobTasks}: wait for results before submitting more (job-tasks)`;
+  const forTenant = tenant.calls.waitMs(tenant.quota.callsPerSecond, core.nowMs);
+  if (forTenant > 0) return tooFast('the tenant', tenant.quota.callsPerSecond, forTenant, 'calls');
+  const forProject = project.calls.waitMs(quota.callsPerSecond, core.nowMs);
+  if (forProject > 0) return tooFast(`project ${project.name}`, quota.callsPerSecond, forProject, 'calls');
+  const forJob = job.calls.waitMs(quota.jobCallsPerSecond, core.nowMs);
+  if (forJob > 0) return tooFast(`a job of project ${project.name}`, quota.jobCallsPerSecond, forJob, 'job-calls');
+  tenant.calls.take();
+  project.calls.take();
+  job.calls.take();
+  return undefined;
+}
+
+function tooFast(who: string, perSecond: number, waitMs: number, name: string): string {
+  return `${who} may make ${perSecond} calls a second on this node (quota ${name}): ${waitMs === Number.POSITIVE_INFINITY ? 'ask for a larger one' : `try again in ${waitMs} ms`}`;
+}
