@@ -11,7 +11,7 @@ import { fileURLToPath } from 'node:url';
 const ROOT = fileURLToPath(new URL('..', import.meta.url));
 const DIST = resolve(process.argv[2] ?? join(ROOT, 'dist'));
 /** Beside compiled src: what programs read at run time, and what a package must carry. */
-const COPIED = ['bin/bulkhead.js', 'policies', 'proto', 'src/rpc/generated', 'README.md', 'GUARANTEES.md', 'SECURITY.md', 'CHANGELOG.md', 'LICENSE'];
+const COPIED = ['bin/bulkhead.js', 'policies', 'proto', 'src/rpc/generated', 'python/pyproject.toml', 'python/bulkhead', 'README.md', 'GUARANTEES.md', 'SECURITY.md', 'CHANGELOG.md', 'LICENSE'];
 
 interface Manifest {
   [field: string]: unknown;
@@ -37,7 +37,7 @@ execFileSync(process.execPath, [join(ROOT, 'node_modules', 'typescript', 'bin', 
 for (const name of COPIED) {
   const to = join(DIST, name);
   mkdirSync(dirname(to), { recursive: true });
-  cpSync(join(ROOT, name), to, { recursive: true });
+  cpSync(join(ROOT, name), to, { recursive: true, filter: (path) => !/__pycache__$/.test(path) });
 }
 for (const path of files(DIST).filter((p) => p.endsWith('.js') && !p.includes('/generated/'))) rewriteEntryPoints(path);
 

@@ -63,11 +63,13 @@ def connected() -> bool:
 class ObjectRef(Generic[T]):
     """A value that is or will be somewhere in the cluster. Possession of one grants nothing."""
 
-    __slots__ = ("_id", "_core", "__weakref__")
+    __slots__ = ("_id", "_core", "_known", "__weakref__")
 
     def __init__(self, ref_id: bytes, core: ClientCore | None = None) -> None:
         self._id = ref_id
         self._core = core if core is not None else runtime().core
+        # A small value that was put or read by this very ref is not asked for again.
+        self._known: bytes | None = None
         self._core.hold(ref_id)
 
     def __del__(self) -> None:
@@ -132,8 +134,10 @@ def get(object_refs: Any, *, timeout: float | None = None) -> Any:
     if not one and not isinstance(object_refs, (list, tuple)):
         raise ValueError(f"Invalid type of object refs, {type(object_refs)}, is given. 'object_refs' must either be a list of object refs or a single object ref.")
     ids = _ids([object_refs] if one else object_refs, "ray.get()")
+    if one and object_refs._known is not None and object_refs._core.closed is None:
+        return values.decode(object_refs._known)
     try:
-        found = runtime().core.get(ids, timeout)
+        found = runtime().core.get(ids, timeout, [object_refs] if one else object_refs)
     except BulkheadError as refused:
         raise exceptions.error_of(refused.code, refused.message, refused.stack, None) from None
     return found[0] if one else found
@@ -143,7 +147,10 @@ def put(value: Any) -> ObjectRef[Any]:
     if isinstance(value, ObjectRef):
         raise TypeError("Calling 'put' on an ray.ObjectRef is not allowed. If you really want to do this, you can wrap the ray.ObjectRef in a list and call 'put' on it.")
     core = runtime().core
-    return ObjectRef(_translated(core.put, value), core)
+    ref_id, known = _translated(core.put, value)
+    ref: ObjectRef[Any] = ObjectRef(ref_id, core)
+    ref._known = known
+    return ref
 
 
 def wait(ray_waitables: Sequence[ObjectRef[Any]], *, num_returns: int = 1, timeout: float | None = None, fetch_local: bool = True) -> tuple[list[ObjectRef[Any]], list[ObjectRef[Any]]]:

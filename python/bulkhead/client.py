@@ -21,7 +21,9 @@ from .errors import BulkheadError
 
 MAX_DEPENDENCIES = 1_024
 MAX_REFS_PER_CALL = 100_000
-FLUSH_BYTES = 64 * 2**10
+KEPT_BYTES = 4_096
+# How a ref, or a handle of an actor, is named in a pickle.
+_REF_MARK = b"bulkhead.api"
 # Behind the stack of a failed Python call: the exception itself, for the tenant's own programs.
 CAUSE_MARK = "\n#bulkhead:cause:"
 MAX_STACK_CHARS = 16_000
@@ -41,7 +43,7 @@ class Host(Protocol):
 class Pending:
     """One GET, WAIT or other request, until it is answered."""
 
-    __slots__ = ("refs", "values", "missing", "error", "done", "event", "callback", "parts", "foreign")
+    __slots__ = ("refs", "values", "missing", "error", "done", "event", "callback", "parts", "foreign", "keep")
 
     def __init__(self, ids: Sequence[bytes], count: int, foreign: Sequence[bool]) -> None:
         self.refs = ids
@@ -53,6 +55,7 @@ class Pending:
         self.callback: Callable[[Pending], None] | None = None
         self.parts: dict[int, tuple[bytearray, int]] = {}
         self.foreign = foreign
+        self.keep: Sequence[Any] = ()
 
 
 def describe_failure(thrown: BaseException, skip: int = 1) -> tuple[str, str]:
@@ -235,26 +238,31 @@ class ClientCore:
         self.host.touched()
         return self.prefix + f.u32(index)
 
-    def put(self, value: Any) -> bytes:
+    def put(self, value: Any) -> tuple[bytes, bytes | None]:
+        """The id, and the octets of a small value, to be kept with its ref."""
         encoded = values.encode(value)
         if encoded.size > f.MAX_OBJECT_BYTES:
             raise BulkheadError("INVALID_ARGUMENT", f"a value of {encoded.size} bytes exceeds the limit of {f.MAX_OBJECT_BYTES}")
         parent = f.u32(self.host.parent())
         staged = self.host.stage(encoded) if encoded.size > f.MAX_INLINE_BYTES else None
+        known: bytes | None = None
         with self.lock:
             self._open()
             index = self._index
             self._index += 1
             seq = f.u32(index)
             if encoded.size <= f.MAX_INLINE_BYTES:
-                self._put(f.frame(f.PUT, parent, seq, f.refs(encoded.ids), encoded.join()))
+                octets = encoded.join()
+                if encoded.size <= KEPT_BYTES and not encoded.ids:
+                    known = octets
+                self._put(f.frame(f.PUT, parent, seq, f.refs(encoded.ids), octets))
             elif staged is not None:
                 self._put(f.frame(f.PUT_STAGED, parent, seq, f.u32(staged), f.u64(encoded.size), f.refs(encoded.ids)))
             else:
                 for offset, part in chunks(encoded):
                     self._put(f.frame(f.PUT_CHUNK, parent, seq, f.u64(encoded.size), f.u64(offset), part))
         self.host.touched()
-        return self.prefix + seq
+        return self.prefix + seq, known
 
     # --- questions ---
 
@@ -278,10 +286,12 @@ class ClientCore:
                 raise error
         return self._ask(ids, len(ids), lambda request: f.frame(f.GET, parent, request, f.refs(ids)))
 
-    def get(self, ids: Sequence[bytes], timeout: float | None) -> list[Any]:
+    def get(self, ids: Sequence[bytes], timeout: float | None, keep: Sequence[Any] = ()) -> list[Any]:
+        """`keep`: the refs, which are given the octets of what is small."""
         if not ids:
             return []
         request, pending = self.start_get(ids)
+        pending.keep = keep
         if not self.host.block(pending, timeout):
             with self.lock:
                 self._pending.pop(request, None)
@@ -391,6 +401,10 @@ class ClientCore:
         except Exception as thrown:
             return self._fail(request, self._failure("INTERNAL", f"a value could not be unpickled: {type(thrown).__name__}: {thrown}", "", None))
         pending.values[position] = value
+        if len(octets) <= KEPT_BYTES and position < len(pending.keep) and not pending.foreign[position]:
+            # One that names refs would have to hold them: only plain pickles are kept.
+            if _REF_MARK not in bytes(octets):
+                pending.keep[position]._known = bytes(octets)
         pending.missing -= 1
         if pending.missing == 0:
             self._settle(request, pending)

@@ -23,7 +23,7 @@ from .transport import BEAT_SECONDS, BatchStream, HeadCalls, Profile, fields, me
 
 SESSIONS = "bulkhead.v1.Sessions"
 WELCOME_SECONDS = 20.0
-FLUSH_BYTES = 256 * 2**10
+GATHER_SECONDS = 0.0002
 # A driver that is far ahead of the raylet waits here instead of in memory.
 HIGH_WATER_BYTES = 32 * 2**20
 
@@ -117,6 +117,8 @@ class Driver:
             while not self._closing and not self._over.is_set():
                 self._wake.wait(min(BEAT_SECONDS, max(0.05, beat - time.monotonic())))
                 self._wake.clear()
+                # Who asks for a result sends for itself; what else comes in this moment leaves together.
+                time.sleep(GATHER_SECONDS)
                 self.flush()
                 if time.monotonic() >= beat:
                     self._stream.beat()

@@ -30,6 +30,8 @@ from .ray_errors import RayTaskError, error_of
 
 FLUSH_BYTES = 64 * 2**10
 FLUSH_SECONDS = 0.002
+# A long call's lines are seen while it runs.
+LOG_SECONDS = 0.1
 MAX_RUNNERS = 1_024
 MAX_LOG_BYTES = 2**20
 FILE_NAME = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$")
@@ -311,6 +313,8 @@ class Slot:
                 if self.core.out_bytes or self.core._released:
                     self.flush()
                 self._pump(None)
+                # What came together is answered together, so that the raylet sees how long calls take and not how long they wait.
+                self._flushed = time.monotonic()
                 continue
             if self._limit > 1:
                 # Somebody must read on while this one runs.
@@ -433,6 +437,8 @@ class Slot:
             if of.log_bytes > MAX_LOG_BYTES:
                 line = f"… more than {MAX_LOG_BYTES} bytes of log: the rest is dropped\n"
         self.core_write(f.frame(f.LOG, f.u32(number), f.u8(stream), line.encode("utf-8", "replace")[:65_536]))
+        if time.monotonic() - self._flushed > LOG_SECONDS:
+            self.flush()
 
 
 def _mapped(path: str, size: int) -> memoryview:

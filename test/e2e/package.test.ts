@@ -27,8 +27,8 @@ afterAll(() => {
 describe('the package', () => {
   test('holds compiled code, types, policies and documents, and nothing else', () => {
     const files = readdirSync(dist, { recursive: true, withFileTypes: true }).filter((f) => f.isFile()).map((f) => join(f.parentPath, f.name).slice(dist.length + 1));
-    expect(files.filter((f) => !/^src\/[\w./-]+\.(?:js|d\.ts)$|^policies\/[\w./-]+\.(?:yaml|json)$|^proto\/[\w./-]+\.(?:proto|md)$|^bin\/bulkhead\.js$|^[A-Z]+(?:\.md)?$|^package\.json$/.test(f))).toEqual([]);
-    for (const needed of ['src/gcs/main.js', 'src/raylet/main.js', 'src/sandbox/isolate/worker-host.js', 'src/sandbox/isolate/guest/prelude.js', 'policies/methods.yaml', 'LICENSE']) expect(files).toContain(needed);
+    expect(files.filter((f) => !/^src\/[\w./-]+\.(?:js|d\.ts)$|^policies\/[\w./-]+\.(?:yaml|json)$|^proto\/[\w./-]+\.(?:proto|md)$|^python\/(?:pyproject\.toml|bulkhead\/[\w/]+\.(?:py|typed))$|^bin\/bulkhead\.js$|^[A-Z]+(?:\.md)?$|^package\.json$/.test(f))).toEqual([]);
+    for (const needed of ['src/gcs/main.js', 'src/raylet/main.js', 'src/sandbox/isolate/worker-host.js', 'src/sandbox/isolate/guest/prelude.js', 'policies/methods.yaml', 'python/bulkhead/worker.py', 'LICENSE']) expect(files).toContain(needed);
     const manifest = JSON.parse(readFileSync(join(dist, 'package.json'), 'utf8')) as Record<string, unknown>;
     expect(Object.keys(manifest)).not.toContain('scripts');
     expect(Object.keys(manifest)).not.toContain('devDependencies');

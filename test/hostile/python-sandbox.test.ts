@@ -3,7 +3,7 @@ import { existsSync, mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import { TestCluster, until } from '../support/cluster.ts';
+import { running, TestCluster, until } from '../support/cluster.ts';
 import { testPython } from '../support/python.ts';
 
 const python = testPython();
@@ -186,6 +186,16 @@ show(ray.get(linger.remote()))
 `);
       // The job has ended: its sandbox goes, with all that was in it.
       await until('no more processes than before, but the warm sandbox’s', () => cluster.pids().filter((pid) => !before.has(pid)).length < 12, 30_000);
+      expect(await neighbour()).toBe(1);
+    });
+
+    test('dies with its raylet, also when that is killed', async () => {
+      const sandboxes = cluster.pids().filter((pid) => cluster.jailOf(pid).length > 0);
+      expect(sandboxes.length).toBeGreaterThan(0);
+      await cluster.kill('raylet-1');
+      await until('no process of a worker is left', () => !sandboxes.some((pid) => running(pid)));
+      await cluster.restart('raylet-1');
+      await cluster.settled();
       expect(await neighbour()).toBe(1);
     });
 

@@ -4,7 +4,7 @@
  */
 import { execFileSync, spawn } from 'node:child_process';
 import { createHash } from 'node:crypto';
-import { existsSync, mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
+import { cpSync, existsSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { findRunsc } from '../../src/sandbox/gvisor/runsc.ts';
@@ -21,11 +21,12 @@ function makeEnvironment(): string {
   if (!existsSync(join(directory, 'ready'))) {
     const made = `${directory}.${process.pid}`;
     try {
+      // A copy: setuptools writes beside what it builds.
+      cpSync(join(ROOT, 'python'), join(made, 'source'), { recursive: true });
       execFileSync('python3', ['-m', 'venv', made], { timeout: 120_000, stdio: 'pipe' });
-      execFileSync(join(made, 'bin/python'), ['-m', 'pip', 'install', '--quiet', '--disable-pip-version-check', join(ROOT, 'python'), 'numpy'], { timeout: 300_000, stdio: 'pipe' });
+      execFileSync(join(made, 'bin/python'), ['-m', 'pip', 'install', '--quiet', '--disable-pip-version-check', join(made, 'source'), 'numpy'], { timeout: 300_000, stdio: 'pipe' });
       writeFileSync(join(made, 'ready'), '');
       // Scripts of an environment name its place; the interpreter is all that is used of it.
-      mkdirSync(tmpdir(), { recursive: true });
       renameSync(made, directory);
     } catch (thrown) {
       rmSync(made, { recursive: true, force: true });
