@@ -314,6 +314,11 @@ export class TestCluster implements AsyncDisposable {
     }
   }
 
+  /** Directories of the control groups of this cluster, one a hierarchy. */
+  controlGroups(): string[] {
+    return controlGroups(this.#trustDomain);
+  }
+
   /** What is left of this cluster on the machine, as sentences. */
   leftovers(): string[] {
     const left: string[] = [];

@@ -25,6 +25,10 @@ const WORK = new URL('./fault-work.ts', import.meta.url);
 const ANSWER_TIMEOUT_MS = 90_000;
 const TASKS_PER_ROUND = 6;
 const KEPT_OBJECTS = 12;
+/** In frames, and more than a driver keeps beside a ref of its own: whoever reads it asks the raylet. */
+const SMALL_BYTES = 20_000;
+/** In a row: then a new session is tried. */
+const MAX_FAILURES = 10;
 
 /** Numbers from a seed, so that a failure can be tried again with the same moments. */
 export function random(seed: number): () => number {
@@ -107,9 +111,15 @@ export class TenantLoad {
     const goal = this.rounds + rounds;
     const end = performance.now() + timeoutMs;
     while (this.rounds < goal) {
+      if (this.#stopping) throw new Error(`the load of ${this.tenant} was stopped`);
       if (performance.now() > end) throw new Error(`${this.tenant} was not served for ${timeoutMs / 1_000} s; errors so far: ${[...this.errors].join('; ')}; wrong: ${this.wrong.join('; ')}`);
       await Promise.race([sleep(50), this.#done]);
     }
+  }
+
+  /** Resolves when it has been stopped; rejects when it could not go on. */
+  get ended(): Promise<void> {
+    return this.#done;
   }
 
   codesOf(what: string): string[] {
@@ -156,11 +166,16 @@ export class TenantLoad {
     let book: Book | undefined;
     const kept: { readonly ref: ObjectRef<Uint8Array>; readonly size: number; readonly fill: number }[] = [];
     let lost = false;
+    /** Since the last answer. */
+    let failures = 0;
     const answer = async <T>(what: string, work: () => Promise<T>): Promise<{ value: T } | undefined> => {
       try {
-        return { value: await work() };
+        const value = await work();
+        failures = 0;
+        return { value };
       } catch (thrown) {
-        if (this.#typed(what, thrown) === 'UNAVAILABLE') lost = true;
+        // Of a session that has ended every call says why, whatever the code is.
+        if (this.#typed(what, thrown) === 'UNAVAILABLE' || ++failures >= MAX_FAILURES) lost = true;
         return undefined;
       }
     };
@@ -168,18 +183,22 @@ export class TenantLoad {
       const before = [...this.errors.values()].reduce((a, b) => a + b, 0);
       const base = this.#next++;
       const tasks = Array.from({ length: TASKS_PER_ROUND }, async (_, i) => {
-        const ref = i % 2 === 0 ? work.add(base, i) : work.addSlowly.options({ cpus: 0.2 })(base, i, this.#options.slowMs ?? 60);
-        const got = await answer('task', () => driver.get(ref, { timeoutMs: ANSWER_TIMEOUT_MS }));
+        const got = await answer('task', async () => {
+          const ref = i % 2 === 0 ? work.add(base, i) : work.addSlowly.options({ cpus: 0.2 })(base, i, this.#options.slowMs ?? 60);
+          return { id: ref.id, value: await driver.get(ref, { timeoutMs: ANSWER_TIMEOUT_MS }) };
+        });
         if (got === undefined) return;
+        const ref = got.value;
         this.tasks.push(ref.id);
-        if (got.value !== base + i) this.wrong.push(`task ${ref.id} answered ${String(got.value)} instead of ${base + i}`);
+        if (ref.value !== base + i) this.wrong.push(`task ${ref.id} answered ${String(ref.value)} instead of ${base + i}`);
       });
-      const size = this.#random() < 0.3 ? 300_000 : 2_000;
+      const size = this.#random() < 0.3 ? 300_000 : SMALL_BYTES;
       const fill = base % 251;
       const put = await answer('put', () => driver.put(new Uint8Array(size).fill(fill)));
       if (put !== undefined) {
-        const done = await answer('put', async () => await driver.wait([put.value], { count: 1, timeoutMs: ANSWER_TIMEOUT_MS }));
-        if (done?.value.ready.length === 1) {
+        // Reading is what shows that it is there: a ref is ready too when its put was refused.
+        const done = await answer('put', () => driver.get(put.value, { timeoutMs: ANSWER_TIMEOUT_MS }));
+        if (done !== undefined) {
           this.puts.push(put.value.id);
           this.lastPut = put.value.id;
           kept.push({ ref: put.value as ObjectRef<Uint8Array>, size, fill });
@@ -229,7 +248,7 @@ export class TenantLoad {
         } catch (thrown) {
           const code = this.#typed('foreign', thrown);
           if (code === 'DENIED') this.denials++;
-          else if (code === 'UNAVAILABLE') lost = true;
+          else if (code === 'UNAVAILABLE' || code === 'RESOURCE_EXHAUSTED') lost = code === 'UNAVAILABLE';
           else this.wrong.push(`another tenant's object answered ${code}`);
         }
       }
