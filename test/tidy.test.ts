@@ -209,7 +209,9 @@ function reachable(from: readonly string[], follow?: (i: Import) => boolean): Se
 
 function deadFiles(): string[] {
   const product = reachable([...ENTRY_POINTS, ...FOR_TESTS, ...CODE_FILES.filter((f) => /^(?:scripts|bench|examples)\//.test(f))]);
-  const all = reachable([...product, ...CODE_FILES.filter((f) => f.endsWith('.test.ts'))]);
+  // Programs of the tests that a script of the package starts.
+  const programs = [...read('package.json').matchAll(/"node (test\/[\w./-]+\.ts)"/g)].map(([, file]) => file as string);
+  const all = reachable([...product, ...programs, ...CODE_FILES.filter((f) => f.endsWith('.test.ts'))]);
   return CODE_FILES.filter((file) => !(file.startsWith('src/') ? product : all).has(file));
 }
 
@@ -282,7 +284,7 @@ describe('structure', () => {
 const MAX_LINE_CHARS = 380;
 const MAX_README_LINES = 60;
 const VAGUE_NAMES = /^(?:index|utils?|helpers?|common|misc|manager)$/;
-const UPPER_CASE_FILES = /^(?:README|SECURITY|GUARANTEES|CONTRIBUTING|CHANGELOG|ARCHITECTURE|PERFORMANCE)\.md$|^LICENSE$/;
+const UPPER_CASE_FILES = /^(?:README|SECURITY|GUARANTEES|CONTRIBUTING|CHANGELOG|ARCHITECTURE|PERFORMANCE|TESTING)\.md$|^LICENSE$/;
 
 const TEXT_FILES = FILES.filter((f) => /\.(?:ts|js|sh|py|md|json|ya?ml|proto|svg|c|go)$|^\.ci\/|^LICENSE$/.test(f) && f !== 'package-lock.json');
 const WRITTEN = TEXT_FILES.filter((f) => !f.includes('/generated/') && f !== 'test/tidy.test.ts');
