@@ -6,6 +6,7 @@ import { describe, expect, it } from 'vitest';
 import { CALL_KIND, OP } from '../../src/base/frame.ts';
 import { objectIdText } from '../../src/base/ids.ts';
 import { groupReason } from '../../src/raylet/core/placement-groups.ts';
+import { pendingReason } from '../../src/raylet/core/reasons.ts';
 import { DO, World, type SimClient, type SimNode, type WorldOptions } from './world.ts';
 
 interface Asked {
@@ -101,6 +102,11 @@ describe.each([1, 2, 3, 4, 5, 6])('placement groups (seed %i)', (seed) => {
     pass(world, 200);
     expect([ready.answers, held(world).length]).toEqual([[undefined], 2]);
     const group = groupOf(client, second);
+    client.define(1, CALL_KIND.TASK, { placementGroup: objectIdText(second) });
+    client.call(OP.SUBMIT, 1, DO.RETURN);
+    settle(world, client);
+    const [task] = [...client.channel.job.classes.values()].flatMap((c) => [...c.queue]);
+    expect(pendingReason(client.node.core.state, task!)).toBe(`its placement group is PENDING: ${groupReason(client.node.core.state, group!)}`);
     expect(groupReason(client.node.core.state, group!)).toMatch(strategy === 'STRICT_PACK' ? /^waits for room for 2 bundles at once/ : /^infeasible: STRICT_SPREAD of 3 bundles finds no room on 2 nodes/);
     remove(client, first);
     settle(world, client);
@@ -131,6 +137,11 @@ describe.each([1, 2, 3, 4, 5, 6])('placement groups (seed %i)', (seed) => {
     const said = client.get([client.call(OP.CALL_ACTOR, 22, DO.RETURN, [], actor, 1, [], 34)]);
     settle(world, client);
     expect([said.answers, world.ran.filter(({ payload }) => payload[1] === 34).map(({ node }) => node)]).toEqual([['value'], [where[2]]]);
+    // What is more than its bundle has left waits for that, whatever else is free.
+    client.define(24, CALL_KIND.TASK, { placementGroup, bundleIndex: 2, cpus: 0.75 });
+    const waiting = client.get([client.call(OP.SUBMIT, 24, DO.RETURN)]);
+    settle(world, client);
+    expect(waiting.answers).toEqual([undefined]);
     // What else the tenant runs has the other half of each node.
     client.define(23, CALL_KIND.TASK, { cpus: 2 });
     const whole = client.get([client.call(OP.SUBMIT, 23, DO.RETURN)]);
@@ -269,6 +280,27 @@ describe.each([1, 2, 3, 4, 5, 6])('placement groups (seed %i)', (seed) => {
     expect([held(world), world.groupNames.size]).toEqual([[], 0]);
     expectConserved(world.nodes);
   });
+});
+
+it('one group after the other: what they needed is forgotten, on every node, and a late call for one that is gone is told so', () => {
+  const { world, client } = started({ nodes: 2, seed: 1 });
+  for (let i = 0; i < 300; i++) {
+    const id = create(client, { strategy: 'STRICT_SPREAD', bundles: [ONE, ONE] });
+    client.define(100 + 2 * i, CALL_KIND.TASK, { placementGroup: objectIdText(id), bundleIndex: 0 });
+    client.define(101 + 2 * i, CALL_KIND.TASK, { placementGroup: objectIdText(id), bundleIndex: 1 });
+    const got = client.get([client.call(OP.SUBMIT, 100 + 2 * i, DO.RETURN), client.call(OP.SUBMIT, 101 + 2 * i, DO.RETURN)]);
+    settle(world, client);
+    expect([i, got.answers]).toEqual([i, ['value', 'value']]);
+    remove(client, id);
+    settle(world, client);
+    world.tick();
+    world.run(10_000);
+  }
+  expect(world.nodes.map((node) => node.core.state.tenants.get(1)?.classes)).toEqual([0, 0]);
+  const late = client.get([client.call(OP.SUBMIT, 100, DO.RETURN), client.call(OP.SUBMIT, 101, DO.RETURN)]);
+  settle(world, client);
+  expect([late.answers, client.failed.slice(-2)]).toEqual([['failed', 'failed'], ['CANCELLED', 'CANCELLED']]);
+  expectConserved(world.nodes);
 });
 
 it('a round under random deaths, many groups at once: every group is whole or waits, and everything comes back', () => {

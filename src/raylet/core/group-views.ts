@@ -74,6 +74,11 @@ export function viewOf(core: Core, id: string, job: Job, asJob: boolean): GroupV
   return view;
 }
 
+/** Whether there is such a group, as far as is known here. */
+export function groupKnown(core: Core, id: string, job: Job, asJob: boolean): boolean {
+  return core.groups.has(id) || core.groupViews.has(keyOf(id, job, asJob));
+}
+
 /** Its calls end, and whoever comes next asks anew. */
 function end(core: Core, view: RemoteGroup, failure: Failure): void {
   view.failure = failure;

@@ -30,7 +30,7 @@ import { relieve, restored, spilled, takeUpRestores, tickMemory } from './object
 import { takeUpDelayed } from './retries.ts';
 import { preempt } from './preemption.ts';
 import { divide, leaveProject, limit, projectOf } from './quota-tree.ts';
-import { dropLease, enqueue, pump, retireIdleWorkers, workerNotStarted, workerStarted } from './scheduler.ts';
+import { dropLease, enqueue, parkClasses, pump, retireIdleWorkers, workerNotStarted, workerStarted } from './scheduler.ts';
 import { onItem, onMore } from './streams.ts';
 import { closeUpstream, fileChecked, forward, killRemote, onUpstreamFrame, takeUpFetches, transferFailed, upstreamTo } from './upstreams.ts';
 import { CHANNEL_KIND, Channel, Job, PENDING_KIND, TASK_STATE, TenantState, type Actor, type ChannelKind, type Failure, type HeldBatch, type ObjectEntry, type Slot, type Task, type TenantQuota, type Upstream, type Worker } from './state.ts';
@@ -513,6 +513,7 @@ export class RayletCore {
     if (core.preparing.size > 0) expireRounds(core);
     if (core.holds.size > 0) expireHolds(core);
     if (core.pendingGroups.size > 0) placePending(core);
+    parkClasses(core);
     this.#endIdle();
     enforceLimits(core, cpuMicrosOf);
     for (const tenant of core.tenants.values()) if (tenant.ranked || tenant.quota.projects.size > 0) preempt(core, tenant);

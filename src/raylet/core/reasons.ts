@@ -7,6 +7,7 @@ import { fits, type ResourceVector } from '../../base/resources.ts';
 import type { Core } from './core.ts';
 import { taskName } from './dispatch.ts';
 import { isLocal } from './objects.ts';
+import { groupReason } from './placement-groups.ts';
 import { allowedPlaces, nowhere, type Place, type Placement } from './placement.ts';
 import { projectReason } from './quota-reasons.ts';
 import { CHANNEL_KIND, OBJECT_STATUS, PENDING_KIND, TASK_STATE, type Actor, type Channel, type ObjectEntry, type Task, type TenantState } from './state.ts';
@@ -69,7 +70,9 @@ function startReason(core: Core, actor: Actor): string {
   if (actor.creation.missing > 0) return waitsFor(core, actor.creation);
   if (actor.name !== '' && !actor.nameRegistered) return 'waits for the head to register its name';
   if (actor.upstream !== undefined) return `is created on node ${nodeName(core, actor.upstream.nodeNumber)}`;
-  if (actor.worker === undefined) return outsideGroups(placementOf(actor.creation), () => projectReason(actor.job, actor.template.options.resources)) ?? lacks(core, actor.template.options.resources, actor.job.tenant, placementOf(actor.creation)) ?? noWorker(core, actor.job.tenant);
+  const grouped = actor.template.options.placement;
+  if (actor.worker === undefined && grouped !== undefined && grouped.group !== '') return groupLack(core, grouped, actor.template.options.resources, actor.job.tenant) ?? noWorker(core, actor.job.tenant);
+  if (actor.worker === undefined) return projectReason(actor.job, actor.template.options.resources) ?? lacks(core, actor.template.options.resources, actor.job.tenant, placementOf(actor.creation)) ?? noWorker(core, actor.job.tenant);
   return actor.worker.state === 'STARTING' ? 'a worker is starting' : 'its constructor runs';
 }
 
@@ -77,16 +80,11 @@ function startReason(core: Core, actor: Actor): string {
 export function pendingReason(core: Core, task: Task): string {
   const c = task.template.schedulingClass;
   if (c === undefined) return '';
-  const lack = outsideGroups(c.placement, () => projectReason(c.job, c.resources)) ?? lacks(core, c.resources, c.job.tenant, c.placement);
+  const lack = c.placement !== undefined && c.placement.group !== '' ? groupLack(core, c.placement, c.resources, c.job.tenant) : (projectReason(c.job, c.resources) ?? lacks(core, c.resources, c.job.tenant, c.placement));
   if (lack !== undefined) return lack;
   if (c.starting > 0) return 'a worker is starting';
   if (c.leases.size > 0) return `waits for its turn: ${c.leases.size} of its tenant’s workers run tasks like it`;
   return noWorker(core, c.job.tenant);
-}
-
-/** What runs in a bundle counts in nobody's quota: the bundle did. */
-function outsideGroups(placement: Placement | undefined, reason: () => string | undefined): string | undefined {
-  return placement !== undefined && placement.group !== '' ? undefined : reason();
 }
 
 function noWorker(core: Core, tenant: TenantState): string {
@@ -115,6 +113,15 @@ function noRoom(core: Core, wanted: ResourceVector, tenant: TenantState, places:
   if (here && tenant.cpuUnitsInUse + wanted.cpuUnits > quota.cpuUnits) return `needs ${cpus(wanted.cpuUnits)}, tenant quota ${quota.cpuUnits / 10_000}, of which ${tenant.cpuUnitsInUse / 10_000} in use`;
   if (places.some(({ available }) => fits(wanted, available))) return undefined;
   return places.length === 1 ? `needs ${describe(wanted)}, node ${places[0]?.nodeId} has not so much free` : `needs ${describe(wanted)}, none of the ${places.length} nodes that it may run on has so much free`;
+}
+
+/** What keeps a call from the bundles of its group; undefined: nothing does. */
+function groupLack(core: Core, { group, bundle }: Placement, wanted: ResourceVector, tenant: TenantState): string | undefined {
+  const own = core.groups.get(group);
+  if (own !== undefined && own.job.tenant === tenant && own.state !== 'CREATED' && own.bundles.some(({ node }, i) => node === 0 && (bundle < 0 || i === bundle))) return `its placement group is ${own.state}: ${groupReason(core, own)}`;
+  const here = [...(core.holds.get(group)?.values() ?? [])].filter(({ of, firm }) => firm && of.tenant === tenant && (bundle < 0 || of.index === bundle));
+  if (here.some(({ available }) => fits(wanted, available))) return undefined;
+  return `waits for room in ${bundle < 0 ? 'a bundle' : `bundle ${bundle}`} of its placement group`;
 }
 
 /** Of what another raylet sent here it was that one's to choose. */

@@ -8,7 +8,7 @@ import { MAX_SCHEDULING_CLASSES_PER_TENANT } from '../../base/limits.ts';
 import { fits, type ResourceVector } from '../../base/resources.ts';
 import { giveTo, takeFrom, type BundleHold } from './bundle.ts';
 import type { Core } from './core.ts';
-import { misfit, viewOf } from './group-views.ts';
+import { groupKnown, misfit, viewOf } from './group-views.ts';
 import { allowedPlaces, type Place, type Placement } from './placement.ts';
 import { concludeTask, openSlot, sendExec } from './dispatch.ts';
 import { grantFairly } from './fair-order.ts';
@@ -41,7 +41,7 @@ export function classFor(core: Core, job: Job, resources: ResourceVector, runtim
     // An isolate may speak on for a moment after its job has ended.
     if (core.jobs.get(job.id) !== job || job.tenant.classes >= MAX_SCHEDULING_CLASSES_PER_TENANT) return undefined;
     job.tenant.classes++;
-    found = new SchedulingClass(job, resources, runtime, placement, forwarded, asJob, priority);
+    found = new SchedulingClass(job, resources, runtime, placement, forwarded, asJob, priority, key);
     if (priority !== 0) job.tenant.ranked = true;
     job.classes.set(key, found);
     core.classes.add(found);
@@ -49,13 +49,38 @@ export function classFor(core: Core, job: Job, resources: ResourceVector, runtim
   return found;
 }
 
+/** Once in a while: classes of groups that are gone count no more, so that a program may make one group after the other. */
+export function parkClasses(core: Core): void {
+  for (const c of core.classes) {
+    const { placement, job, queue, leases, remoteLeases } = c;
+    if (placement === undefined || placement.group === '' || queue.length > 0 || leases.size > 0 || c.starting > 0) continue;
+    if (c.forwarded ? core.holds.has(placement.group) : groupKnown(core, placement.group, job, c.asJob)) continue;
+    if ([...remoteLeases.values()].some((lease) => lease.inFlight > 0)) continue;
+    c.parked = true;
+    core.classes.delete(c);
+    job.classes.delete(c.key);
+    job.tenant.classes--;
+  }
+}
+
+function revive(core: Core, c: SchedulingClass): void {
+  if (core.jobs.get(c.job.id) !== c.job) return;
+  c.parked = false;
+  // Another class may have come to its place.
+  if (c.job.classes.has(c.key)) c.key += `|${core.nextNumber()}`;
+  c.job.classes.set(c.key, c);
+  c.job.tenant.classes++;
+  core.classes.add(c);
+}
+
 /** A task whose arguments are ready (or have failed: then it fails with the same error, as in Ray). */
 export function enqueue(core: Core, task: Task): void {
   const failure = failedArgument(task);
   if (failure !== undefined) return concludeTask(core, task, failure);
   task.state = TASK_STATE.QUEUED;
-  const queue = task.template.schedulingClass as SchedulingClass;
-  queue.queue.push(task);
+  const c = task.template.schedulingClass as SchedulingClass;
+  if (c.parked) revive(core, c);
+  c.queue.push(task);
   if (task.template.options.queueTimeoutMs > 0) core.timed.add(task);
 }
 
@@ -411,7 +436,9 @@ export function requeue(core: Core, task: Task): void {
   task.slot = undefined;
   task.upstream = undefined;
   task.blocked = 0;
-  (task.template.schedulingClass as SchedulingClass).queue.unshift(task);
+  const c = task.template.schedulingClass as SchedulingClass;
+  if (c.parked) revive(core, c);
+  c.queue.unshift(task);
 }
 
 /** Forwards what finds no room here to nodes that reported some. A task that was forwarded once is not forwarded again. */

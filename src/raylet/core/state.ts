@@ -585,6 +585,10 @@ export class SchedulingClass {
   blockedSinceMs = 0;
   promised = 0;
   promisedUntilMs = 0;
+  /** Among its job's classes. */
+  key: string;
+  /** Its group is gone and nothing of it is left: it is not looked at, until a call comes for it after all. */
+  parked = false;
   /** Of those that are spread: the node that is tried first next time. */
   turn = 0;
   readonly queue = new TaskQueue();
@@ -593,8 +597,9 @@ export class SchedulingClass {
   readonly remoteLeases = new Map<number, RemoteLease>();
   starting = 0;
 
-  constructor(job: Job, resources: ResourceVector, runtime: string, placement: Placement | undefined, forwarded: boolean, asJob: boolean, priority: number) {
+  constructor(job: Job, resources: ResourceVector, runtime: string, placement: Placement | undefined, forwarded: boolean, asJob: boolean, priority: number, key: string) {
     this.job = job;
+    this.key = key;
     this.resources = resources;
     this.runtime = runtime;
     this.placement = placement;
