@@ -189,5 +189,52 @@ def named():
 show([caught(lambda: foreign), caught(lambda: take.remote(foreign)), named()])
 `, 'globex-ana', [String(id)])).toEqual(['PermissionDeniedError', 'PermissionDeniedError', 'not found']);
     });
+
+    test('a rule about the isolation class is about Python', async () => {
+      await cluster.applyPolicy('acme-ana', 'acme', `version: 1
+tenant: acme
+roles:
+  no-sandbox:
+    permit:
+      - { action: session.read, resource: session }
+    forbid:
+      - { action: task.submit, resource: task, when: { isolation: { eq: gvisor } } }
+bindings:
+  - { role: no-sandbox, to: ['user/dev'] }
+`);
+      await cluster.settled();
+      const program = `
+@ray.remote
+def one(): return 1
+try: show(ray.get(one.remote()))
+except ray.exceptions.PermissionDeniedError: show("denied")
+`;
+      expect([await run(program, 'acme-dev'), await run(program, 'acme-ana')]).toEqual(['denied', 1]);
+    });
+  });
+
+  test('spreads over two nodes: tasks with a large argument, actors, and what they throw', async () => {
+    await using cluster = await TestCluster.start({ cpus: 1, raylets: 2, python: python.interpreter });
+    const out = await python.run(cluster, 'acme-ana', `
+import time
+import bulkhead.ray as ray, numpy as np
+ray.init()
+@ray.remote
+def where(x): time.sleep(0.5); return ray.get_runtime_context().get_node_id(), float(x.sum())
+@ray.remote(num_cpus=1)
+class A:
+    def node(self): return ray.get_runtime_context().get_node_id()
+    def boom(self): raise KeyError("k")
+big = ray.put(np.ones(300_000))
+ran = ray.get([where.remote(big) for _ in range(8)])
+actors = [A.remote(), A.remote()]
+lives = set(ray.get([a.node.remote() for a in actors]))
+caught = 0
+for a in actors:
+    try: ray.get(a.boom.remote())
+    except KeyError: caught += 1
+print(len({n for n, _ in ran}), {s for _, s in ran}, len(lives), caught)
+`);
+    expect(out).toBe('2 {300000.0} 2 2\n');
   });
 }
