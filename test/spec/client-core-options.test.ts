@@ -20,6 +20,13 @@ describe('options', () => {
     expect(taskOptions({ returns: 3 }).returns).toBe(3);
   });
 
+  it('of placement take a group or its id, and labels in every form', () => {
+    const id = `obj-${'a'.repeat(48)}`;
+    for (const placementGroup of [id, { id }]) expect(JSON.parse(taskOptions({ placementGroup, bundleIndex: 1 }).json)).toEqual({ placementGroup: id, bundleIndex: 1 });
+    const labels = { zone: 'eu', tier: { in: ['a', 'b'] }, disk: { notIn: ['hdd'] }, gpu: { exists: true } };
+    expect(JSON.parse(actorOptions({ labels, fallback: [{ labels: { zone: 'us' } }, {}], nodeAffinity: { node: 'n1', soft: true } }).json)).toEqual({ labels, fallback: [{ labels: { zone: 'us' } }, {}], nodeAffinity: { node: 'n1', soft: true } });
+  });
+
   const refused: [() => unknown, RegExp][] = [
     [() => taskOptions({ cpu: 1 } as never), /a task has no option 'cpu': did you mean cpus\?/], [() => taskOptions({ timeout: 5 } as never), /did you mean timeoutMs\?/], [() => taskOptions({ maxretries: 5 } as never), /did you mean maxRetries\?/],
     [() => taskOptions({ num_cpus: 5 } as never), /did you mean cpus\?|the options are/], [() => taskOptions({ maxRestarts: 1 } as never), /a task has no option 'maxRestarts'/], [() => actorOptions({ returns: 1 } as never), /an actor has no option 'returns'/],
@@ -27,6 +34,8 @@ describe('options', () => {
     [() => taskOptions({ cpus: -1 }), /cpus '-1'/], [() => taskOptions({ cpus: '2' as never }), /cpus '2'/], [() => taskOptions({ memory: '64 megs' }), /memory '64 megs'/], [() => taskOptions({ timeoutMs: 0 }), /timeoutMs: 0 is not valid/],
     [() => taskOptions({ timeoutMs: 1.5 }), /timeoutMs: 1.5/], [() => taskOptions({ returns: 65 }), /returns: 65 is not valid: give a whole number from 0 to 64/], [() => taskOptions({ scheduling: 'random' as never }), /give one of default, spread/],
     [() => taskOptions({ resources: { 'a b': 1 } }), /resources key/], [() => taskOptions({ resources: { gpu: Infinity } }), /resources.gpu/], [() => taskOptions({ labels: ['x'] as never }), /give an object/],
+    [() => taskOptions({ placementGroup: 'group-1' }), /option placementGroup: .* give a placement group, or its id/], [() => taskOptions({ placementGroup: { id: 7 } as never }), /give a placement group, or its id/], [() => taskOptions({ bundleIndex: -2 }), /bundleIndex: -2 is not valid/],
+    [() => taskOptions({ labels: { zone: { like: 'e' } } as never }), /option labels: label zone: 'like'/], [() => taskOptions({ labels: { zone: {} } }), /label zone asks for nothing/], [() => actorOptions({ nodeAffinity: { node: 'n', hard: true } as never }), /give the id of a node, or \{ node, soft \}/],
     [() => actorOptions({ name: 'Has Spaces' }), /option name/], [() => actorOptions({ detached: true }), /detached needs a name/], [() => actorOptions({ getIfExists: true }), /getIfExists needs a name/], [() => actorOptions({ detached: 'yes' as never }), /give true or false/],
   ];
   for (const [make, message] of refused) it(`refuse: ${message.source}`, () => expect(make).toThrow(message));
