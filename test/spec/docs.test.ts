@@ -98,13 +98,14 @@ describe('docs/', () => {
     for (const adr of adrs) for (const part of ['Context', 'Decision', 'Consequences', 'Test plan']) expect(read(adr), adr).toMatch(new RegExp(`^## ${part}`, 'm'));
   });
 
-  test('ARCHITECTURE.md tells of every area, and shows its pictures', () => {
+  test('ARCHITECTURE.md tells of every area, and it and TESTING.md show their pictures', () => {
     const text = read('docs/ARCHITECTURE.md');
     const areas = new Set(FILES.filter((f) => /^src\/[^/]+\//.test(f)).map((f) => f.split('/')[1] ?? ''));
     for (const area of areas) expect(text).toContain(`src/${area}`);
     const pictures = FILES.filter((f) => /^docs\/.*\.svg$/.test(f));
     expect(pictures.length).toBeGreaterThan(1);
-    for (const picture of pictures) expect(text).toContain(`](${picture.slice('docs/'.length)})`);
+    const shown = text + read('docs/TESTING.md');
+    for (const picture of pictures) expect(shown).toContain(`](${picture.slice('docs/'.length)})`);
     // A picture is shown by other people's browsers: nothing in it runs or loads anything.
     for (const picture of pictures) expect(read(picture)).not.toMatch(/<script|<foreignObject|\bhref=|\bon\w+=|url\(\s*['"]?(?!#)/i);
   });
