@@ -39,7 +39,7 @@ export const NO_PROJECT_QUOTA: ProjectQuota = Object.freeze({
 });
 
 type Parse = (name: string, value: string) => number;
-const cpus: Parse = (name, value) => (/^\d/.test(value) ? parseUnits(`quota ${name}`, Number(value)) : refuse(name, value, 'a number of cpus'));
+const cpus: Parse = (name, value) => (/^\d{1,7}(?:\.\d{1,4})?$/.test(value) ? parseUnits(`quota ${name}`, Number(value)) : refuse(name, value, 'a number of cpus'));
 const bytes: Parse = (name, value) => {
   const parsed = parseMemory(/^\d+$/.test(value) ? Number(value) : value);
   return Number.isSafeInteger(parsed) ? parsed : refuse(name, value, 'an amount of memory');

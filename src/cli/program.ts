@@ -163,7 +163,13 @@ function tenantCommands(program: Command): void {
   leaf(tenant, 'show <name>', 'one tenant', {}, () => undefined, async (terminal, [name = ''], o) => (await commands()).showTenant(terminal, name, o.profile));
   leaf<{ remove?: string[] }>(tenant, 'quota <name> [k=v,...]', "change quotas and budgets of a tenant, or with 'tenant/project' of one of its projects; those not named stay", {}, (c) => c.option('--remove <quota>', 'the tenant is to have this one no more; may be given again', collect), async (terminal, [name = '', text], o) => {
     if (text === undefined && o.remove === undefined) throw new UsageError('what of it? for example: bulkhead tenant quota acme cpus=4,budget-calls=100000, or --remove budget-calls');
-    await (await commands())[name.includes('/') ? 'setProjectQuota' : 'setQuota'](terminal, name, text === undefined ? {} : assignment(text), o.remove ?? [], o.profile);
+    let quota: Record<string, string>;
+    try {
+      quota = text === undefined ? {} : assignment(text);
+    } catch {
+      throw new UsageError(`${text?.slice(0, 100) ?? ''} is not a list of quotas: give NAME=AMOUNT, several with commas, for example cpus=2,memory=2GiB`);
+    }
+    await (await commands())[name.includes('/') ? 'setProjectQuota' : 'setQuota'](terminal, name, quota, o.remove ?? [], o.profile);
   });
   leaf<{ yes?: boolean }>(tenant, 'delete <name>', "destroy a tenant's keys and print a signed deletion certificate", {}, (c) => c.option('--yes', 'do not ask (a terminal is asked otherwise)'), async (terminal, [name = ''], o) =>
     (await commands()).deleteTenant(terminal, name, o.yes === true, o.profile));

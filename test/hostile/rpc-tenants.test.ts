@@ -8,7 +8,7 @@ import type { DescField, DescMessage, DescMethod } from '@bufbuild/protobuf';
 import { afterAll, beforeAll, expect, it, describe } from 'vitest';
 import { objectIdFromText } from '../../src/base/ids.ts';
 import { createCsr } from '../../src/pki/pki.ts';
-import { file_bulkhead_v1_head, Identities, Jobs, Sessions } from '../../src/rpc/generated/bulkhead/v1/head_pb.js';
+import { file_bulkhead_v1_head, Identities, Jobs, Sessions, Tenants } from '../../src/rpc/generated/bulkhead/v1/head_pb.js';
 import { Audit, file_bulkhead_v1_raylet, Inspection } from '../../src/rpc/generated/bulkhead/v1/raylet_pb.js';
 import type { RpcChannel } from '../../src/rpc/rpc.ts';
 import type { Cluster } from '../../src/sdk/sdk.ts';
@@ -37,6 +37,7 @@ beforeAll(async () => {
   await acme.get(object);
   const task = work.sleep.options({ name: 'the-secret-task', label: LABEL })(600_000);
   await acme.get(work.say('a secret line'));
+  await (await cluster.as('acme-ana')).to(Tenants).setProjectQuota({ tenant: 'acme', project: 'secretproject', quota: { tasks: '1000' } });
   globex = await cluster.as('globex-ana');
   const td = cluster.trustDomain;
   await cluster.enrol({ tenant: 'acme', name: 'amy', roles: ['developer'] });
@@ -58,6 +59,7 @@ beforeAll(async () => {
     spiffe_id: { theirs: [`spiffe://${td}/tenant/acme/user/ana`, `spiffe://${td}/tenant/acme/job/${acme.jobId}`], nobodys: [`spiffe://${td}/tenant/nowhere/user/ana`, `spiffe://${td}/tenant/nowhere/job/${acme.jobId}`] },
     serial: { theirs: [serial], nobodys: [randomBytes(serial.length / 2).toString('hex')] },
     session_id: { theirs: [sessionId], nobodys: [randomBytes(sessionId.length / 2).toString('hex')] },
+    project: { theirs: ['secretproject'], nobodys: ['nobodysproject'] },
     namespace: { theirs: ['acme'], nobodys: ['nowhere'] },
     file_name: { theirs: ['acme.yaml'], nobodys: ['nowhere.yaml'] },
   };
@@ -66,7 +68,7 @@ beforeAll(async () => {
 afterAll(() => cluster?.stop());
 
 /** Names of fields that hold somebody's name or id. */
-const TELLING = /(^|_)(tenant|id|ids|name|serial|namespace|principal|owner|job|node|actor|object|user|digest|path|file)$/;
+const TELLING = /(^|_)(tenant|id|ids|name|serial|namespace|principal|owner|job|node|actor|object|user|digest|path|file|project)$/;
 
 interface Case {
   readonly method: DescMethod;

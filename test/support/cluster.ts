@@ -194,7 +194,7 @@ export class TestCluster implements AsyncDisposable {
   }
 
   /** A driver: an SDK connection with a job of its own. */
-  async connect(name: string, options: { readonly job?: string } = {}): Promise<Cluster> {
+  async connect(name: string, options: { readonly job?: string; readonly project?: string } = {}): Promise<Cluster> {
     const driver = await connect({ profile: this.profile(name), address: this.headAddress, ...options });
     this.#drivers.add(driver);
     return driver;

@@ -32,7 +32,7 @@ const RESERVED = 'platform';
 const COUNT = /^\d{1,9}$/;
 /** Quota names and what makes a value valid; anything else is refused. */
 const QUOTA: Readonly<Record<string, (value: string) => void>> = {
-  cpus: (v) => void (/^\d/.test(v) ? parseUnits('quota cpus', Number(v)) : refuse(`quota cpus ${quote(v)} is not a number`)),
+  cpus: (v) => void (/^\d{1,7}(?:\.\d{1,4})?$/.test(v) ? parseUnits('quota cpus', Number(v)) : refuse(`quota cpus ${quote(v)} is not a number`)),
   memory: (v) => void parseMemory(/^\d+$/.test(v) ? Number(v) : v),
   objects: (v) => void parseMemory(/^\d+$/.test(v) ? Number(v) : v),
   objectMemory: (v) => void parseMemory(/^\d+$/.test(v) ? Number(v) : v),
