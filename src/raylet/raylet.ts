@@ -9,7 +9,7 @@ import type { AuditLog, AuditLogs } from '../base/audit-record.ts';
 import type { PolicyDecisionPoint } from '../base/decision.ts';
 import { callBudget, hasBudget, type MonthUsage } from '../base/budget.ts';
 import { BulkheadError, toSafeError } from '../base/errors.ts';
-import { CHUNK_HEADER_BYTES, OP } from '../base/frame.ts';
+import { CHUNK_HEADER_BYTES, FrameWriter, OP } from '../base/frame.ts';
 import { parseTenantName, type JobId, type TenantName } from '../base/ids.ts';
 import { NO_LABELS, type Labels } from '../base/labels.ts';
 import { CHUNK_BYTES, MAX_ACTOR_SEED_BYTES, MAX_CALLS_IN_FLIGHT, MAX_HELD_BYTES_PER_CHANNEL, MAX_NAME_CALLS_PER_TENANT, MAX_UNREAD_BYTES, UNREAD_PAUSE_BYTES } from '../base/limits.ts';
@@ -755,7 +755,12 @@ export class Raylet implements AsyncDisposable {
     const toRaylet = channel.kind === CHANNEL_KIND.PEER;
     const hash = toRaylet || effect.owner !== channel.job.tenant ? createHash('sha256') : undefined;
     let offset = 0;
+    let { refs } = effect;
     const step = (): boolean => {
+      if (refs !== undefined && !shell.blocked && !channel.closed) {
+        this.#writePort(channel, refsFrame(request, position, refs));
+        refs = undefined;
+      }
       while (offset < size) {
         if (shell.blocked || channel.closed) return channel.closed;
         const n = Math.min(CHUNK_BYTES, size - offset);
@@ -1039,6 +1044,13 @@ function digestFrame(request: number, position: number, digest: Uint8Array): Uin
   frame.writeUInt32LE(position, 9);
   frame.set(digest, 13);
   return frame;
+}
+
+/** What is inside a value, for the raylet that gets it. */
+function refsFrame(request: number, position: number, refs: readonly Uint8Array[]): Uint8Array {
+  const out = new FrameWriter(64 + 24 * refs.length);
+  out.begin(OP.VALUE_REFS).u32(request).u32(position).refs(refs).end();
+  return out.take();
 }
 
 function isBusy(worker: Worker): boolean {

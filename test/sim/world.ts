@@ -24,7 +24,7 @@ export function seeded(seed: number): () => number {
 }
 
 /** What a simulated function does: the first octet of its argument payload. */
-export const DO = { RETURN: 0, THROW: 1, DIE: 2, HANG: 3, NEST: 4, LARGE: 5, LOG: 6, EXIT: 7, STREAM: 8, STREAM_THROW: 9 } as const;
+export const DO = { RETURN: 0, THROW: 1, DIE: 2, HANG: 3, NEST: 4, LARGE: 5, LOG: 6, EXIT: 7, STREAM: 8, STREAM_THROW: 9, KEEP: 10, PASS: 11, GIVE: 12, FORGET: 13 } as const;
 /** Every so many items of a simulated stream is a large one. */
 const LARGE_ITEM = 5;
 export const LARGE_ITEM_BYTES = 200_000;
@@ -155,6 +155,12 @@ export class SimClient {
     if (count === 0 || stream.end !== undefined) return;
     stream.taken += count;
     this.more(stream, count, count);
+  }
+
+  putSmall(): Uint8Array {
+    const seq = this.nextSeq++;
+    this.out.begin(OP.PUT).u32(0).u32(seq).refs([]).raw(Uint8Array.of(0xf6)).end();
+    return makeId(this.prefix, seq);
   }
 
   /** Puts a value of so many octets, which becomes a file. */
@@ -429,6 +435,7 @@ export class World {
           case 'stream-file': {
             this.#seen(node, node.files, e.fileName, false);
             const out = new FrameWriter();
+            if (e.refs !== undefined) out.begin(OP.VALUE_REFS).u32(e.request).u32(e.position).refs(e.refs).end();
             if (e.channel.kind === CHANNEL_KIND.PEER) out.begin(OP.VALUE_DIGEST).u32(e.request).u32(e.position).raw(new Uint8Array(32)).end();
             out.begin(OP.VALUE_CHUNK).u32(e.request).u32(e.position).u64(e.size).u64(0).raw(new Uint8Array(e.size)).end();
             const batch = out.take();
@@ -609,7 +616,7 @@ export class World {
     this.push(there, () => {
       const { job } = upstream;
       const tenant = other.core.state.tenants.get(job.tenant.number);
-      if (tenant === undefined || this.#lost.has(other) || this.#cut.has(link)) return;
+      if (tenant === undefined || this.#lost.has(other) || this.#lost.has(node) || this.#cut.has(link)) return;
       const theirs = other.core.ensureJob(job.id, tenant, job.submitter, job.principal, job.credential, Number.POSITIVE_INFINITY, 0, job.project.name);
       channel = other.core.openChannel(CHANNEL_KIND.PEER, theirs, upstream.asJob ? theirs.principal : theirs.submitter, depth, {});
       this.#cameFrom.set(channel, node);
@@ -695,6 +702,10 @@ export class World {
         this.hanging.add({ node, slot, exec });
         continue;
       }
+      if (what >= DO.KEEP && what <= DO.FORGET) {
+        this.#holdRefs(node, slot, exec, what);
+        continue;
+      }
       const task = slot.execs.get(exec);
       const returns = kind === 1 ? 0 : (task?.template.options.returns ?? 1);
       this.#answer(node, slot, (out) => {
@@ -709,6 +720,36 @@ export class World {
         }
       });
     }
+  }
+
+  /** What the code in an isolate holds of refs inside arguments, by id; and what it returned inside values, by the call's index in its session. */
+  readonly kept = new Map<Slot, Map<string, Uint8Array>>();
+  readonly given = new Map<string, Uint8Array[]>();
+
+  /** KEEP holds what came inside the arguments, PASS lets go of it at once, GIVE returns all that is held, FORGET lets go of it. */
+  #holdRefs(node: SimNode, slot: Slot, exec: number, what: number): void {
+    const task = slot.execs.get(exec);
+    if (task === undefined) return;
+    let kept = this.kept.get(slot);
+    if (kept === undefined) this.kept.set(slot, (kept = new Map()));
+    const came = (task.contained ?? []).map((entry) => makeId(entry.session.prefix, entry.index));
+    if (what === DO.KEEP) for (const id of came) kept.set(id.toString(), id);
+    const held = [...kept.values()];
+    const gone = what === DO.FORGET ? held : what === DO.PASS ? came.filter((id) => !kept.has(id.toString())) : [];
+    if (what === DO.FORGET) kept.clear();
+    if (what === DO.GIVE) this.given.set(`${task.template.originHex} ${task.origin}`, held);
+    this.#answer(node, slot, (out) => {
+      if (gone.length > 0) out.begin(OP.RELEASE).refs(gone).end();
+      out.begin(OP.RESULT).u32(exec).u8(1).u8(0).refs(what === DO.GIVE ? held : []).bytes(Uint8Array.of(what)).end();
+    });
+  }
+
+  isOpen(node: SimNode, slot: Slot): boolean {
+    return !this.#lost.has(node) && node.pools.get(slot.worker)?.get(slot.number) === slot;
+  }
+
+  isLost(node: SimNode): boolean {
+    return this.#lost.has(node);
   }
 
   readonly #productions = new WeakMap<Slot, Map<number, SimProduction>>();

@@ -13,7 +13,8 @@ import { allowedPlaces, type Place, type Placement } from './placement.ts';
 import { mayHold } from './quota-tree.ts';
 import { isolateBytes, NO_BUNDLE, roomForWorker } from './scheduler.ts';
 import { CHANNEL_KIND, TASK_STATE, Worker, type Actor, type Failure, type RemoteNode, type Task } from './state.ts';
-import { cancelRemote, forward, killRemote, takeBackTasks, upstreamTo } from './upstreams.ts';
+import { cancelRemote, forward, killRemote, takeBackTasks } from './upstreams.ts';
+import { upstreamTo } from './upstream-channels.ts';
 
 /** Its constructor is to run, for the first time or again. */
 export function isStarting(actor: Actor): boolean {

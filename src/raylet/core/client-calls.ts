@@ -16,7 +16,7 @@ import { cancelTask } from './endings.ts';
 import { giveSame, remember, submittedBefore } from './idempotency.ts';
 import { giveMemory, noMemoryFor, takeMemory } from './memory-books.ts';
 import { parseFunctionOptions } from './function-options.ts';
-import { answerWait, awaitEntry, block, checkStagedSize, createEntry, DENIED, findEntry, isLocal, isReady, LOST, refuseValue, releaseIndex, settleFailed, settleFile, settleInline, takeBack, writeValue } from './objects.ts';
+import { answerWait, awaitEntry, block, borrow, checkStagedSize, createEntry, DENIED, findEntry, isLocal, isReady, lendOne, LOST, refuseValue, releaseIndex, settleFailed, settleFile, settleInline, takeBack, unpin, writeValue } from './objects.ts';
 import { decideOn, done, failRequest } from './deciding.ts';
 import { decideUse } from './group-rights.ts';
 import { countTask, overRate } from './quota-tree.ts';
@@ -495,6 +495,7 @@ function readContained(core: Core, channel: Channel, r: FrameReader, entry: Obje
     const inner = findEntry(core, channel, r.id());
     if (inner === undefined || entry === undefined || inner === entry) continue;
     inner.pins++;
+    borrow(core, inner, channel);
     (entry.contained ??= []).push(inner);
   }
 }
@@ -640,6 +641,39 @@ export function onGet(core: Core, channel: Channel, r: FrameReader, kind: number
     }
   }
   if (pending !== undefined && parent !== undefined) block(parent);
+}
+
+/** Another raylet holds objects of ours for its clients: they stay until it gives them back, or its channel ends. */
+export function onBorrow(core: Core, channel: Channel, r: FrameReader): void {
+  r.u32();
+  const request = r.u32();
+  const entries: (ObjectEntry | undefined)[] = [];
+  const failures: (Failure | undefined)[] = [];
+  const needed = decideRefs(core, channel, r, 'object.get', entries, failures);
+  r.finish();
+  for (let i = 0; i < entries.length; i++) {
+    const entry = entries[i];
+    // What is another one's is not ours to hold for anybody who says so.
+    if (entry !== undefined && failures[i] === undefined && entry.session.nodeNumber === core.config.nodeNumber && entry.session.tenant === channel.job.tenant) lendOne(core, channel, entry);
+  }
+  channel.out.begin(OP.BORROWED).u32(request).end();
+  core.markChannel(channel, needed);
+}
+
+export function onGiveBack(core: Core, channel: Channel, r: FrameReader): void {
+  for (let n = r.u32(); n > 0; n--) {
+    const id = r.id();
+    const copies = r.u32();
+    const entry = core.knownSessionOf(channel, id)?.objects.get(idIndex(id));
+    const lent = entry === undefined ? undefined : channel.borrowed.get(entry);
+    if (entry === undefined || lent === undefined) continue;
+    if (lent > copies) channel.borrowed.set(entry, lent - copies);
+    else {
+      channel.borrowed.delete(entry);
+      unpin(core, entry);
+    }
+  }
+  r.finish();
 }
 
 export function onWait(core: Core, channel: Channel, r: FrameReader): void {

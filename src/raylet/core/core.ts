@@ -152,6 +152,9 @@ export class Core {
   readonly restores: ObjectEntry[] = [];
   restoring = 0;
   readonly restoreLater: ObjectEntry[] = [];
+  /** Other raylets' objects that somebody here has begun to hold, and calls of other raylets that have ended with what was inside their arguments. */
+  borrows: { readonly entry: ObjectEntry; readonly job: Job; readonly asJob: boolean }[] = [];
+  returned: { readonly channel: Channel; readonly seq: number; readonly entries: readonly ObjectEntry[] }[] = [];
   /** Lost objects whose tasks are to run again: taken up at the end of the step. */
   rebuilds: Task[] = [];
   /** Entries and sessions of other nodes that this step made; those that nothing holds at its end go. */
@@ -390,12 +393,15 @@ export class Core {
     let same = true;
     for (let i = 8; i < SESSION_PREFIX_BYTES && same; i++) same = id[i] === own[i];
     if (same && idWord(id, 0) === channel.session.tenant.number && idWord(id, 4) === this.config.nodeNumber) return channel.session;
-    const tenant = channel.job.tenant;
+    return this.sessionFor(channel.job.tenant, channel.principal.spiffeId, id);
+  }
+
+  /** As `sessionOf`, for refs inside a value that came from another node for this principal. */
+  sessionFor(tenant: TenantState, reader: string, id: Uint8Array): Session | undefined {
     if (idWord(id, 0) !== tenant.number) return undefined;
     const prefixHex = hex(id.subarray(0, SESSION_PREFIX_BYTES));
     const node = idWord(id, 4);
     if (node === this.config.nodeNumber) return this.sessions.get(prefixHex);
-    const reader = channel.principal.spiffeId;
     const session = this.sessions.get(borrowedKey(prefixHex, reader));
     if (session !== undefined) return session;
     if (!this.nodes.has(node) || tenant.entries >= MAX_OBJECTS_PER_TENANT) return undefined;

@@ -10,7 +10,7 @@ import { noteAttached } from './memory-books.ts';
 import { fileFor, lend, putToFile, releaseIndex, settleFailed, unpin } from './objects.ts';
 import { countTask } from './quota-tree.ts';
 import { beginAttempt, endStream } from './streams.ts';
-import { CHANNEL_KIND, Channel, OBJECT_STATUS, Slot, TASK_STATE, type Failure, type Job, type Task, type Template, type Worker } from './state.ts';
+import { CHANNEL_KIND, Channel, OBJECT_STATUS, Slot, TASK_STATE, type Failure, type Job, type ObjectEntry, type Task, type Template, type Worker } from './state.ts';
 
 const EXEC_HEADER_BYTES = 64;
 
@@ -97,7 +97,7 @@ export function sendExec(core: Core, slot: Slot, task: Task): void {
     for (let i = 0; i < deps.length; i++) {
       const entry = deps[i]!;
       out.u16((task.depPositions as number[])[i] as number);
-      if (entry.contained !== undefined) lend(slot.channel, entry.contained);
+      if (entry.contained !== undefined) lend(core, slot.channel, entry.contained);
       if (entry.status === OBJECT_STATUS.INLINE) out.u8(0).bytes(entry.value as Uint8Array);
       else {
         const attachment = slot.nextAttachment++;
@@ -107,7 +107,7 @@ export function sendExec(core: Core, slot: Slot, task: Task): void {
       }
     }
   }
-  if (task.contained !== undefined) lend(slot.channel, task.contained);
+  if (task.contained !== undefined) lend(core, slot.channel, task.contained);
   out.range(task.batch, task.restStart, task.argsEnd).end();
   markSlot(core, slot);
   if (task.stream !== undefined) beginAttempt(core, task);
@@ -154,7 +154,7 @@ export function concludeTask(core: Core, task: Task, failure: Failure | undefine
       unpin(core, entry);
     }
   }
-  if (task.contained !== undefined) for (const entry of task.contained) unpin(core, entry);
+  if (task.contained !== undefined) endCarried(core, task, task.contained);
   task.deps = undefined;
   task.contained = undefined;
   // Of what ran on another node, its result tells.
@@ -162,6 +162,14 @@ export function concludeTask(core: Core, task: Task, failure: Failure | undefine
   channel.job.tenant.history.note(task, end !== undefined, end === undefined ? '' : shortened(`${end.code}: ${end.message}`), channel.kind === CHANNEL_KIND.PEER, core.nowMs);
   task.caller = undefined;
   if (failure !== undefined) core.lifecycle(channel.job.tenant, 'task.failed', channel.principal.spiffeId, 'task', channel.session.prefixHex, task.seq, `${failure.code} ${task.template.detail}`);
+}
+
+/** Refs inside the arguments of a call that has ended: held until the raylet that ran it has told their owners what it keeps. */
+function endCarried(core: Core, task: Task, carried: readonly ObjectEntry[]): void {
+  const { upstream, channel } = task;
+  if (upstream !== undefined && !upstream.closed && task.remoteSeq !== 0 && !upstream.returnedEarly.delete(task.remoteSeq)) upstream.returning.set(task.remoteSeq, carried);
+  else for (const entry of carried) unpin(core, entry);
+  if (channel.kind === CHANNEL_KIND.PEER && !channel.closed) core.returned.push({ channel, seq: task.seq, entries: carried });
 }
 
 const REASON_CHARS = 200;

@@ -11,7 +11,8 @@ import { hex, idWord, type Core } from './core.ts';
 import type { LabelSelector } from '../../base/labels.ts';
 import { parseResources } from './function-options.ts';
 import type { Failure, Job, Upstream } from './state.ts';
-import { askRemote, upstreamTo } from './upstreams.ts';
+import { askRemote } from './upstreams.ts';
+import { upstreamTo } from './upstream-channels.ts';
 
 export interface GroupBundle {
   readonly resources: ResourceVector;

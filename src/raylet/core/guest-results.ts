@@ -10,7 +10,7 @@ import { makeId, type Core } from './core.ts';
 import { taskName } from './dispatch.ts';
 import { actorDied } from './actors.ts';
 import { execEnded, wasPreempted } from './endings.ts';
-import { checkStagedSize, findEntry, settleFile, settleInline } from './objects.ts';
+import { borrow, checkStagedSize, findEntry, settleFile, settleInline } from './objects.ts';
 import { OBJECT_STATUS, type Failure, type ObjectEntry, type Slot } from './state.ts';
 
 export function onResult(core: Core, slot: Slot, r: FrameReader, results: number): void {
@@ -29,6 +29,7 @@ export function onResult(core: Core, slot: Slot, r: FrameReader, results: number
       const inner = findEntry(core, slot.channel, r.id());
       if (inner === undefined || entry === undefined || inner === entry) continue;
       inner.pins++;
+      borrow(core, inner, slot.channel);
       (contained ??= []).push(inner);
     }
     if (entry !== undefined && contained !== undefined) entry.contained = contained;

@@ -7,7 +7,7 @@ import { CALL_KIND, OP } from '../../base/frame.ts';
 import { CHUNK_BYTES, MAX_ANSWER_BYTES, MAX_COPY_BYTES, MAX_LINEAGE_BYTES_PER_TENANT, MAX_LINEAGE_PER_TENANT, MAX_OBJECT_BYTES, MAX_OBJECTS_PER_TENANT } from '../../base/limits.ts';
 import { DENIED_TEXT, idIndex, makeId, type Core } from './core.ts';
 import { dropSpill, enterMemory, giveMemory, leaveMemory, noteAttached, takeMemory, touch } from './memory-books.ts';
-import { CHANNEL_KIND, OBJECT_STATUS, ObjectEntry, PENDING_KIND, PendingCall, TASK_STATE, type Channel, type Failure, type Lineage, type Session, type Task, type TenantState, type Waiter } from './state.ts';
+import { CHANNEL_KIND, OBJECT_STATUS, ObjectEntry, PENDING_KIND, PendingCall, TASK_STATE, type Channel, type Failure, type Lineage, type Session, type Task, type TenantState, type Upstream, type Waiter } from './state.ts';
 
 export const LOST: Failure = { code: 'OBJECT_LOST', message: 'the object does not exist: it was released, or never created', stack: '' };
 /** Of a call that streams. */
@@ -17,7 +17,10 @@ export const DENIED: Failure = { code: 'DENIED', message: DENIED_TEXT, stack: ''
 
 /** The entry behind an id, for a principal of the tenant the id names. Ids of other raylets get an entry that is fetched when wanted. */
 export function findEntry(core: Core, channel: Channel, id: Uint8Array): ObjectEntry | undefined {
-  const session = core.sessionOf(channel, id);
+  return entryOf(core, core.sessionOf(channel, id), id);
+}
+
+export function entryOf(core: Core, session: Session | undefined, id: Uint8Array): ObjectEntry | undefined {
   if (session === undefined) return undefined;
   const index = idIndex(id);
   const entry = session.objects.get(index);
@@ -225,7 +228,35 @@ export function collect(core: Core, entry: ObjectEntry): void {
     if (actor !== undefined) core.unreachable.push(actor);
   }
   dropValue(core, entry);
+  if (entry.lenders !== undefined) giveBack(core, entry);
   forgetSession(core, entry.session);
+}
+
+/** Nobody here holds another raylet's object any more. */
+function giveBack(core: Core, entry: ObjectEntry): void {
+  const id = entry.remoteId as Uint8Array;
+  for (const [upstream, copies] of entry.lenders ?? []) returnTo(core, upstream, id, copies);
+  entry.lenders = undefined;
+  confirm(entry);
+}
+
+export function returnTo(core: Core, upstream: Upstream, id: Uint8Array, copies: number): void {
+  if (upstream.closed) return;
+  if (upstream.prefix === undefined) return void upstream.deferred.push(() => returnTo(core, upstream, id, copies));
+  upstream.out.begin(OP.GIVE_BACK).u32(1).raw(id).u32(copies).end();
+  core.markUpstream(upstream, -1);
+}
+
+/** Its owner knows of us, or nobody here holds it: what waited for that goes on. */
+export function confirm(entry: ObjectEntry): void {
+  const { confirmed } = entry;
+  entry.confirmed = undefined;
+  for (const act of confirmed ?? []) act();
+}
+
+/** Somebody here begins to hold what may be another raylet's: its owner is told at the end of the step. */
+export function borrow(core: Core, entry: ObjectEntry, channel: Channel): void {
+  if (entry.session.nodeNumber !== core.config.nodeNumber) core.borrows.push({ entry, job: channel.job, asJob: channel.principal.kind === 'job' });
 }
 
 /** Its bytes, here and on another raylet, and what they hold. */
@@ -430,7 +461,13 @@ const ATTACHMENT_COST = 16_384;
 
 function answer(core: Core, channel: Channel, request: number, position: number, entry: ObjectEntry, needed: number, kind: number): void {
   channel.answeredBytes += costOf(channel, entry, kind);
-  if (entry.contained !== undefined) lend(channel, entry.contained);
+  // To another raylet with the value: it keeps the books of what it then holds, and must know what that is.
+  const toRaylet = channel.kind === CHANNEL_KIND.PEER;
+  const held = entry.contained;
+  if (held !== undefined && !toRaylet) lend(core, channel, held);
+  const sent = entry.status === OBJECT_STATUS.INLINE || (entry.status === OBJECT_STATUS.FILE && kind !== PENDING_KIND.RESOLVE);
+  const refs = held !== undefined && toRaylet && sent ? lendToRaylet(core, channel, held) : undefined;
+  if (refs !== undefined && entry.status === OBJECT_STATUS.INLINE) channel.out.begin(OP.VALUE_REFS).u32(request).u32(position).refs(refs).end();
   if (entry.status === OBJECT_STATUS.INLINE) channel.out.begin(OP.VALUE).u32(request).u32(position).raw(entry.value as Uint8Array).end();
   else if (entry.status === OBJECT_STATUS.FILE || entry.status === OBJECT_STATUS.SPILLED) {
     if (kind === PENDING_KIND.RESOLVE) channel.out.begin(OP.VALUE_STORED).u32(request).u32(position).u64(entry.size).end();
@@ -445,7 +482,7 @@ function answer(core: Core, channel: Channel, request: number, position: number,
       }
     } else {
       touch(entry);
-      core.out.push({ type: 'stream-file', channel, owner: entry.session.tenant, request, position, fileName: entry.fileName, size: entry.size, needed, entry });
+      core.out.push({ type: 'stream-file', channel, owner: entry.session.tenant, request, position, fileName: entry.fileName, size: entry.size, needed, entry, refs });
       return;
     }
   } else writeFailure(channel, request, position, entry.failure ?? LOST);
@@ -458,19 +495,50 @@ export function refuseValue(core: Core, channel: Channel, request: number, posit
 }
 
 /** A value with refs inside was handed to a client: it may keep those refs, so they are held for it (Ray's borrower). */
-export function lend(channel: Channel, inner: readonly ObjectEntry[]): void {
+export function lend(core: Core, channel: Channel, inner: readonly ObjectEntry[]): void {
   for (const entry of inner) {
     if (entry.session === channel.session) {
       // Its own ref comes back to it: it holds it again if it had let it go.
       if (entry.handles === 0) entry.handles = 1;
       continue;
     }
-    // Fetched for another principal: this one fetches it for itself, and its owner decides whether it may.
-    if (entry.session.reader !== '' && entry.session.reader !== channel.principal.spiffeId) continue;
-    const lent = channel.borrowed.get(entry) ?? 0;
-    if (lent === 0) entry.pins++;
-    channel.borrowed.set(entry, lent + 1);
+    lendOne(core, channel, entry);
   }
+}
+
+/**
+ * A client is to hold an object, of ours or that we hold. Counted, since other raylets give back as many as they were given. What was fetched for
+ * another principal this one holds and fetches for itself, and its owner decides whether it may. Undefined: it may hold nothing of that.
+ */
+export function lendOne(core: Core, channel: Channel, entry: ObjectEntry): ObjectEntry | undefined {
+  const own = entry.session.reader === '' || entry.session.reader === channel.principal.spiffeId ? entry : standFor(core, channel, entry);
+  if (own === undefined) return undefined;
+  const lent = channel.borrowed.get(own) ?? 0;
+  channel.borrowed.set(own, lent + 1);
+  if (lent > 0) return own;
+  own.pins++;
+  borrow(core, own, channel);
+  if (own === entry) return own;
+  (entry.stands ??= []).push(own);
+  // What the owner knows of goes on holding until it knows of the other one.
+  entry.pins++;
+  (own.confirmed ??= []).push(() => unpin(core, entry));
+  return own;
+}
+
+function standFor(core: Core, channel: Channel, entry: ObjectEntry): ObjectEntry | undefined {
+  if (entry.session.tenant !== channel.job.tenant) return undefined;
+  const id = core.idOf(entry.session, entry.index);
+  return entryOf(core, core.sessionFor(entry.session.tenant, channel.principal.spiffeId, id), id);
+}
+
+function lendToRaylet(core: Core, channel: Channel, inner: readonly ObjectEntry[]): Uint8Array[] | undefined {
+  const refs: Uint8Array[] = [];
+  for (const entry of inner) {
+    if (entry.session.objects.get(entry.index) !== entry || lendOne(core, channel, entry) === undefined) continue;
+    refs.push(core.idOf(entry.session, entry.index));
+  }
+  return refs.length === 0 ? undefined : refs;
 }
 
 /** The client gives one borrowed ref back: all copies of it, since it tells only when the last one is gone. */

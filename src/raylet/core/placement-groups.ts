@@ -30,7 +30,8 @@ import { failQueued, groupClasses } from './scheduler.ts';
 import { parseResources } from './function-options.ts';
 import { ownPlace, placesOf, type Place } from './placement.ts';
 import { CHANNEL_KIND, type Channel, type Failure, type Job, type ObjectEntry, type Session, type TenantState, type Upstream } from './state.ts';
-import { askRemote, upstreamTo } from './upstreams.ts';
+import { askRemote } from './upstreams.ts';
+import { upstreamTo } from './upstream-channels.ts';
 
 interface Round {
   /** Indexes by node. */

@@ -15,6 +15,7 @@ import type { ResourceVector } from '../../base/resources.ts';
 import { actorDied, actorLost, drainCalls, endUnreachable, ownerEnded, placeWaitingActors, remoteActorChanged } from './actors.ts';
 import { actorWorkerStarted, unseatActors } from './actor-seats.ts';
 import { adoptActor, type ActorSeed } from './adoption.ts';
+import { takeUpBorrows, takeUpReturned } from './borrowing.ts';
 import { coordinatorClosed, coordinatorNodeGone, expireHolds, tenantHoldsGone } from './bundle-holds.ts';
 import * as calls from './client-calls.ts';
 import { onGroupState, viewsUpstreamClosed } from './group-views.ts';
@@ -32,7 +33,8 @@ import { preempt } from './preemption.ts';
 import { divide, leaveProject, limit, projectOf } from './quota-tree.ts';
 import { dropLease, enqueue, parkClasses, pump, retireIdleWorkers, workerNotStarted, workerStarted } from './scheduler.ts';
 import { onItem, onMore } from './streams.ts';
-import { closeUpstream, fileChecked, forward, killRemote, onUpstreamFrame, takeUpFetches, transferFailed, upstreamTo } from './upstreams.ts';
+import { closeUpstream, fileChecked, forward, killRemote, onUpstreamFrame, takeUpFetches, transferFailed } from './upstreams.ts';
+import { upstreamTo } from './upstream-channels.ts';
 import { CHANNEL_KIND, Channel, Job, PENDING_KIND, TASK_STATE, TenantState, type Actor, type ChannelKind, type Failure, type HeldBatch, type ObjectEntry, type Slot, type Task, type TenantQuota, type Upstream, type Worker } from './state.ts';
 
 const MAX_CREDENTIAL_BYTES = 8_192;
@@ -276,6 +278,12 @@ export class RayletCore {
         if (channel.kind === CHANNEL_KIND.SLOT) break;
         core.out.push({ type: 'credential', channel, credential: r.text(MAX_CREDENTIAL_BYTES) });
         return r.finish();
+      case OP.BORROW:
+        if (channel.kind === CHANNEL_KIND.PEER) return calls.onBorrow(core, channel, r);
+        break;
+      case OP.GIVE_BACK:
+        if (channel.kind === CHANNEL_KIND.PEER) return calls.onGiveBack(core, channel, r);
+        break;
       case OP.RESOLVE:
         if (channel.kind === CHANNEL_KIND.PEER) return calls.onGet(core, channel, r, PENDING_KIND.RESOLVE);
     }
@@ -566,6 +574,8 @@ export class RayletCore {
       takeUpFetches(core);
       for (const { slot, task, failure } of core.refusedExecs.splice(0)) if (task.slot === slot) execEnded(core, slot, task, failure, 1);
     } while (core.woken.length > 0 || core.remoteCalls.length > 0 || core.refusedExecs.length > 0 || core.unreachable.length > 0 || core.endedStreams.length > 0 || core.rebuilds.length > 0 || core.roomFreed || core.endedGroups.length > 0);
+    if (core.borrows.length > 0) takeUpBorrows(core);
+    if (core.returned.length > 0) takeUpReturned(core);
     if (core.fresh.length > 0 || core.freshSessions.length > 0) forgetFresh(core);
   }
 

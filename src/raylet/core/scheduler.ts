@@ -13,7 +13,8 @@ import { allowedPlaces, type Place, type Placement } from './placement.ts';
 import { concludeTask, openSlot, sendExec } from './dispatch.ts';
 import { grantFairly } from './fair-order.ts';
 import { mayHold } from './quota-tree.ts';
-import { forward, upstreamTo } from './upstreams.ts';
+import { forward } from './upstreams.ts';
+import { upstreamTo } from './upstream-channels.ts';
 import { CHANNEL_KIND, Lease, OBJECT_STATUS, RemoteLease, SchedulingClass, TASK_STATE, Worker, type Failure, type Job, type RemoteNode, type Slot, type Task, type TenantState } from './state.ts';
 
 /** Work given to a lease ahead of its results, as time: long enough to hide a round trip, short enough to stay fair. */

@@ -284,6 +284,13 @@ export class ObjectEntry {
   /** Slots that were given its file, and when the last one was. */
   attached: Set<Slot> | undefined = undefined;
   attachedMs = 0;
+  /** Of another raylet's object: the channels on which its owner, or who gave it to us, holds it for this raylet, and how often; how many of those are only asked for. */
+  lenders: Map<Upstream, number> | undefined = undefined;
+  unconfirmed = 0;
+  /** The same object, as other principals here have begun to hold it while this one was inside a call. */
+  stands: ObjectEntry[] | undefined = undefined;
+  /** What waits for its owner to know of us, or for nobody here to hold it. */
+  confirmed: (() => void)[] | undefined = undefined;
   /** How it can be computed again. */
   lineage: Lineage | undefined = undefined;
   /** Lineages that have it as an argument. */
@@ -773,6 +780,11 @@ export class Upstream {
   /** Objects whose fetch is among the deferred. */
   deferredFetches: ObjectEntry[] = [];
   readonly tasks = new Set<Task>();
+  /** Refs inside the arguments of calls that have ended here, held until that raylet has told their owners what it keeps of them; and calls of which it said so before they ended here. */
+  readonly returning = new Map<number, readonly ObjectEntry[]>();
+  readonly returnedEarly = new Set<number>();
+  /** Objects whose owner was asked to hold them for us, by request. */
+  readonly borrowing = new Map<number, readonly ObjectEntry[]>();
   /** Actors that were made there for us, by the index that they have there. */
   readonly actors = new Map<number, Actor>();
   /** Calls there that stream to here, by the index they have there. */
@@ -798,6 +810,8 @@ export interface UpstreamRequest {
   upload: { readonly tenant: TenantState; readonly total: number; offset: number; readonly fileName: string } | undefined;
   /** What the other node says that the parts will add up to. */
   digest: Uint8Array | undefined;
+  /** Refs inside values that are on their way, by position. */
+  lent: Map<number, ObjectEntry[]> | undefined;
   /** Positions that have their answer, where there is more than one. */
   answered: Set<number> | undefined;
 }

@@ -8,7 +8,7 @@ import { BulkheadError } from '../../base/errors.ts';
 import { NO_ITEM, OP, type FrameReader } from '../../base/frame.ts';
 import { MAX_ANSWER_BYTES, MAX_INLINE_BYTES, MAX_OBJECTS_PER_TENANT, MAX_PUSHED_BYTES, MAX_REFS_PER_CALL } from '../../base/limits.ts';
 import { makeId, type Core } from './core.ts';
-import { block, checkStagedSize, createEntry, DENIED, findEntry, releaseHandle, settleFile, settleInline, settleRemote, unblock } from './objects.ts';
+import { borrow, block, checkStagedSize, createEntry, DENIED, findEntry, releaseHandle, settleFile, settleInline, settleRemote, unblock } from './objects.ts';
 import { CHANNEL_KIND, OBJECT_STATUS, TASK_STATE, type Channel, type Failure, type ObjectEntry, type Slot, type Stream, type Task, type Upstream } from './state.ts';
 
 /** What an item costs of MAX_ANSWER_BYTES besides its value. */
@@ -197,7 +197,10 @@ function newItem(core: Core, task: Task, stream: Stream, contained: readonly Obj
   const entry = createEntry(session, index);
   entry.label = task.template.options.label;
   if (contained !== undefined) {
-    for (const inner of contained) inner.pins++;
+    for (const inner of contained) {
+      inner.pins++;
+      borrow(core, inner, channel);
+    }
     entry.contained = contained as ObjectEntry[];
   }
   if (channel.slot?.lease === undefined) return entry;

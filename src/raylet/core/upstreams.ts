@@ -7,28 +7,13 @@ import { isErrorCode } from '../../base/errors.ts';
 import { SESSION_PREFIX_BYTES } from '../../base/ids.ts';
 import { MAX_ERROR_MESSAGE_CHARS, MAX_OBJECT_BYTES, MAX_STACK_CHARS } from '../../base/limits.ts';
 import { idWord, makeId, type Core } from './core.ts';
+import { endBorrowing, onBorrowed, onReturned, onValueRefs } from './borrowing.ts';
 import { loseEntry } from './lineage.ts';
+import { upstreamTo, whenOpen } from './upstream-channels.ts';
 import { giveMemory, noMemoryFor, takeMemory } from './memory-books.ts';
-import { ALTERED, collect, settleFailed, settleFile, settleInline, settleRemote } from './objects.ts';
+import { ALTERED, collect, settleFailed, settleFile, settleInline, settleRemote, unpin } from './objects.ts';
 import { onRemoteItem, openRemoteStream } from './streams.ts';
-import { OBJECT_STATUS, TASK_STATE, Upstream, type Actor, type Channel, type Failure, type Job, type ObjectEntry, type Task, type Template, type UpstreamRequest } from './state.ts';
-
-/** The channel to a node for a job, opened when first wanted. */
-export function upstreamTo(core: Core, nodeNumber: number, job: Job, asJob: boolean, depth: number): Upstream {
-  const key = `${nodeNumber}|${job.id}|${asJob ? 1 : 0}`;
-  const existing = core.upstreams.get(key);
-  if (existing !== undefined && !existing.closed) return existing;
-  const upstream = new Upstream(core.nextNumber(), nodeNumber, job, asJob);
-  core.upstreams.set(key, upstream);
-  core.upstreamsByNumber.set(upstream.number, upstream);
-  core.out.push({ type: 'open-upstream', upstream, depth });
-  return upstream;
-}
-
-function whenOpen(upstream: Upstream, act: () => void): void {
-  if (upstream.prefix === undefined) upstream.deferred.push(act);
-  else act();
-}
+import { OBJECT_STATUS, TASK_STATE, type Actor, type Channel, type Failure, type Job, type ObjectEntry, type Task, type Template, type Upstream, type UpstreamRequest } from './state.ts';
 
 /** Asks another raylet for something that DONE or FAILED answers; `answered` is called once, also when the channel closes. */
 export function askRemote(core: Core, upstream: Upstream, needed: number, write: (out: FrameWriter, request: number) => FrameWriter, answered: (failure: Failure | undefined) => void): void {
@@ -125,6 +110,7 @@ export function takeBackTasks(core: Core, upstream: Upstream, wanted: (task: Tas
   for (const request of taken.size === 0 ? [] : upstream.requests.values()) {
     if (request.task === undefined || !taken.has(request.task)) continue;
     dropUpload(core, request);
+    dropLent(core, request);
     upstream.requests.delete(request.number);
     spent.push(...request.ids);
   }
@@ -137,7 +123,7 @@ export function takeBackTasks(core: Core, upstream: Upstream, wanted: (task: Tas
 
 function ask(core: Core, upstream: Upstream, op: typeof OP.RESOLVE | typeof OP.GET, entries: ObjectEntry[], ids: Uint8Array[], task: Task | undefined, fetch: boolean): void {
   const request = upstream.nextRequest++;
-  upstream.requests.set(request, { number: request, entries, ids, remaining: ids.length, task, fetch, upload: undefined, digest: undefined, answered: undefined });
+  upstream.requests.set(request, { number: request, entries, ids, remaining: ids.length, task, fetch, upload: undefined, digest: undefined, lent: undefined, answered: undefined });
   upstream.out.begin(op).u32(0).u32(request).refs(ids).end();
   core.markUpstream(upstream, -1);
 }
@@ -188,8 +174,11 @@ export function onUpstreamFrame(core: Core, upstream: Upstream, reader: FrameRea
     case OP.VALUE: {
       const at = answered(core, upstream, reader);
       const value = reader.rest().slice();
-      if (at !== undefined) settleInline(core, at.entry, value);
-      conclude(upstream, at, finished);
+      if (at !== undefined) {
+        takeLent(core, at.request, at.position, at.entry);
+        settleInline(core, at.entry, value);
+      }
+      conclude(core, upstream, at, finished);
       break;
     }
     case OP.VALUE_STORED: {
@@ -201,7 +190,7 @@ export function onUpstreamFrame(core: Core, upstream: Upstream, reader: FrameRea
         at.entry.remoteId = at.id;
         settleRemote(core, at.entry);
       }
-      conclude(upstream, at, finished);
+      conclude(core, upstream, at, finished);
       break;
     }
     case OP.VALUE_CHUNK: {
@@ -229,8 +218,11 @@ export function onUpstreamFrame(core: Core, upstream: Upstream, reader: FrameRea
     case OP.VALUE_FAILED: {
       const at = answered(core, upstream, reader);
       const failure = readFailure(reader);
-      if (at !== undefined) notFetched(core, upstream, at.entry, failure);
-      conclude(upstream, at, finished);
+      if (at !== undefined) {
+        dropLent(core, at.request);
+        notFetched(core, upstream, at.entry, failure);
+      }
+      conclude(core, upstream, at, finished);
       break;
     }
     case OP.ACTOR_STATE: {
@@ -240,6 +232,19 @@ export function onUpstreamFrame(core: Core, upstream: Upstream, reader: FrameRea
       if (actor !== undefined) actorChanged(actor, state, failure);
       break;
     }
+    case OP.VALUE_REFS: {
+      const request = upstream.requests.get(reader.u32());
+      const position = reader.u32();
+      if (request !== undefined && (position >= request.entries.length || request.lent?.has(position) === true)) throw new Error('refs of a value that was not asked for');
+      onValueRefs(core, upstream, request, position, reader);
+      break;
+    }
+    case OP.BORROWED:
+      onBorrowed(upstream, reader.u32());
+      break;
+    case OP.RETURNED:
+      onReturned(core, upstream, reader.u32());
+      break;
     case OP.STREAM_ITEM:
       onRemoteItem(core, upstream, reader);
       break;
@@ -284,14 +289,15 @@ function settleAsk(upstream: Upstream, request: number, failure: Failure | undef
  */
 function onPart(core: Core, upstream: Upstream, request: UpstreamRequest, position: number, total: number, offset: number, part: Uint8Array, finished: (task: Task) => void): void {
   const entry = request.entries[position] as ObjectEntry;
-  const at = { request, entry, id: request.ids[position] as Uint8Array };
+  const at = { request, position, entry, id: request.ids[position] as Uint8Array };
   const { tenant } = entry.session;
   const end = (failure: Failure): void => {
     dropUpload(core, request);
+    dropLent(core, request);
     entry.fetching = false;
     settleFailed(core, entry, failure);
     collect(core, entry);
-    conclude(upstream, at, finished);
+    conclude(core, upstream, at, finished);
   };
   if (request.upload === undefined) {
     if (offset !== 0 || total === 0 || total > MAX_OBJECT_BYTES) return end(MALFORMED);
@@ -328,9 +334,11 @@ export function fileChecked(core: Core, upstream: Upstream, number: number, file
     upload.tenant.objectBytes -= upload.total;
     giveMemory(core, upload.tenant, upload.total);
     entry.digest = request.digest;
+    takeLent(core, request, 0, entry);
     settleFile(core, entry, fileName, upload.total);
   } else {
     dropUpload(core, request);
+    dropLent(core, request);
     notFetched(core, upstream, entry, ALTERED);
   }
   collect(core, entry);
@@ -338,6 +346,23 @@ export function fileChecked(core: Core, upstream: Upstream, number: number, file
 
 const NO_DIGEST = new Uint8Array(0);
 const MALFORMED: Failure = { code: 'OBJECT_LOST', message: 'the transfer from another node was malformed', stack: '' };
+
+/** The value has come, and holds what is inside it from here on. */
+function takeLent(core: Core, request: UpstreamRequest, position: number, entry: ObjectEntry): void {
+  const inner = request.lent?.get(position);
+  if (inner === undefined) return;
+  request.lent?.delete(position);
+  // Not a second time, when it was fetched again; nor for what nobody waits for any more.
+  if (entry.contained === undefined && !inner.includes(entry) && entry.session.objects.get(entry.index) === entry) entry.contained = inner;
+  else for (const one of inner) unpin(core, one);
+}
+
+/** It does not come. */
+function dropLent(core: Core, request: UpstreamRequest): void {
+  const { lent } = request;
+  request.lent = undefined;
+  for (const inner of lent?.values() ?? []) for (const one of inner) unpin(core, one);
+}
 
 /** A value does not come from where it was. A result of ours that is no more over there is lost: it may be computed again. */
 function notFetched(core: Core, upstream: Upstream, entry: ObjectEntry, failure: Failure): void {
@@ -363,6 +388,7 @@ export function transferFailed(core: Core, fileName: string, failure: Failure): 
     for (const request of upstream.requests.values()) {
       if (request.upload?.fileName !== fileName) continue;
       dropUpload(core, request);
+      dropLent(core, request);
       upstream.requests.delete(request.number);
       for (const entry of request.entries) {
         entry.fetching = false;
@@ -376,6 +402,7 @@ export function transferFailed(core: Core, fileName: string, failure: Failure): 
 
 interface Answered {
   readonly request: UpstreamRequest;
+  readonly position: number;
   readonly entry: ObjectEntry;
   readonly id: Uint8Array;
 }
@@ -393,10 +420,10 @@ function answered(core: Core, upstream: Upstream, reader: FrameReader): Answered
     request.answered.add(position);
   }
   dropUpload(core, request);
-  return { request, entry, id };
+  return { request, position, entry, id };
 }
 
-function conclude(upstream: Upstream, at: Answered | undefined, finished: (task: Task) => void): void {
+function conclude(core: Core, upstream: Upstream, at: Answered | undefined, finished: (task: Task) => void): void {
   if (at === undefined || --at.request.remaining > 0) return;
   upstream.requests.delete(at.request.number);
   const task = at.request.task;
@@ -404,7 +431,11 @@ function conclude(upstream: Upstream, at: Answered | undefined, finished: (task:
   upstream.tasks.delete(task);
   // What came back inline is not needed there any more; what stayed there is released when the last ref here goes.
   const spent = at.request.ids.filter((_, i) => at.request.entries[i]?.status !== OBJECT_STATUS.REMOTE);
-  if (spent.length > 0) upstream.out.begin(OP.RELEASE).refs(spent).end();
+  if (spent.length > 0) {
+    upstream.out.begin(OP.RELEASE).refs(spent).end();
+    // It leaves with whatever goes there next; what it holds should not wait for that.
+    if (at.request.entries.some((entry) => entry.contained !== undefined)) core.markUpstream(upstream, -1);
+  }
   finished(task);
 }
 
@@ -426,10 +457,12 @@ export function closeUpstream(core: Core, upstream: Upstream, failure: Failure):
   upstream.deferredFetches = [];
   for (const request of upstream.requests.values()) {
     dropUpload(core, request);
+    dropLent(core, request);
     if (request.task === undefined) for (const entry of request.entries) notFetched(core, upstream, entry, failure);
   }
   upstream.requests.clear();
   const tasks = [...upstream.tasks];
+  endBorrowing(core, upstream);
   upstream.tasks.clear();
   upstream.actors.clear();
   upstream.streams.clear();
