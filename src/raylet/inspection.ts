@@ -209,7 +209,7 @@ function shownActor(raylet: Raylet, nodeId: string, actor: Actor): Entity {
 function shownObject(raylet: Raylet, nodeId: string, entry: ObjectEntry, holders: Holders): Entity {
   return {
     kind: 'objects', id: raylet.core.state.idText(entry.session, entry.index), nodeId, jobId: '', name: entry.label, state: OBJECT_STATES[entry.status] ?? '', reason: entry.failure === undefined ? '' : `${entry.failure.code}: ${entry.failure.message}`,
-    facts: { size: String(entry.size), refs: String(entry.handles), pins: String(entry.pins), owner: entry.session.ownerId, held: holdersText(raylet.core.state, entry, holders) },
+    facts: { size: String(entry.size), refs: String(entry.handles), pins: String(entry.pins), owner: entry.session.ownerId, held: holdersText(raylet.core.state, entry, holders), ...(entry.spillName === '' ? {} : { onDisk: 'true' }), ...(entry.lineage === undefined ? {} : { recomputable: 'true' }) },
   };
 }
 

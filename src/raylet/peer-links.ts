@@ -259,9 +259,12 @@ class PeerStream {
   readonly #channels = new Map<number, Channel>();
   readonly #early = new Map<number, { readonly batches: Uint8Array[]; bytes: number }>();
   readonly #expiry = new Map<number, NodeJS.Timeout>();
+  /** Whose it is, by its certificate. */
+  readonly #node: string;
 
-  constructor(options: PeerLinkOptions, stream: MovableStream, onOver: () => void) {
+  constructor(options: PeerLinkOptions, stream: MovableStream, node: string, onOver: () => void) {
     this.#options = options;
+    this.#node = node;
     this.#stream = stream;
     stream.onData = (message) => unwrap(message, (number, batch) => this.#onBatch(number, batch), (reader) => {
       if (reader.op === PEER_OP.CLOSE_CHANNEL) return this.#close(reader.u32(), undefined);
@@ -312,6 +315,7 @@ class PeerStream {
         pause: () => undefined, resume: () => undefined,
         close: (error) => this.#refuse(number, error),
       });
+      channel.peer = this.#node;
       this.#early.delete(number);
       this.#channels.set(number, channel);
       this.#expireLater(number, channel, clock);
@@ -376,7 +380,7 @@ export function peersService(options: PeerLinkOptions): Implementation<typeof Pe
       const movable = new MovableStream(stream);
       const id = randomBytes(SESSION_PREFIX_BYTES).toString('hex');
       const secret = MovableStreams.newSecret();
-      void new PeerStream(options, movable, () => streams.delete(id));
+      void new PeerStream(options, movable, call.principal.name, () => streams.delete(id));
       streams.add(id, secret, owner, movable);
       movable.write(control(PEER_OP.STREAM, (out) => out.text(`${id}:${secret}`)));
     },

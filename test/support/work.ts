@@ -147,6 +147,28 @@ export async function countByName(name: string, k: number): Promise<number> {
   return await get(counter.add(k));
 }
 
+/** Keeps refs that came inside arguments. */
+export class Keeper {
+  #refs: ObjectRef[] = [];
+
+  node(): string {
+    return context().nodeId;
+  }
+
+  keep(refs: ObjectRef[]): number {
+    return this.#refs.push(...refs);
+  }
+
+  async first(): Promise<unknown> {
+    const value = await get(this.#refs[0] as ObjectRef);
+    return value instanceof Uint8Array ? value[0] : value;
+  }
+
+  giveAll(): ObjectRef[] {
+    return this.#refs;
+  }
+}
+
 /** Tells what restarts and limits did to it. */
 export class Restartable {
   #calls: (string | number)[] = [];

@@ -5,7 +5,7 @@
 import { CALL_KIND } from '../../base/frame.ts';
 import { fits, type ResourceVector } from '../../base/resources.ts';
 import type { Core } from './core.ts';
-import { taskName } from './dispatch.ts';
+import { nameOf, taskName } from './dispatch.ts';
 import { isLocal } from './objects.ts';
 import { groupReason } from './placement-groups.ts';
 import { allowedPlaces, nowhere, type Place, type Placement } from './placement.ts';
@@ -142,7 +142,7 @@ function describe(r: ResourceVector): string {
 
 function clientName(core: Core, channel: Channel): string {
   if (channel.kind === CHANNEL_KIND.DRIVER) return 'a driver';
-  if (channel.kind === CHANNEL_KIND.PEER) return 'another node';
+  if (channel.kind === CHANNEL_KIND.PEER) return channel.peer === '' ? 'another node' : `node ${channel.peer}`;
   const { slot } = channel;
   if (slot?.actor !== undefined) return `actor ${slot.actor.template.exportName} ${core.idText(slot.actor.session, slot.actor.index)}`;
   return `worker ${slot?.worker.id ?? ''}`;
@@ -174,6 +174,15 @@ export function* findHolders(core: Core, tenant: TenantState, holders: ReadonlyM
       if (!holders.has(entry)) continue;
       for (const { call } of entry.waiters ?? []) if (call !== undefined && !call.done) add(entry, () => `${call.kind === PENDING_KIND.WAIT ? 'wait' : 'get'} of ${clientName(core, call.channel)}`, call.kind === PENDING_KIND.WAIT ? 0 : 1);
     }
+  }
+  for (const { contained, channel, seq, template } of tenant.lineages) {
+    yield undefined;
+    for (const inner of contained) add(inner, () => `inside an argument of what ${nameOf(template)} ${core.idText(channel.session, seq)} is computed again from`);
+  }
+  for (const upstream of core.upstreams.values()) {
+    if (upstream.job.tenant !== tenant) continue;
+    yield undefined;
+    for (const entries of upstream.returning.values()) for (const entry of entries) add(entry, () => `passed on to node ${nodeName(core, upstream.nodeNumber)}, which has not told its owner yet`);
   }
   for (const job of tenant.jobs) {
     for (const channel of job.channels) {

@@ -393,6 +393,8 @@ export class Channel {
   readonly principal: Principal;
   readonly depth: number;
   readonly slot: Slot | undefined;
+  /** Which node, where it is another raylet's. */
+  peer = '';
   readonly out = new FrameWriter();
   /** The audit record that must be on disk before `out` may leave. */
   needed = -1;
