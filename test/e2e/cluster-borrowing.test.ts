@@ -37,7 +37,9 @@ describe('an actor on another node', () => {
     expect((await facts(ref))?.['held']).toMatch(/^lent to node/);
     expect(await driver.get(keeper.first())).toBe(7);
     // Out again, inside a value: the driver holds it when the actor does not any more.
-    const [back] = (await driver.get(keeper.giveAll())) as unknown as [ObjectRef<Uint8Array>];
+    const given = keeper.giveAll();
+    const [back] = (await driver.get(given)) as unknown as [ObjectRef<Uint8Array>];
+    driver.release(given);
     await driver.kill(keeper);
     expect((await driver.get(back))[0]).toBe(7);
     driver.release(back);
