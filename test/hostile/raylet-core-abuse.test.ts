@@ -538,7 +538,7 @@ describe('a staged object', () => {
       acme.define(2, CALL_KIND.TASK, how === 'item' ? { maxRetries: 0, returns: 'streaming' } : { maxRetries: 0 });
       const call = acme.call(OP.SUBMIT, 2, DO.HANG);
       // An item must be one that its reader has room for.
-      if (how === 'item') acme.out.begin(OP.MORE).u32(0).u32(acme.nextSeq - 1).u32(0).u32(NO_ITEM).u32(100).u32(4).end();
+      if (how === 'item') acme.out.begin(OP.MORE).u32(0).u32(acme.nextSeq - 1).u32(0).u32(NO_ITEM).u32(0).u32(100).u32(4).end();
       else acme.get([call]);
       globex.get([globex.call(OP.SUBMIT, 1, DO.RETURN)]);
       for (const client of [acme, globex]) client.flush();
