@@ -1,6 +1,8 @@
 /** Whole clusters of raylet cores under random orders of events: every call is answered once, everything is given back. */
 import { describe, expect, it } from 'vitest';
-import { CALL_KIND, OP } from '../../src/base/frame.ts';
+import { CALL_KIND, FrameWriter, OP } from '../../src/base/frame.ts';
+import { makeId } from '../../src/raylet/core/core.ts';
+import type { Slot } from '../../src/raylet/core/state.ts';
 import { DO, World, type SimClient, type SimNode } from './world.ts';
 
 function expectAtRest(world: World): void {
@@ -267,6 +269,90 @@ describe('a quota', () => {
     client.flush();
     world.run(1_000);
     expect(client.failed).toEqual(['QUOTA_EXCEEDED', 'QUOTA_EXCEEDED']);
+    expectAtRest(world);
+  });
+});
+
+/** What the simulation of whole clusters found (simulation.ts), as small as it gets. */
+describe('a call that waits for a call of its own', () => {
+  /** The code of `exec` calls what hangs, and waits for it. */
+  function nests(world: World, slot: Slot, exec: number, options: object): void {
+    const node = world.nodes[0] as SimNode;
+    const out = new FrameWriter();
+    out.begin(OP.DEFINE).u32(1).u8(CALL_KIND.TASK).raw(new Uint8Array(32).fill(9)).str('nested').str('').text(JSON.stringify(options)).end();
+    out.begin(OP.SUBMIT).u32(exec).u32(1).u32(1).u16(0).u32(0).raw(Uint8Array.of(DO.HANG)).end();
+    out.begin(OP.GET).u32(exec).u32(1).refs([makeId(slot.channel.session.prefix, 1)]).end();
+    node.core.guestBatch(slot, out.take(), world.nowMs);
+    world.drain(node);
+    world.run(1_000);
+  }
+
+  it('does not wait for it any more when it runs again', () => {
+    const world = new World({ nodes: 1, cpus: 4, seed: 31 });
+    const node = world.nodes[0] as SimNode;
+    const client = world.client(0, 1);
+    client.define(1, CALL_KIND.TASK, { maxRetries: 3 });
+    client.get([client.call(OP.SUBMIT, 1, DO.HANG)]);
+    client.flush();
+    world.run(1_000);
+    const [before] = [...world.hanging];
+    nests(world, before!.slot, before!.exec, { cpus: 0.5 });
+    world.killWorker(node, before!.slot.worker, false);
+    world.run(1_000);
+    const again = [...world.hanging].find((h) => h.slot.lease?.schedulingClass.resources.cpuUnits === 10_000)!;
+    const nested = [...world.hanging].find((h) => h !== again)!;
+    world.answerHanging(node, nested.slot, nested.exec);
+    world.run(1_000);
+    expect([again.slot.lease?.active, again.slot.lease?.holding], 'one call runs on the lease').toEqual([1, true]);
+    world.answerHanging(node, again.slot, again.exec);
+    world.run(1_000);
+    expect([...client.calls.values()].map((c) => c.answers)).toEqual([['value']]);
+    expectAtRest(world);
+  });
+
+  it('leaves nothing behind when it dies and its job ends after it', () => {
+    const world = new World({ nodes: 1, cpus: 4, seed: 32 });
+    const node = world.nodes[0] as SimNode;
+    const client = world.client(0, 1);
+    client.define(1, CALL_KIND.TASK, { maxRetries: 0 });
+    client.get([client.call(OP.SUBMIT, 1, DO.HANG)]);
+    client.flush();
+    world.run(1_000);
+    const [outer] = [...world.hanging];
+    nests(world, outer!.slot, outer!.exec, { cpus: 0.5 });
+    world.killWorker(node, outer!.slot.worker, false);
+    world.run(1_000);
+    expect(client.failed).toEqual(['WORKER_DIED']);
+    closeAll(world);
+    expect([node.core.state.callsInFlight, node.core.state.tenants.get(1)?.tasks]).toEqual([0, 0]);
+    expectAtRest(world);
+  });
+});
+
+describe('a call that waits for its turn', () => {
+  it('fails with its argument when the file of that turns out to be none', () => {
+    const world = new World({ nodes: 1, cpus: 1, seed: 33 });
+    const node = world.nodes[0] as SimNode;
+    const client = world.client(0, 1);
+    client.define(1, CALL_KIND.TASK, {});
+    const large = client.call(OP.SUBMIT, 1, DO.LARGE);
+    client.flush();
+    world.run(1_000);
+    client.define(2, CALL_KIND.TASK, { cpus: 0.75 });
+    client.call(OP.SUBMIT, 2, DO.HANG);
+    client.flush();
+    world.run(1_000);
+    client.get([client.call(OP.SUBMIT, 1, DO.RETURN, [large])]);
+    client.flush();
+    world.run(1_000);
+    const entry = client.channel.session.objects.get(1)!;
+    node.core.sealFailed(entry, entry.fileName);
+    const [hanging] = [...world.hanging];
+    world.answerHanging(node, hanging!.slot, hanging!.exec);
+    world.run(1_000);
+    expect(client.failed).toEqual(['WORKER_DIED']);
+    world.tick();
+    expect(world.ran.map((r) => r.payload[0]), 'it did not run').toEqual([DO.LARGE, DO.HANG]);
     expectAtRest(world);
   });
 });

@@ -7,7 +7,7 @@ import { idTextOf } from '../../base/ids.ts';
 import { MAX_FRAME_BYTES } from '../../base/limits.ts';
 import type { Core } from './core.ts';
 import { noteAttached } from './memory-books.ts';
-import { fileFor, lend, putToFile, releaseIndex, settleFailed, unpin } from './objects.ts';
+import { fileFor, lend, LOST, putToFile, releaseIndex, settleFailed, unpin } from './objects.ts';
 import { countTask } from './quota-tree.ts';
 import { beginAttempt, endStream } from './streams.ts';
 import { CHANNEL_KIND, Channel, OBJECT_STATUS, Slot, TASK_STATE, type Failure, type Job, type ObjectEntry, type Task, type Template, type Worker } from './state.ts';
@@ -86,8 +86,9 @@ export function sendExec(core: Core, slot: Slot, task: Task): void {
       else room -= entry.size;
     }
     for (const entry of deps) {
-      if (entry.status !== OBJECT_STATUS.FILE) continue;
-      const file = fileFor(core, entry, slot.job.tenant);
+      if (entry.status === OBJECT_STATUS.INLINE) continue;
+      // Its file was lost while the call waited for its turn.
+      const file = entry.status === OBJECT_STATUS.FILE ? fileFor(core, entry, slot.job.tenant) : (entry.failure ?? LOST);
       // It has its place on the slot, as if the worker had refused it: it ends when this step does, and the next call is sent then.
       if (typeof file !== 'string') return void core.refusedExecs.push({ slot, task, failure: file });
     }

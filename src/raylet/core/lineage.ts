@@ -3,6 +3,7 @@
  * themselves. Bounded in depth and in tries, and decided anew by the policy of now. Puts, results of actors and what streamed are not computed again:
  * they are lost, and say why. Must never: run a task for another principal than the one that submitted it, or on its own behalf after its job ended.
  */
+import { BulkheadError } from '../../base/errors.ts';
 import { MAX_RECONSTRUCTION_DEPTH, MAX_RECONSTRUCTIONS } from '../../base/limits.ts';
 import { RECONSTRUCTED } from '../../base/usage-record.ts';
 import type { Core } from './core.ts';
@@ -46,7 +47,14 @@ function rebuild(core: Core, entry: ObjectEntry, depth: number): string | undefi
     const why = rebuild(core, dep, depth + 1);
     if (why !== undefined) return `an argument of its task is gone: ${why}`;
   }
-  const auditSeq = core.decide(channel, 'task.submit', template.resource, channel.session.prefixHex, lineage.seq, 1, `${template.detail}${RECONSTRUCTED}`);
+  let auditSeq;
+  try {
+    auditSeq = core.decide(channel, 'task.submit', template.resource, channel.session.prefixHex, lineage.seq, 1, `${template.detail}${RECONSTRUCTED}`);
+  } catch (error) {
+    // Whose step this is has no part in it: a full log of the tenant must not end that.
+    if (!(error instanceof BulkheadError)) throw error;
+    return `its task cannot be put on record: ${error.safeMessage}`;
+  }
   if (auditSeq < 0) return 'the policy of now does not allow its task';
   lineage.rebuilt++;
   lineage.attempt++;

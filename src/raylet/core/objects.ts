@@ -397,7 +397,8 @@ function finishCall(core: Core, call: PendingCall): void {
   call.done = true;
   call.channel.waiting -= call.positions;
   call.channel.pendingWaits.delete(call);
-  if (call.exec !== undefined) unblock(call.exec);
+  // An isolate that died leaves its gets behind: what it was running may run again by now, elsewhere, and does not wait for them.
+  if (call.exec !== undefined && call.exec.slot === call.channel.slot && call.exec.exec === call.execNumber) unblock(call.exec);
 }
 
 /** An exec that waits for an object gives up its place on the cpu; here it takes it back. */

@@ -203,6 +203,7 @@ export class RayletCore {
       actorDied(core, actor, { code: 'ACTOR_DIED', message: 'its job ended', stack: '' });
     }
     jobGroupsEnd(core, job);
+    job.ended = true;
     for (const c of job.classes.values()) {
       for (let task = c.queue.shift(); task !== undefined; task = c.queue.shift()) cancelTask(core, task, true);
       for (const lease of [...c.leases]) {

@@ -74,9 +74,12 @@ function revive(core: Core, c: SchedulingClass): void {
   core.classes.add(c);
 }
 
+/** Of what was running when its job ended: its class, and with it its queue, is gone. */
+const JOB_ENDED: Failure = { code: 'CANCELLED', message: 'its job ended', stack: '' };
+
 /** A task whose arguments are ready (or have failed: then it fails with the same error, as in Ray). */
 export function enqueue(core: Core, task: Task): void {
-  const failure = failedArgument(task);
+  const failure = task.channel.job.ended ? JOB_ENDED : failedArgument(task);
   if (failure !== undefined) return concludeTask(core, task, failure);
   task.state = TASK_STATE.QUEUED;
   const c = task.template.schedulingClass as SchedulingClass;
@@ -431,6 +434,7 @@ export function measure(core: Core, slot: Slot, task: Task, results: number): vo
 
 /** Gives a task back to its queue: its worker died through no fault of its own, or its node did. */
 export function requeue(core: Core, task: Task): void {
+  if (task.channel.job.ended) return concludeTask(core, task, JOB_ENDED);
   task.state = TASK_STATE.QUEUED;
   task.queuedMs = core.nowMs;
   if (task.template.options.queueTimeoutMs > 0) core.timed.add(task);

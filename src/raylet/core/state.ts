@@ -130,6 +130,8 @@ export class Job {
   /** When the newest credential was issued: a revocation ends what was issued before it. */
   issuedMs: number;
   stopped = false;
+  /** It goes, or is gone, from the core: nothing of it is queued any more. */
+  ended = false;
   readonly channels = new Set<Channel>();
   readonly actors = new Set<Actor>();
   readonly classes = new Map<string, SchedulingClass>();
@@ -346,8 +348,9 @@ export class PendingCall {
   readonly request: number;
   readonly kind: number;
   readonly auditSeq: number;
-  /** The exec that waits, when it comes from a worker. */
+  /** The exec that waits, when it comes from a worker, and its number: what its call is given again after a loss is another exec. */
   readonly exec: Task | undefined;
+  readonly execNumber: number;
   remaining: number;
   /** How many refs it has waited for. */
   positions = 0;
@@ -363,6 +366,7 @@ export class PendingCall {
     this.kind = kind;
     this.auditSeq = auditSeq;
     this.exec = exec;
+    this.execNumber = exec === undefined ? 0 : exec.exec;
     this.remaining = remaining;
   }
 }
