@@ -32,6 +32,10 @@ export class HeadClockwork implements Disposable {
       });
       await this.#releaseNames();
     });
+    // Who has not come back by then is dead to the others too.
+    const told = setTimeout(() => head.announce('nodes'), 2 * NODE_DEAD_AFTER_MS);
+    told.unref();
+    this.#timers.push(told);
     this.#every(REVOCATIONS_EVERY_MS, 'revocations', () => head.commit((nowMs, out) => head.revocations.step({ type: 'tick', longestTtlMs }, nowMs, out)));
     this.#every(AUTHORITY_EVERY_MS, 'authority', rotateIfDue);
   }

@@ -54,6 +54,8 @@ export class HeadLink implements ActorNames, AsyncDisposable {
   #heir: MessageStream<HeadUpdate, object> | undefined;
   #retry: NodeJS.Timeout | undefined;
   #retryMs = RECONNECT_FIRST_MS;
+  /** When the stream after a silence of the head was opened; an heir is no silence. */
+  #openedMs = 0;
   #closed = false;
   /** Driver streams that ended, and how often the head was told on a stream that it answers. Oldest first. */
   #ended: { readonly jobId: string; readonly sessionId: string; readonly how: string; told: number }[] = [];
@@ -100,8 +102,10 @@ export class HeadLink implements ActorNames, AsyncDisposable {
       }) as MessageStream<HeadUpdate, object>;
       stream = opened;
       const told = new Map<string, string>();
-      if (this.#stream === undefined) this.#stream = opened;
-      else this.#heir = opened;
+      if (this.#stream === undefined) {
+        this.#stream = opened;
+        this.#openedMs = performance.now();
+      } else this.#heir = opened;
       stream.write({ ...this.#facts(), address: this.#options.address(), total: wireResources(total), labels: { ...labels }, insecureDev, instance: this.#options.instance });
       let reportedMs = performance.now();
       timer = setInterval(() => {
@@ -206,7 +210,10 @@ export class HeadLink implements ActorNames, AsyncDisposable {
     if (update.nodes !== undefined) {
       const alive = new Set<number>();
       for (const node of update.nodes.nodes) {
-        if (node.nodeNumber === nodeNumber || node.state !== 'alive') continue;
+        if (node.nodeNumber === nodeNumber) continue;
+        // A head that has just started has not heard of everyone yet: that says nothing about a node that we know.
+        if (node.state !== 'alive' && node.lastSeenMs === 0n && performance.now() - this.#openedMs < NODE_DEAD_AFTER_MS) alive.add(node.nodeNumber);
+        if (node.state !== 'alive') continue;
         alive.add(node.nodeNumber);
         raylet.core.setNode(parseNodeId(node.nodeId), node.nodeNumber, node.address, node.spiffeId, coreResources(node.total), node.queuedTasks > 0 ? { cpuUnits: 0, memoryBytes: 0, custom: undefined } : coreResources(node.available), parseLabels(node.labels));
       }
