@@ -243,7 +243,7 @@ describe('sessions and jobs', () => {
     const bundle = TrustBundle.fromJwks(parseTrustDomain('test.example'), (await ana.to(Identities).getTrustBundle({})).jwks);
     const verified = await verifySession(session.credential, { audience: 'raylet', nowMs: Date.now(), bundle });
     expect(verified).toMatchObject({ principal: { spiffeId: ana.svid.spiffeId, tenant: 'acme' }, tenantNumber: 1 });
-    expect(verified.jti).toMatch(new RegExp(`^${session.jobId}_[0-9a-f]{16}$`));
+    expect(verified.jti).toMatch(new RegExp(`^${session.jobId}_[0-9a-f]{16}_default$`));
     const joinedSession = await ana.to(Sessions).open({ jobId: session.jobId });
     expect(joinedSession.jobId).toBe(session.jobId);
     expect((await ana.to(Sessions).refresh({ jobId: session.jobId })).credential).not.toBe(session.credential);
