@@ -24,6 +24,9 @@ const FIRST_INDEX = 1;
 const RELEASE_BATCH = 1_024;
 /** Refs made between two flushes that share one registration: registering each costs more than the call (measured: 225 ns). */
 const REFS_PER_LIFETIME = 16;
+/** So many refs are out before the runtime is asked to collect, and so much more than were left before it is asked again. */
+const COLLECT_REFS = 200_000;
+const COLLECT_GROWTH = 1.5;
 
 /** What the registry knows of a lifetime that ended: own refs by index, or one ref of another session. */
 type Held = { readonly indexes: number[] } | { readonly id: Uint8Array };
@@ -51,6 +54,8 @@ export interface ClientCoreOptions {
   readonly timers?: { set(ms: number, fire: () => void): unknown; clear(timer: unknown): void } | undefined;
   /** Where the runtime has no FinalizationRegistry, refs are released explicitly or with the session. */
   readonly collects?: typeof FinalizationRegistry | undefined;
+  /** Asks the runtime to collect garbage soon: many refs are out, and what each costs its raylet the runtime cannot see. */
+  readonly collect?: (() => void) | undefined;
   /** Encoded values up to this size stay with their refs, so that a value that was put or read once is not asked for again. 0: none. */
   readonly keptValueBytes?: number | undefined;
   /** Where calls are traced: the W3C trace context that functions defined now carry; '': none. */
@@ -112,6 +117,9 @@ export class ClientCore {
   readonly #rejected = new Map<number, BulkheadError>();
   #closed: BulkheadError | undefined;
   readonly #registry: FinalizationRegistry<Held> | undefined;
+  /** Refs that were made here and not collected, and at how many of them the runtime is asked to look. */
+  #out = 0;
+  #collectAt = COLLECT_REFS;
   /** The lifetime that new refs join, and its list of indexes. */
   #lifetime: object | undefined;
   #lifetimeIndexes: number[] = [];
@@ -204,6 +212,10 @@ export class ClientCore {
       registry.register(this.#lifetime, { indexes: this.#lifetimeIndexes });
     }
     this.#lifetimeIndexes.push(index);
+    if (++this.#out >= this.#collectAt) {
+      this.#collectAt = this.#out * COLLECT_GROWTH;
+      this.#options.collect?.();
+    }
     return new ObjectRef(this.#id(index), this.#lifetime);
   }
 
@@ -235,6 +247,8 @@ export class ClientCore {
   #collected(held: Held): void {
     if (this.#closed !== undefined) return;
     if ('indexes' in held) {
+      this.#out -= held.indexes.length;
+      this.#collectAt = Math.max(COLLECT_REFS, this.#out * COLLECT_GROWTH);
       for (const index of held.indexes) {
         if (this.#neverAgain.delete(index)) continue;
         const id = this.#id(index);

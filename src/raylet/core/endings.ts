@@ -64,14 +64,20 @@ export function remoteEnded(core: Core, task: Task): void {
   if (actor !== undefined) callEnded(core, actor);
 }
 
-/** Another raylet is gone: what was only forwarded runs again elsewhere, as far as its retries allow. Actors that ran there have left it before. */
-export function remoteLost(core: Core, tasks: readonly Task[], failure: Failure): void {
+/**
+ * Another raylet is gone: what was only forwarded runs again elsewhere, as far as its retries allow; always when the channel was never open (`unopened`). Actors that
+ * ran there have left it before.
+ */
+export function remoteLost(core: Core, tasks: readonly Task[], failure: Failure, unopened: boolean): void {
   for (const task of tasks) {
     // Its actor is owned over there, and may live on: one node cannot tell a lost connection from a lost node.
     if (task.template.kind !== CALL_KIND.TASK) concludeTask(core, task, task.cancelled ?? { code: 'ACTOR_UNAVAILABLE', message: `the node that owns the actor cannot be reached; whether this call has run is not known: ${failure.message}`, stack: '' });
     else {
       remoteTaskEnded(core, task);
-      retryOrFail(core, task, failure);
+      task.remoteSeq = 0;
+      // Nothing has begun: no try was used.
+      if (unopened && task.cancelled === undefined) requeue(core, task);
+      else retryOrFail(core, task, failure);
     }
   }
 }

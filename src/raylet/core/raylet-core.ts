@@ -469,9 +469,12 @@ export class RayletCore {
 
   upstreamClosed(upstream: Upstream, failure: Failure): void {
     this.state.out.push({ type: 'close-upstream', upstream });
+    // Refused before it was open, by a node whose clock is wrong for instance: nothing has begun there, and others may do it.
+    const unopened = upstream.prefix === undefined && failure.code !== 'CANCELLED';
+    if (unopened) this.state.avoidNode(upstream.nodeNumber);
     // Actors that lived there are lost, also those that nobody was calling; they take their calls with them.
     for (const actor of [...upstream.job.actors]) if (actor.upstream === upstream) actorLost(this.state, actor, failure);
-    remoteLost(this.state, closeUpstream(this.state, upstream, failure), failure);
+    remoteLost(this.state, closeUpstream(this.state, upstream, failure), failure, unopened);
     groupsUpstreamClosed(this.state, upstream, failure.message);
     viewsUpstreamClosed(this.state, upstream);
     this.settle();
