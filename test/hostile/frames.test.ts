@@ -385,10 +385,13 @@ describe('the session', () => {
   });
 
   it('cannot be renewed with another’s credential', async () => {
-    const other = await RawDriver.session(await cluster.as('acme-dev'));
-    expect((await endedBy(batch((w) => w.begin(OP.CREDENTIAL).text(other.credential)))).code).toBe('UNAUTHENTICATED');
-    const same = await RawDriver.session(globex);
-    expect((await endedBy(batch((w) => w.begin(OP.CREDENTIAL).text(same.credential)))).code).toBe('UNAUTHENTICATED');
+    // Its signature is checked beside the frames behind it, which may have their answers first.
+    for (const caller of [await cluster.as('acme-dev'), globex]) {
+      const other = await RawDriver.session(caller);
+      using driver = await RawDriver.open(globex);
+      driver.send(batch((w) => w.begin(OP.CREDENTIAL).text(other.credential)));
+      expect((await driver.ended).error?.code).toBe('UNAUTHENTICATED');
+    }
   });
 });
 
