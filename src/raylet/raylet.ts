@@ -841,24 +841,28 @@ export class Raylet implements AsyncDisposable {
   }
 
   async #registerName(actor: Actor, id: Uint8Array, classInfo: string): Promise<void> {
-    let failure: Failure | undefined;
-    const { namespace } = actor.template.options;
-    const registering = this.#askHead(actor.job.tenant.name, async () => {
-      actor.kept = await this.#options.names.register(this.#credentialOf(actor.job), actor.job.tenant.name, namespace, actor.name, id, classInfo, this.#seedOf(actor));
+    const { job, name, template: { options: { namespace } } } = actor;
+    const failure = await this.#nameAtHead(job.tenant.name, namespace, name, async () => {
+      actor.kept = await this.#options.names.register(this.#credentialOf(job), job.tenant.name, namespace, name, id, classInfo, this.#seedOf(actor));
     });
-    // A client that looks its own actor up at once finds it: the look-up waits for the registration before it.
-    const key = nameKey(actor.job.tenant.name, namespace, actor.name);
+    this.core.nameRegistered(actor, failure);
+    this.flush();
+  }
+
+  /** Registers a name. A client that looks up at once what it has named finds it: the look-up waits for the registration before it. */
+  async #nameAtHead(tenant: string, namespace: string, name: string, register: () => Promise<void>): Promise<Failure | undefined> {
+    const registering = this.#askHead(tenant, register);
+    const key = nameKey(tenant, namespace, name);
     this.#naming.set(key, registering);
     try {
       await registering;
+      return undefined;
     } catch (error) {
-      failure = failureOf(toSafeError(error));
+      return failureOf(toSafeError(error));
     } finally {
       if (this.#naming.get(key) === registering) this.#naming.delete(key);
+      this.core.state.nowMs = this.#clock.nowMs();
     }
-    this.core.state.nowMs = this.#clock.nowMs();
-    this.core.nameRegistered(actor, failure);
-    this.flush();
   }
 
   /** What an actor is made of, when it is to outlive this node and refers to nothing that would not. */
@@ -894,19 +898,8 @@ export class Raylet implements AsyncDisposable {
   }
 
   async #registerGroup(group: PlacementGroup, id: Uint8Array, info: string): Promise<void> {
-    let failure: Failure | undefined;
-    const { tenant } = group.job;
-    const registering = this.#askHead(tenant.name, async () => void (await this.#options.names.register(this.#credentialOf(group.job), tenant.name, GROUP_NAMES, group.name, id, info, undefined)));
-    const key = nameKey(tenant.name, GROUP_NAMES, group.name);
-    this.#naming.set(key, registering);
-    try {
-      await registering;
-    } catch (error) {
-      failure = failureOf(toSafeError(error));
-    } finally {
-      if (this.#naming.get(key) === registering) this.#naming.delete(key);
-    }
-    this.core.state.nowMs = this.#clock.nowMs();
+    const { job, name } = group;
+    const failure = await this.#nameAtHead(job.tenant.name, GROUP_NAMES, name, async () => void (await this.#options.names.register(this.#credentialOf(job), job.tenant.name, GROUP_NAMES, name, id, info, undefined)));
     this.core.groupNamed(group, failure);
     this.flush();
   }

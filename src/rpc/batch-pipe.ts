@@ -182,19 +182,15 @@ export class BatchPipe {
     return start === undefined || sink === undefined ? undefined : { into: sink.into, skip: sink.skip + start, done: () => sink.done() };
   }
 
-  get paused(): boolean {
-    return this.#paused;
-  }
-
   /** A chunk in memory that is used again. */
   receive(chunk: Buffer): void {
     this.#reader.volatile = true;
     this.#receive(chunk);
   }
 
-  /** Sends a control frame, behind what was written before. */
-  control(kind: number, body?: Buffer): void {
-    if (!this.#gone) this.#stream?.write(body ?? controlFrame(kind));
+  /** Sends a control frame without a body, behind what was written before. */
+  control(kind: number): void {
+    if (!this.#gone) this.#stream?.write(controlFrame(kind));
   }
 
   #onControl(kind: number, body: Buffer): boolean {
