@@ -39,6 +39,8 @@ class DirectBatchStream implements ClientBatchStream {
   readonly #options: BatchStreamOptions;
   readonly #pipe = new BatchPipe();
   #socket: TLSSocket | undefined;
+  /** The server has said so, which it does once. */
+  #admitted = false;
   #ended = false;
   #gone = false;
   #deadline: NodeJS.Timeout | undefined;
@@ -78,7 +80,8 @@ class DirectBatchStream implements ClientBatchStream {
 
   #control(kind: number, body: Buffer): void {
     if (kind === CONTROL.END) this.#finish(parseEnding(body));
-    else if (kind !== CONTROL.OPEN) throw new BulkheadError('INVALID_ARGUMENT', `the peer sent a control frame of kind ${kind}`);
+    else if (kind === CONTROL.OPEN && !this.#admitted && body.length === 0) this.#admitted = true;
+    else throw new BulkheadError('INVALID_ARGUMENT', `the peer sent a control frame of kind ${kind}`);
   }
 
   #lost(cause: unknown): BulkheadError {

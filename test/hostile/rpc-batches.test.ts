@@ -264,6 +264,8 @@ describe('a server that does not keep to the protocol', () => {
   it.each<[string, Buffer, string]>([
     ['a compressed message', flagged(1), 'INVALID_ARGUMENT'],
     ['an unknown control frame', flagged(0x9f), 'INVALID_ARGUMENT'],
+    ['a second opening', Buffer.concat([flagged(CONTROL.OPEN), flagged(CONTROL.OPEN)]), 'INVALID_ARGUMENT'],
+    ['an opening with a body', controlFrame(CONTROL.OPEN, 'x'), 'INVALID_ARGUMENT'],
     ['a status that is no JSON', controlFrame(CONTROL.END, 'OK'), 'INTERNAL'],
     ['a status with a code that is none of ours', controlFrame(CONTROL.END, '{"code":"FINE","message":"x"}'), 'INTERNAL'],
     ['a batch that is too large', Buffer.from([0, 0xff, 0xff, 0xff, 0xff]), 'RESOURCE_EXHAUSTED'],
