@@ -11,18 +11,22 @@ import inspect
 import json
 import sys
 import threading
+import time
 from typing import Any, Callable, Generic, Iterable, Protocol, Sequence, TypeVar
 
 import cloudpickle
 
 from . import frames as f
 from . import values
-from .client import ClientCore, Template, digest_of
+from .client import ClientCore, Pending, Template, deadline, digest_of
 from .errors import BulkheadError
+from .streams import WINDOW_ITEMS, DynamicGenerator, StreamGenerator
 from . import ray_errors as exceptions
 
 T = TypeVar("T")
 SOURCE_HEAD = b"BKPY1\n"
+# `returns` of a template whose calls stream: they take one index, as calls with one result do.
+STREAMING = -1
 
 
 class Runtime(Protocol):
@@ -84,6 +88,17 @@ class ObjectRef(Generic[T]):
     def hex(self) -> str:
         return self._id.hex()
 
+    def is_nil(self) -> bool:
+        return self._id == NIL_ID
+
+    @classmethod
+    def nil(cls) -> ObjectRef[Any]:
+        return NIL_REF
+
+    def task_id(self) -> str:
+        """Of the call whose result this is. The same text as `hex()`: ids of calls and of their first results are one."""
+        return self._id.hex()
+
     def __repr__(self) -> str:
         return f"ObjectRef({self.hex()})"
 
@@ -120,6 +135,37 @@ class ObjectRef(Generic[T]):
         return asyncio.wrap_future(self.future()).__await__()
 
 
+class ObjectRefGenerator(StreamGenerator):
+    """The stream of a call: an ObjectRef for each item that it yields."""
+
+    __slots__ = ()
+
+
+# As Ray names what `num_returns="dynamic"` brings.
+DynamicObjectRefGenerator = DynamicGenerator
+
+
+def _item_ref(ref_id: bytes | None, core: ClientCore, octets: bytes | None) -> ObjectRef[Any]:
+    if ref_id is None:
+        return NIL_REF
+    ref: ObjectRef[Any] = ObjectRef(ref_id, core)
+    ref._known = octets
+    return ref
+
+
+class _NoCore:
+    """What nobody counts."""
+
+    closed = None
+
+    def hold(self, _: bytes) -> None: ...
+    def drop(self, _: bytes) -> None: ...
+
+
+NIL_ID = b"\xff" * f.ID_BYTES
+NIL_REF: ObjectRef[Any] = ObjectRef(NIL_ID, _NoCore())  # type: ignore[arg-type]
+
+
 def _ids(refs: Any, what: str) -> list[bytes]:
     ids = []
     for ref in refs:
@@ -130,6 +176,8 @@ def _ids(refs: Any, what: str) -> list[bytes]:
 
 
 def get(object_refs: Any, *, timeout: float | None = None) -> Any:
+    if isinstance(object_refs, StreamGenerator):
+        return object_refs
     one = isinstance(object_refs, ObjectRef)
     if not one and not isinstance(object_refs, (list, tuple)):
         raise ValueError(f"Invalid type of object refs, {type(object_refs)}, is given. 'object_refs' must either be a list of object refs or a single object ref.")
@@ -163,13 +211,51 @@ def wait(ray_waitables: Sequence[ObjectRef[Any]], *, num_returns: int = 1, timeo
         raise ValueError(f"Invalid number of objects to return {num_returns}.")
     if num_returns > len(refs):
         raise ValueError(f"num_returns cannot be greater than the number of objects provided to ray.wait. num_returns: {num_returns}, number of objects: {len(refs)}")
-    ready = set(_translated(runtime().core.wait, _ids(refs, "ray.wait()"), num_returns, timeout))
+    if any(isinstance(ref, StreamGenerator) for ref in refs):
+        ready = _wait_mixed(refs, num_returns, timeout)
+    else:
+        ready = set(_translated(runtime().core.wait, _ids(refs, "ray.wait()"), num_returns, timeout))
     first = [i for i in range(len(refs)) if i in ready][:num_returns]
     taken = set(first)
     return [refs[i] for i in first], [ref for i, ref in enumerate(refs) if i not in taken]
 
 
+def _wait_mixed(refs: list[Any], count: int, timeout: float | None) -> set[int]:
+    """Waits for refs and for the next items of streams."""
+    core = runtime().core
+    end = deadline(timeout)
+    streams = [i for i, ref in enumerate(refs) if isinstance(ref, StreamGenerator)]
+    plain = [i for i, ref in enumerate(refs) if not isinstance(ref, StreamGenerator)]
+    ids = _ids([refs[i] for i in plain], "ray.wait()")
+    while True:
+        woken = Pending((), 1, ())
+        with core.lock:
+            ready = {i for i in streams if refs[i]._reading.something}
+            for i in streams:
+                if i not in ready:
+                    refs[i]._reading.watch(woken)
+        ready |= {plain[i] for i in _translated(core.wait, ids, len(ids), 0)} if ids else set()
+        left = None if end is None else end - time.monotonic()
+        if len(ready) >= count or (left is not None and left <= 0):
+            for i in streams:
+                refs[i]._reading.forget(woken)
+            return ready
+        rest = [i for at, i in enumerate(ids) if plain[at] not in ready]
+        if rest:
+            _, other = core.ask_wait(rest, 1, left)
+            with core.lock:
+                done = other.done
+                if not done:
+                    other.callback = lambda _: core._wake(woken)
+            if done:
+                continue
+        core.host.touched()
+        core.host.block(woken, left)
+
+
 def cancel(ref: ObjectRef[Any], *, force: bool = False, recursive: bool = True) -> None:
+    if isinstance(ref, StreamGenerator):
+        ref = ref._call
     if not isinstance(ref, ObjectRef):
         raise TypeError(f"ray.cancel() only supported for object refs. Got: {type(ref)}.")
     _translated(runtime().core.ask, f.CANCEL, ref._id, f.u8(1 if force else 0))
@@ -181,6 +267,14 @@ def kill(actor: ActorHandle, *, no_restart: bool = True) -> None:
     _translated(runtime().core.ask, f.KILL, actor._actor_id, f.u8(0 if no_restart else 1))
 
 
+def exit_actor() -> None:
+    """Ends the actor whose method calls this, for good: it does not start again."""
+    ends = getattr(runtime(), "exit_actor", None)
+    if ends is None:
+        raise TypeError("exit_actor() is called on a driver: it ends the actor whose method calls it")
+    ends()
+
+
 def get_actor(name: str, namespace: str | None = None) -> ActorHandle:
     if not name:
         raise ValueError("Please supply a non-empty value to get_actor")
@@ -190,7 +284,8 @@ def get_actor(name: str, namespace: str | None = None) -> ActorHandle:
     except (exceptions.PermissionDeniedError, BulkheadError):
         raise ValueError(f"Failed to look up actor with name '{name}': it was not found, or is not yours to call.") from None
     # As in Ray, who found an actor by its name does not keep it alive.
-    return ActorHandle(found, str(info["export"]), {}, None)
+    # Which of its methods are generators is all that is known of them.
+    return ActorHandle(found, str(info["export"]), {}, None, frozenset(info.get("streams") or ()))
 
 
 def _translated(act: Callable[..., T], *args: Any) -> T:
@@ -227,9 +322,25 @@ def wire_options(options: dict[str, Any], kind: int) -> tuple[str, int]:
                 wire.setdefault("resources", {})["GPU"] = _amount(name, value)
         elif name == "resources":
             wire.setdefault("resources", {}).update(value)
+        elif name == "num_returns" and kind != f.ACTOR_CLASS and value == "streaming":
+            wire["returns"] = value
+            returns = STREAMING
+        elif name == "num_returns" and kind != f.ACTOR_CLASS and value == "dynamic":
+            # One result: the refs of what the generator has yielded when it is over.
+            wire["returns"] = 1
+        elif name == "_generator_backpressure_num_objects":
+            if value != -1:
+                wire["streamItems"] = min(WINDOW_ITEMS, int(_amount(name, value)))
+        elif name == "_streams":
+            wire["streams"] = value
+        elif name == "concurrency_group" and kind == f.ACTOR_METHOD:
+            wire["concurrencyGroup"] = value
+        elif name == "concurrency_groups" and kind == f.ACTOR_CLASS:
+            # Kept by the actor's own process: see ActorSource.
+            continue
         elif name == "num_returns":
             if kind == f.ACTOR_CLASS or not isinstance(value, int) or value < 0:
-                raise ValueError(f"num_returns={value!r} is not supported yet: a whole number of at least 0 is")
+                raise ValueError(f"num_returns={value!r} is not valid: give a whole number of at least 0, 'streaming' or 'dynamic'")
             returns = value
             wire["returns"] = value
         elif name == "max_retries" and kind == f.TASK:
@@ -341,6 +452,8 @@ def _submit(op: int, template: Template, actor: bytes | None, args: tuple[Any, .
         return first
     if template.returns == 1:
         return ObjectRef(first, core)
+    if template.returns == STREAMING:
+        return ObjectRefGenerator(core.open_stream(first, template.window), ObjectRef(first, core), _item_ref)
     start = int.from_bytes(first[20:], "little")
     refs: list[ObjectRef[Any]] = [ObjectRef(first[:20] + f.u32(start + i), core) for i in range(max(1, template.returns))]
     return refs if template.returns > 0 else None
@@ -349,11 +462,19 @@ def _submit(op: int, template: Template, actor: bytes | None, args: tuple[Any, .
 # --- functions ---
 
 
+def _yields(of: Any) -> bool:
+    return inspect.isgeneratorfunction(of) or inspect.isasyncgenfunction(of)
+
+
+
 class RemoteFunction:
     def __init__(self, function: Callable[..., Any], options: dict[str, Any]) -> None:
         wire_options(options, f.TASK)
-        if inspect.isgeneratorfunction(function) or inspect.iscoroutinefunction(function):
-            raise NotImplementedError("remote functions that are generators or coroutines are not supported yet (see docs/python.md)")
+        if inspect.iscoroutinefunction(function):
+            # As Ray does: a coroutine needs an actor's event loop.
+            raise ValueError("'async def' should not be used for remote tasks. You can wrap the async function with `asyncio.run(f())`, or make it a method of an actor.")
+        if _yields(function):
+            options = {"num_returns": "streaming", **options}
         self._function = function
         self._options = options
         self._template: Template | None = None
@@ -400,11 +521,12 @@ class ActorMethod:
 
     def remote(self, *args: Any, **kwargs: Any) -> Any:
         handle = self._handle
-        key = (self._name, self._options.get("num_returns", 1))
+        options = self._options
+        key = (self._name, *options.items()) if options else (self._name,)
         template = handle._templates.get(key)
         if template is None:
-            options, returns = wire_options(self._options, f.ACTOR_METHOD)
-            template = handle._templates[key] = Template(f.ACTOR_METHOD, bytes(32), None, handle._class_name, self._name, options, returns)
+            wire, returns = wire_options(options, f.ACTOR_METHOD)
+            template = handle._templates[key] = Template(f.ACTOR_METHOD, bytes(32), None, handle._class_name, self._name, wire, returns)
         return _submit(f.CALL_ACTOR, template, handle._actor_id, args, kwargs)
 
     def options(self, **options: Any) -> ActorMethod:
@@ -414,14 +536,18 @@ class ActorMethod:
         raise TypeError(f"Actor methods cannot be called directly. Instead of running 'object.{self._name}()', try 'object.{self._name}.remote()'.")
 
 
+_STREAMS = {"num_returns": "streaming"}
+
+
 class ActorHandle:
-    def __init__(self, actor_id: bytes, class_name: str, methods: dict[str, dict[str, Any]], held: ObjectRef[Any] | None) -> None:
+    def __init__(self, actor_id: bytes, class_name: str, methods: dict[str, dict[str, Any]], held: ObjectRef[Any] | None, streams: frozenset[str] = frozenset()) -> None:
         self._actor_id = actor_id
+        self._streams = streams
         self._class_name = class_name
         self._methods = methods
         # The actor lives while somebody holds its creation's ref.
         self._held = held
-        self._templates: dict[tuple[str, Any], Template] = {}
+        self._templates: dict[tuple[Any, ...], Template] = {}
 
     def __getattr__(self, name: str) -> ActorMethod:
         if name.startswith("_") and not (name.startswith("__ray") or name in self.__dict__.get("_methods", {})):
@@ -429,7 +555,7 @@ class ActorHandle:
         methods = self._methods
         if methods and name not in methods:
             raise AttributeError(f"'{self._class_name}' has no method '{name}'")
-        return ActorMethod(self, name, methods.get(name, {}))
+        return ActorMethod(self, name, methods.get(name, _STREAMS if name in self._streams else {}))
 
     @property
     def _ray_actor_id(self) -> bytes:
@@ -446,16 +572,43 @@ class ActorHandle:
 
     def __reduce__(self) -> tuple[Any, ...]:
         values.note_contained(self._actor_id)
-        return _handle_again, (self._actor_id, self._class_name, self._methods)
+        return _handle_again, (self._actor_id, self._class_name, self._methods, self._streams)
 
 
-def _handle_again(actor_id: bytes, class_name: str, methods: dict[str, dict[str, Any]]) -> ActorHandle:
-    return ActorHandle(actor_id, class_name, methods, ObjectRef(actor_id))
+def _handle_again(actor_id: bytes, class_name: str, methods: dict[str, dict[str, Any]], streams: frozenset[str] = frozenset()) -> ActorHandle:
+    return ActorHandle(actor_id, class_name, methods, ObjectRef(actor_id), streams)
+
+
+class ActorSource:
+    """A class whose methods have concurrency groups, as its actors' processes get it: a name and a limit for each, and the limit of all other methods."""
+
+    def __init__(self, of: type, groups: dict[str, int], limit: int) -> None:
+        self.of = of
+        self.groups = groups
+        self.limit = limit
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.of(*args, **kwargs)
+
+
+def _groups_of(of: type, options: dict[str, Any]) -> dict[str, int]:
+    groups = options.get("concurrency_groups") or {}
+    if isinstance(groups, (list, tuple)):
+        groups = {group["name"]: group["max_concurrency"] for group in groups}
+    for name, limit in groups.items():
+        if not isinstance(name, str) or not isinstance(limit, int) or limit < 1:
+            raise ValueError(f"concurrency_groups is a dict of names and numbers of at least 1; this has {name!r}: {limit!r}")
+    for name, member in inspect.getmembers(of, callable):
+        wanted = getattr(member, "__ray_method_options__", {}).get("concurrency_group")
+        if wanted is not None and wanted not in groups:
+            raise ValueError(f"The method {name} is in the concurrency group '{wanted}', which its class does not name in concurrency_groups")
+    return dict(groups)
 
 
 class ActorClass:
     def __init__(self, of: type, options: dict[str, Any]) -> None:
         wire_options(options, f.ACTOR_CLASS)
+        self._groups = _groups_of(of, options)
         self._class = of
         self._options = options
         self._template: Template | None = None
@@ -464,10 +617,9 @@ class ActorClass:
         for name, member in inspect.getmembers(of, callable):
             if name.startswith("__") and name not in ("__call__", "__len__"):
                 continue
-            if inspect.isgeneratorfunction(member) or inspect.isasyncgenfunction(member):
-                continue
-            is_async = is_async or inspect.iscoroutinefunction(member)
-            self._methods[name] = getattr(member, "__ray_method_options__", {})
+            is_async = is_async or inspect.iscoroutinefunction(member) or inspect.isasyncgenfunction(member)
+            marked: dict[str, Any] = getattr(member, "__ray_method_options__", {})
+            self._methods[name] = {"num_returns": "streaming", **marked} if _yields(member) else marked
         self._is_async = is_async
         self.__name__ = of.__name__
         self.__doc__ = of.__doc__
@@ -482,8 +634,15 @@ class ActorClass:
         template = self._template
         if template is None:
             options = {"max_concurrency": 1_000 if self._is_async else 1, **self._options}
+            streams = [name for name, of in self._methods.items() if of.get("num_returns") == "streaming"]
+            if streams:
+                options["_streams"] = streams
+            groups = self._groups
+            if groups:
+                # All groups together; each keeps to its own limit inside.
+                options["max_concurrency"] = min(10_000, int(options["max_concurrency"]) + sum(groups.values()))
             wire, _ = wire_options(options, f.ACTOR_CLASS)
-            source = _source_of(self._class)
+            source = _source_of(ActorSource(self._class, groups, int(self._options.get("max_concurrency") or (1_000 if self._is_async else 1))) if groups else self._class)
             template = self._template = Template(f.ACTOR_CLASS, digest_of(source), source, _export_name(self._class), "", wire, 1)
         if self._options.get("get_if_exists") and self._options.get("name"):
             try:

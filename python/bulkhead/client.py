@@ -18,6 +18,7 @@ from typing import Any, Callable, Iterable, Protocol, Sequence
 from . import frames as f
 from . import values
 from .errors import BulkheadError
+from .streams import WINDOW_ITEMS, Reading
 
 MAX_DEPENDENCIES = 1_024
 MAX_REFS_PER_CALL = 100_000
@@ -93,7 +94,7 @@ def split_stack(stack: str, foreign: bool) -> tuple[str, BaseException | None]:
 class Template:
     """What DEFINE says about a function, class or method."""
 
-    __slots__ = ("kind", "digest", "source", "export", "method", "options", "returns", "known")
+    __slots__ = ("kind", "digest", "source", "export", "method", "options", "returns", "window", "known")
 
     def __init__(self, kind: int, digest: bytes, source: bytes | None, export: str, method: str, options: str, returns: int) -> None:
         self.kind = kind
@@ -103,6 +104,7 @@ class Template:
         self.method = method
         self.options = options
         self.returns = returns
+        self.window = int(json.loads(options).get("streamItems", WINDOW_ITEMS)) if returns < 0 else 0
         self.known: tuple[ClientCore, int] | None = None
 
 
@@ -126,6 +128,9 @@ class ClientCore:
         self._rejected: dict[int, BaseException] = {}
         self._counts: dict[bytes, int] = {}
         self._released: list[bytes] = []
+        self._streams: dict[int, Reading] = {}
+        # Streams that nobody reads any more.
+        self.closing: list[Reading] = []
         self.closed: BaseException | None = None
 
     # --- refs ---
@@ -139,6 +144,8 @@ class ClientCore:
         self._released.append(ref_id)
 
     def _write_releases(self) -> None:
+        if self.closing:
+            self._close_streams()
         if not self._released:
             return
         dropped, self._released = self._released, []
@@ -152,6 +159,73 @@ class ClientCore:
                 gone.append(ref_id)
         for start in range(0, len(gone), 1_024):
             self._put(f.frame(f.RELEASE, f.refs(gone[start : start + 1_024])))
+
+    def _close_streams(self) -> None:
+        closing, self.closing = self.closing, []
+        for reading in closing:
+            if reading.closed:
+                continue
+            reading.closed = True
+            for item in reading.items:
+                self.drop(self.id_of(item.index))
+            reading.items.clear()
+
+    # --- streams ---
+
+    def id_of(self, index: int) -> bytes:
+        return self.prefix + f.u32(index)
+
+    def take_indexes(self, count: int) -> int:
+        first = self._index
+        self._index += count
+        return first
+
+    def open_stream(self, call: bytes, window: int) -> Reading:
+        """Of the call that was just written."""
+        parent = self.host.parent()
+        with self.lock:
+            reading = Reading(self, int.from_bytes(call[f.PREFIX_BYTES :], "little"), window)
+            self._streams[reading.seq] = reading
+            reading.grant(parent)
+        self.host.touched()
+        return reading
+
+    def _wake(self, pending: Pending) -> None:
+        """Of what has no request number."""
+        with self.lock:
+            pending.done = True
+            event, callback = pending.event, pending.callback
+        if event is not None:
+            event.set()
+        if callback is not None:
+            callback(pending)
+
+    def _stream_item(self, r: f.FrameReader) -> None:
+        seq, form = r.u32(), r.u8()
+        size = r.remaining if form == 0 else r.u64()
+        octets = bytes(r.rest())
+        if form > 1 or (form == 1 and octets):
+            raise BulkheadError("INVALID_ARGUMENT", f"malformed frame: an item of form {form}")
+        with self.lock:
+            reading = self._streams.get(seq)
+            if reading is None:
+                return
+            waiter = reading.came(size, octets if form == 0 else None)
+            woken = reading.watched()
+        for pending in [waiter, *woken] if waiter is not None else woken:
+            self._wake(pending)
+        if waiter is not None:
+            # What it granted leaves, whoever is woken.
+            self.host.touched()
+
+    def _stream_end(self, seq: int, failed: bool) -> None:
+        with self.lock:
+            reading = self._streams.pop(seq, None)
+            if reading is None:
+                return
+            woken = reading.end(failed) + reading.watched()
+        for pending in woken:
+            self._wake(pending)
 
     def is_foreign(self, ref_id: bytes) -> bool:
         return ref_id[:4] != self.tenant
@@ -300,10 +374,13 @@ class ClientCore:
             raise pending.error
         return pending.values
 
-    def wait(self, ids: Sequence[bytes], count: int, timeout: float | None) -> list[int]:
+    def ask_wait(self, ids: Sequence[bytes], count: int, timeout: float | None) -> tuple[int, Pending]:
         parent = f.u32(self.host.parent())
         ms = f.NO_TIMEOUT if timeout is None else min(int(timeout * 1_000), f.NO_TIMEOUT - 1)
-        _, pending = self._ask(ids, 1, lambda request: f.frame(f.WAIT, parent, request, f.u32(count), f.u32(ms), f.refs(ids)))
+        return self._ask(ids, 1, lambda request: f.frame(f.WAIT, parent, request, f.u32(count), f.u32(ms), f.refs(ids)))
+
+    def wait(self, ids: Sequence[bytes], count: int, timeout: float | None) -> list[int]:
+        _, pending = self.ask_wait(ids, count, timeout)
         self.host.block(pending, None)
         if pending.error is not None:
             raise pending.error
@@ -357,6 +434,15 @@ class ClientCore:
             request, code, message = r.u32(), r.name(), r.text()
             r.finish()
             self._fail(request, self._failure(code, message, "", None))
+        elif op == f.STREAM_ITEM:
+            self._stream_item(r)
+        elif op == f.STREAM_END:
+            seq = r.u32()
+            r.u32()
+            code = r.name()
+            r.text(), r.text()
+            r.finish()
+            self._stream_end(seq, code != "")
         elif op == f.REJECTED:
             number, code, message = r.u32(), r.name(), r.text()
             r.finish()
@@ -432,8 +518,11 @@ class ClientCore:
                 return
             self.closed = error
             waiting = list(self._pending.items())
+            streams = list(self._streams)
         for request, _ in waiting:
             self._fail(request, error)
+        for seq in streams:
+            self._stream_end(seq, True)
 
 
 def chunks(encoded: values.Encoded) -> Iterable[tuple[int, bytes]]:

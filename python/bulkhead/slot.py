@@ -7,6 +7,7 @@ Must never: be trusted by anything outside. Everything here may be changed by th
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import inspect
 import io
 import json
@@ -26,6 +27,8 @@ from . import api, values
 from . import frames as f
 from .client import ClientCore, Pending, describe_failure
 from .errors import BulkheadError
+from .producing import Cancelled, Producer, Production
+from .streams import DynamicGenerator
 from .ray_errors import RayTaskError, error_of
 
 FLUSH_BYTES = 64 * 2**10
@@ -52,7 +55,7 @@ class TemplateInfo:
 
 
 class Exec:
-    __slots__ = ("number", "template", "attempt", "origin", "deps", "args", "over", "log_bytes")
+    __slots__ = ("number", "template", "attempt", "origin", "deps", "args", "over", "log_bytes", "production", "lane", "task")
 
     def __init__(self, number: int, template: TemplateInfo, attempt: int, origin: int, deps: list[tuple[int, Any]], args: bytes) -> None:
         self.number = number
@@ -63,6 +66,27 @@ class Exec:
         self.args = args
         self.over = False
         self.log_bytes = 0
+        self.production: Production | None = Production(self) if template.returns == f.STREAMS else None
+        self.lane: Lane | None = None
+        self.task: asyncio.Task[None] | None = None
+
+
+class Lane:
+    """One concurrency group of an actor."""
+
+    __slots__ = ("limit", "active")
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.active = 0
+
+
+class ActorExit(BaseException):
+    """The actor has ended itself: nothing more is said of the call."""
+
+
+# The call that a piece of asyncio runs for; a thread that runs a call has it in `_here`.
+_of_coroutine: contextvars.ContextVar[Exec | None] = contextvars.ContextVar("bulkhead-call", default=None)
 
 
 class _Here(threading.local):
@@ -96,7 +120,14 @@ class Slot:
         self._instance: Any = None
         self._staged = 0
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._flushed = 0.0
+        # An actor with async methods runs all of them in its event loop, as in Ray; its constructor says so.
+        self._async = False
+        self._flush_planned = False
+        self._is_actor = False
+        self._lanes: dict[str, Lane] = {}
+        self._groups: dict[str, str] = {}
+        self._producer = Producer(self)
+        self.flushed_at = 0.0
         self.core = ClientCore(prefix, self, error_of)
         api.set_runtime(self)
         sys.stdin = open(os.devnull)
@@ -110,7 +141,7 @@ class Slot:
         self.flush()
 
     def parent(self) -> int:
-        found = self._here.exec
+        found = self._here.exec or _of_coroutine.get()
         return found.number if found is not None else 0
 
     def stage(self, encoded: values.Encoded) -> int | None:
@@ -143,11 +174,12 @@ class Slot:
             raise BulkheadError("INVALID_ARGUMENT", f"malformed frame: attachment {number} does not exist")
         return found
 
-    def block(self, pending: Pending, timeout: float | None) -> bool:
+    def block(self, pending: Pending | Production, timeout: float | None) -> bool:
         """Waits; meanwhile this thread reads the channel, if nobody does, and another call may run."""
         self.flush()
         end = None if timeout is None else time.monotonic() + timeout
-        counted = self._here.counted
+        # Tasks of a job make room for others here; an actor's call that waits still is the one that runs.
+        counted = self._here.counted and not self._is_actor
         if counted:
             with self._cond:
                 self._active -= 1
@@ -174,10 +206,12 @@ class Slot:
                 self._here.counted = True
 
     def context(self) -> dict[str, Any]:
-        found = self._here.exec
+        found = self._here.exec or _of_coroutine.get()
         if found is None:
-            return {}
-        return {**found.template.context, "taskId": f"{found.template.context.get('origin', '')}{found.origin.to_bytes(4, 'little').hex()}", "attempt": found.attempt}
+            # A thread of the program's own: what all calls of this process have in common.
+            known = next(iter(self._templates.values()), None)
+            return {} if known is None else {k: v for k, v in known.context.items() if k != "name"}
+        return {**found.template.context, "taskId": f"{found.template.context.get('origin', '')}{found.origin.to_bytes(4, 'little').hex()}", "attempt": found.attempt, "function": found.template.method or found.template.export}
 
     # --- the channel ---
 
@@ -185,7 +219,7 @@ class Slot:
         with self._send_lock:
             for batch in self.core.take():
                 self._channel.sendall(len(batch).__add__(4).to_bytes(4, "little") + self._number.to_bytes(4, "little") + batch)
-        self._flushed = time.monotonic()
+        self.flushed_at = time.monotonic()
 
     def _pump(self, timeout: float | None) -> None:
         """Reads once. The caller has taken `_pumping`."""
@@ -253,14 +287,22 @@ class Slot:
                 reader.finish()
                 info = TemplateInfo(kind, code, export, method, returns, context)
                 if kind == f.ACTOR_CLASS:
+                    self._is_actor = True
                     self._limit = max(1, min(MAX_RUNNERS, int(context.pop("concurrency", 1) or 1)))
                 self._templates[number] = info
             elif op == f.CANCEL_EXEC:
                 self._cancel(reader.u32())
             elif op == f.PULL:
-                continue
+                number, skip, up_to, room = reader.u32(), reader.u32(), reader.u32(), reader.u64()
+                reader.finish()
+                with self._cond:
+                    of = self._running.get(number) or next((e for e in self._execs if e.number == number), None)
+                if of is not None and of.production is not None:
+                    of.production.pull(skip, up_to, room)
             elif not self.core.receive(reader):
                 raise BulkheadError("INVALID_ARGUMENT", f"malformed frame (op 0x{op:x}): not for a slot")
+        if self._async:
+            self._start_async()
 
     def _arrived(self, reader: f.FrameReader) -> None:
         number, kind, template_number, attempt, origin = reader.u32(), reader.u8(), reader.u32(), reader.u32(), reader.u32()
@@ -281,6 +323,13 @@ class Slot:
             found = next((e for e in self._execs if e.number == number), None)
             if found is not None:
                 self._execs.remove(found)
+            runs = self._running.get(number)
+        if runs is not None:
+            runs.over = True
+            if runs.production is not None:
+                runs.production.wake()
+            if runs.task is not None:
+                self._events().call_soon_threadsafe(runs.task.cancel)
         if found is not None:
             self._failure(found, "CANCELLED", "the call was cancelled", "")
             self.flush()
@@ -289,7 +338,7 @@ class Slot:
 
     def _spawn_if_needed(self) -> None:
         with self._cond:
-            if not self._execs or self._active >= self._limit or self._idle > 0 or self._runners >= MAX_RUNNERS:
+            if not self._execs or self._async or self._active >= self._limit or self._idle > 0 or self._runners >= MAX_RUNNERS:
                 return
             self._runners += 1
         threading.Thread(target=self.serve, name="bulkhead-run", daemon=True).start()
@@ -299,9 +348,7 @@ class Slot:
             with self._cond:
                 taken: Exec | None = None
                 while True:
-                    if self._execs and self._active < self._limit:
-                        taken = self._execs.popleft()
-                        self._active += 1
+                    if not self._async and (taken := self._take()) is not None:
                         break
                     if not self._pumping:
                         self._pumping = True
@@ -310,26 +357,27 @@ class Slot:
                     self._cond.wait()
                     self._idle -= 1
             if taken is None:
-                if self.core.out_bytes or self.core._released:
+                if self.core.out_bytes or self.core._released or self.core.closing:
                     self.flush()
                 self._pump(None)
                 # What came together is answered together, so that the raylet sees how long calls take and not how long they wait.
-                self._flushed = time.monotonic()
+                self.flushed_at = time.monotonic()
                 continue
             if self._limit > 1:
                 # Somebody must read on while this one runs.
                 self._spawn_reader()
             self._here.exec = taken
             self._here.counted = True
+            goes_on = False
             try:
-                self._run(taken)
+                goes_on = self._run(taken)
             finally:
                 self._here.exec = None
                 self._here.counted = False
-                with self._cond:
-                    self._active -= 1
-                    more = bool(self._execs)
-            if not more or self.core.out_bytes >= FLUSH_BYTES or time.monotonic() - self._flushed > FLUSH_SECONDS:
+                if not goes_on:
+                    self._left(taken)
+                more = bool(self._execs)
+            if not more or self.core.out_bytes >= FLUSH_BYTES or time.monotonic() - self.flushed_at > FLUSH_SECONDS:
                 self.flush()
 
     def _spawn_reader(self) -> None:
@@ -339,56 +387,177 @@ class Slot:
             self._runners += 1
         threading.Thread(target=self.serve, name="bulkhead-run", daemon=True).start()
 
-    def _run(self, of: Exec) -> None:
+    def _take(self) -> Exec | None:
+        """The next call that may run now. The caller has `_cond`."""
+        if not self._execs or self._active >= self._limit:
+            return None
+        if not self._lanes:
+            taken = self._execs.popleft()
+        else:
+            for i, waits in enumerate(self._execs):
+                lane = self._lane_of(waits.template)
+                if lane.active < lane.limit:
+                    break
+            else:
+                return None
+            taken = waits
+            del self._execs[i]
+            taken.lane = lane
+            lane.active += 1
+        self._active += 1
+        if taken.production is not None or self._async:
+            self._running[taken.number] = taken
+        return taken
+
+    def _lane_of(self, template: TemplateInfo) -> Lane:
+        wanted = template.context.get("concurrencyGroup") or self._groups.get(template.method) or ""
+        return self._lanes.get(str(wanted)) or self._lanes[""]
+
+    def _left(self, of: Exec) -> None:
+        """The call is over: another may run."""
+        with self._cond:
+            self._active -= 1
+            if of.lane is not None:
+                of.lane.active -= 1
+            self._running.pop(of.number, None)
+            if self._execs and self._idle > 0:
+                self._cond.notify()
+
+    def _arguments(self, of: Exec) -> tuple[list[Any], dict[str, Any]]:
+        found: list[Any] = [None] * len(of.deps)
+        for i, (position, octets) in enumerate(of.deps):
+            found[position if position < len(found) else i] = values.decode(octets)
+        of.deps = []
+        return api.unpack_arguments(of.args, found)
+
+    def _run(self, of: Exec) -> bool:
+        """Runs a call in this thread; True when it goes on in the event loop."""
         template = of.template
         try:
-            found: list[Any] = [None] * len(of.deps)
-            for i, (position, octets) in enumerate(of.deps):
-                found[position if position < len(found) else i] = values.decode(octets)
-            args, kwargs = api.unpack_arguments(of.args, found)
-            of.deps = []
+            args, kwargs = self._arguments(of)
             if template.kind == f.ACTOR_METHOD:
                 call = self._method(template.method)
             else:
                 call = self._code(template.code)
             if template.kind == f.ACTOR_CLASS:
-                self._instance = call(*args, **kwargs)
-                return self._finish(of, None)
+                self._construct(call, args, kwargs)
+                self._finish(of, None)
+                return False
             result = call(*args, **kwargs)
-            if inspect.iscoroutine(result):
-                asyncio.run_coroutine_threadsafe(self._await(of, result), self._events())
-                return
+            if inspect.iscoroutine(result) or inspect.isasyncgen(result):
+                with self._cond:
+                    self._running[of.number] = of
+                self._events().call_soon_threadsafe(self._begin_async, [(of, result)])
+                return True
+            if of.production is not None:
+                self._producer.run(of, of.production, result)
             self._finish(of, result)
         except BaseException as thrown:  # noqa: BLE001 - a tenant's SystemExit ends its call, not the slot
             self._threw(of, thrown)
+        return False
+
+    def _construct(self, make: Any, args: list[Any], kwargs: dict[str, Any]) -> None:
+        of = make
+        if isinstance(make, api.ActorSource):
+            of = make.of
+            self._lanes = {"": Lane(make.limit), **{name: Lane(limit) for name, limit in make.groups.items()}}
+            for name, member in inspect.getmembers(of, callable):
+                group = getattr(member, "__ray_method_options__", {}).get("concurrency_group")
+                if group is not None:
+                    self._groups[name] = group
+        self._instance = make(*args, **kwargs)
+        if any(inspect.iscoroutinefunction(member) or inspect.isasyncgenfunction(member) for _, member in inspect.getmembers(of, callable)):
+            self._events()
+            self._async = True
+            self._start_async()
 
     def _method(self, name: str) -> Callable[..., Any]:
         if name == "__ray_terminate__":
-            return lambda: os._exit(0)
+            return self.exit_actor
         if name == "__ray_ready__":
             return lambda: True
+        if name == "__ray_call__":
+            return lambda of, *args, **kwargs: of(self._instance, *args, **kwargs)
         return getattr(self._instance, name)  # type: ignore[no-any-return]
+
+    def exit_actor(self) -> None:
+        """Ends this actor, for good and on purpose."""
+        found = self._here.exec or _of_coroutine.get()
+        if found is None or not self._is_actor:
+            raise TypeError("exit_actor() is called on a non-actor worker: it ends the actor whose method calls it")
+        self.core_write(f.frame(f.EXIT, f.u32(found.number)))
+        self.flush()
+        raise ActorExit()
+
+    # --- async actors ---
 
     def _events(self) -> asyncio.AbstractEventLoop:
         # One for all: the first calls of an actor may come to two threads at once.
         with self._cond:
-            if self._loop is None:
-                self._loop = asyncio.new_event_loop()
-                threading.Thread(target=self._loop.run_forever, name="bulkhead-asyncio", daemon=True).start()
-            return self._loop
+            return self._events_held()
 
-    async def _await(self, of: Exec, coroutine: Any) -> None:
+    def _events_held(self) -> asyncio.AbstractEventLoop:
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+            threading.Thread(target=self._loop.run_forever, name="bulkhead-asyncio", daemon=True).start()
+        return self._loop
+
+    def _start_async(self) -> None:
+        """Gives the event loop what may run, in the order in which it came."""
+        taken: list[tuple[Exec, Any]] = []
+        with self._cond:
+            while (of := self._take()) is not None:
+                taken.append((of, None))
+            if taken:
+                self._events_held().call_soon_threadsafe(self._begin_async, taken)
+
+    def _begin_async(self, taken: list[tuple[Exec, Any]]) -> None:
+        for of, result in taken:
+            token = _of_coroutine.set(of)
+            of.task = asyncio.get_running_loop().create_task(self._run_async(of, result))
+            _of_coroutine.reset(token)
+
+    async def _run_async(self, of: Exec, result: Any) -> None:
+        """One call, in the event loop; `result` is what it returned, where it was called elsewhere."""
         try:
-            result = await coroutine
+            if of.over:
+                raise Cancelled()
+            if result is None:
+                args, kwargs = self._arguments(of)
+                result = self._method(of.template.method)(*args, **kwargs)
+            if inspect.iscoroutine(result):
+                result = await result
+            if of.production is not None:
+                await self._producer.run_async(of, of.production, result)
+            elif inspect.isasyncgen(result):
+                result = DynamicGenerator([api.put(value) async for value in result])
             self._finish(of, result)
         except BaseException as thrown:  # noqa: BLE001
             self._threw(of, thrown)
+        finally:
+            of.task = None
+            self._left(of)
+            if not self._async:
+                self._spawn_if_needed()
+            elif self._execs:
+                self._start_async()
+            self._flush_soon()
+
+    def _flush_soon(self) -> None:
+        if not self._flush_planned:
+            self._flush_planned = True
+            asyncio.get_running_loop().call_soon(self._flush_now)
+
+    def _flush_now(self) -> None:
+        self._flush_planned = False
         self.flush()
 
     def _finish(self, of: Exec, result: Any) -> None:
         template = of.template
-        if template.kind == f.ACTOR_CLASS or template.returns == 0:
+        if template.kind == f.ACTOR_CLASS or template.returns == 0 or of.production is not None:
             return self.core_write(f.frame(f.RESULT, f.u32(of.number), f.u8(0)))
+        if template.returns == 1 and inspect.isgenerator(result):
+            result = DynamicGenerator([api.put(value) for value in result])
         results = [result]
         if template.returns > 1:
             results = list(result)
@@ -414,6 +583,10 @@ class Slot:
 
     def _threw(self, of: Exec, thrown: BaseException) -> None:
         code = "TASK_FAILED"
+        if isinstance(thrown, ActorExit):
+            return
+        if isinstance(thrown, Cancelled) or (of.over and isinstance(thrown, asyncio.CancelledError)):
+            return self._failure(of, "CANCELLED", "the call was cancelled", "")
         if isinstance(thrown, BulkheadError):
             code = thrown.code if thrown.code in ("INVALID_ARGUMENT", "RESOURCE_EXHAUSTED") else "TASK_FAILED"
         if isinstance(thrown, RayTaskError) and thrown.cause is not None:
@@ -437,7 +610,7 @@ class Slot:
             if of.log_bytes > MAX_LOG_BYTES:
                 line = f"… more than {MAX_LOG_BYTES} bytes of log: the rest is dropped\n"
         self.core_write(f.frame(f.LOG, f.u32(number), f.u8(stream), line.encode("utf-8", "replace")[:65_536]))
-        if time.monotonic() - self._flushed > LOG_SECONDS:
+        if time.monotonic() - self.flushed_at > LOG_SECONDS:
             self.flush()
 
 

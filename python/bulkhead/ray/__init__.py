@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from .. import api as _api
-from ..api import ActorHandle, ObjectRef, cancel, get, get_actor, get_runtime_context, kill, method, put, remote, wait
+from ..api import ActorHandle, DynamicObjectRefGenerator, ObjectRef, ObjectRefGenerator, cancel, get, get_actor, get_runtime_context, kill, method, put, remote, wait
 from ..driver import init, is_initialized, shutdown
-from . import exceptions
+from . import actor, exceptions
 
 __all__ = [
-    "ActorHandle", "ObjectRef", "cancel", "exceptions", "get", "get_actor", "get_runtime_context", "init", "is_initialized", "kill", "method", "put", "remote", "shutdown", "wait",
+    "ActorHandle", "DynamicObjectRefGenerator", "ObjectRef", "ObjectRefGenerator", "actor", "cancel", "exceptions", "get", "get_actor", "get_runtime_context", "init", "is_initialized", "kill", "method", "put", "remote", "shutdown", "wait",
 ]
 
 

@@ -52,6 +52,8 @@ export interface FunctionOptions {
   readonly maxPendingCalls: number;
   /** Of a class: its methods that are generators. For its handles; nothing here depends on it. */
   readonly streams: readonly string[];
+  /** Of a method of a Python actor: the concurrency group that it runs in, which the actor's own process keeps; '': the one that its class says. */
+  readonly concurrencyGroup: string;
   /** W3C trace context of the driver that traces its calls; '': it does not. Carried and told to the code, never acted on. */
   readonly traceparent: string;
   /** Where it may run; undefined: anywhere. */
@@ -114,6 +116,7 @@ const PARSERS: Readonly<Record<string, Parser>> = Object.freeze({
   queueTimeoutMs: (v: unknown) => integer('queueTimeoutMs', v, 0, 30 * DAY_MS),
   name: (v: unknown) => shortText('name', v, NAME, NAME_FORM),
   namespace: (v: unknown) => shortText('namespace', v, NAME, NAME_FORM),
+  concurrencyGroup: (v: unknown) => shortText('concurrencyGroup', v, NAME, NAME_FORM),
   label: (v: unknown) => shortText('label', v, NAME, NAME_FORM),
   traceparent: (v: unknown) => shortText('traceparent', v, TRACEPARENT, 'a W3C traceparent of version 00'),
   isolation: (v: unknown) => (v === 'isolate' || v === 'gvisor' ? v : refuse("isolation must be 'isolate' or 'gvisor'")),
@@ -162,6 +165,7 @@ export function parseFunctionOptions(json: string, isActor: boolean): FunctionOp
   const streams = given['returns'] === 'streaming';
   const runtime = (given['runtime'] as string | undefined) ?? 'javascript';
   if (runtime !== 'javascript' && given['isolation'] === 'isolate') refuse("Python runs in 'gvisor' only");
+  if (given['concurrencyGroup'] !== undefined && runtime === 'javascript') refuse('concurrencyGroup is for methods of Python actors');
   return {
     returns: streams ? 0 : ((given['returns'] as number | undefined) ?? 1),
     stream: streams ? { items: (given['streamItems'] as number | undefined) ?? DEFAULT_STREAM_ITEMS, bytes: (given['streamBytes'] as number | undefined) ?? DEFAULT_STREAM_BYTES } : undefined,
@@ -191,6 +195,7 @@ export function parseFunctionOptions(json: string, isActor: boolean): FunctionOp
     maxConcurrency: (given['maxConcurrency'] as number | undefined) ?? 1_000,
     maxPendingCalls: (given['maxPendingCalls'] as number | undefined) ?? 0,
     streams: (given['streams'] as string[] | undefined) ?? NO_NAMES,
+    concurrencyGroup: (given['concurrencyGroup'] as string | undefined) ?? '',
     traceparent: (given['traceparent'] as string | undefined) ?? '',
     placement: parsePlacement(given),
     priority: (given['priority'] as number | undefined) ?? 0,
