@@ -14,6 +14,21 @@ export const MAX_OBJECT_BYTES = 2 * 2 ** 30;
 export const MAX_COPY_BYTES = 64 * 2 ** 20;
 /** Objects of a node that are being written to disk at once; more would only share the same disk. */
 export const MAX_SPILLS_AT_ONCE = 16;
+/** Objects from this size on are served to other raylets by those that have got them too; for smaller ones asking somebody else costs more than it saves. */
+export const SPREAD_MIN_BYTES = 1 * 2 ** 20;
+/** Raylets that one raylet sends the same object to at once; each of them serves as many when it has it, so N have it after log N turns. More would only share one link. */
+export const SPREAD_FANOUT = 2;
+/** Raylets that have it and let one down, before a raylet gets an object from its owner and nobody else. */
+export const MAX_DETOURS = 2;
+/** A raylet that was asked whether it can send a copy has said so by then. */
+export const SHARE_ANSWER_MS = 2_000;
+/** A copy that comes from another raylet than its owner is given up when it is so late, against so many octets a second. */
+export const COPY_STALL_MS = 5_000;
+export const COPY_BYTES_PER_SECOND = 1 * 2 ** 20;
+/** The owner counts on a transfer for so long, and as long again as it takes at the pace above: after that somebody else's turn comes. */
+export const SPREAD_LEASE_MS = 10_000;
+/** Copies that one channel's owner has announced here and nobody has come for; the oldest are forgotten first. */
+export const MAX_SHARES_PER_CHANNEL = 256;
 /** Disk that a node's spilled objects take, where its configuration says nothing, bytes. */
 export const MAX_SPILL_BYTES = 64 * 2 ** 30;
 /** One encrypted piece of a spilled object: as much as is held in memory to verify it. */

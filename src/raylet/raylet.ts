@@ -12,7 +12,7 @@ import { BulkheadError, toSafeError } from '../base/errors.ts';
 import { CHUNK_HEADER_BYTES, FrameWriter, OP } from '../base/frame.ts';
 import { parseTenantName, type JobId, type TenantName } from '../base/ids.ts';
 import { NO_LABELS, type Labels } from '../base/labels.ts';
-import { CHUNK_BYTES, MAX_ACTOR_SEED_BYTES, MAX_CALLS_IN_FLIGHT, MAX_HELD_BYTES_PER_CHANNEL, MAX_NAME_CALLS_PER_TENANT, MAX_UNREAD_BYTES, UNREAD_PAUSE_BYTES } from '../base/limits.ts';
+import { CHUNK_BYTES, MAX_ACTOR_SEED_BYTES, MAX_CALLS_IN_FLIGHT, MAX_HELD_BYTES_PER_CHANNEL, MAX_NAME_CALLS_PER_TENANT, MAX_UNREAD_BYTES, SPREAD_MIN_BYTES, UNREAD_PAUSE_BYTES } from '../base/limits.ts';
 import type { Principal } from '../base/principal.ts';
 import { parseCallsPerSecond, projectQuotas } from '../base/project-quota.ts';
 import { parseMemory, parseUnits, UNITS_PER_CPU, type ResourceVector } from '../base/resources.ts';
@@ -166,7 +166,7 @@ export class Raylet implements AsyncDisposable {
     this.core = new RayletCore({
       nodeId: options.nodeId, nodeNumber: options.nodeNumber, total: options.total, labels: options.labels ?? NO_LABELS, maxWorkers: options.maxWorkers, random: options.random, decisions: options.decisions,
       sha256: (bytes) => createHash('sha256').update(bytes).digest(), defaultIsolateBytes: options.defaultIsolateBytes,
-      objectMemoryBytes: options.objectMemoryBytes ?? Number.POSITIVE_INFINITY, spillBytes: options.spillBytes ?? 0,
+      objectMemoryBytes: options.objectMemoryBytes ?? Number.POSITIVE_INFINITY, spillBytes: options.spillBytes ?? 0, spreadMinBytes: SPREAD_MIN_BYTES,
     });
     this.#intake = new Intake({ core: this.core, clock: this.#clock, flush: () => this.flush(), malformed: (source, error) => this.#malformed(source, error), keepPace: (source) => this.#keepPace(source) });
     this.objects = new ObjectFiles(join(options.runDir, 'objects'));

@@ -105,7 +105,7 @@ export class SimRaylet {
     const { bugs } = world;
     const decisions: PolicyDecisionPoint = this.#watched();
     this.core = new RayletCore({
-      nodeId: `node-${number}`, nodeNumber: number, total: { cpuUnits: cpus * 10_000, memoryBytes: 2 ** 33, custom: undefined }, maxWorkers: 16, decisions, defaultIsolateBytes: 2 ** 26, labels: NO_LABELS, objectMemoryBytes: Number.POSITIVE_INFINITY, spillBytes: 0,
+      nodeId: `node-${number}`, nodeNumber: number, total: { cpuUnits: cpus * 10_000, memoryBytes: 2 ** 33, custom: undefined }, maxWorkers: 16, decisions, defaultIsolateBytes: 2 ** 26, labels: NO_LABELS, objectMemoryBytes: Number.POSITIVE_INFINITY, spillBytes: 0, spreadMinBytes: 1,
       random: { bytes: (n) => Uint8Array.from({ length: n }, () => Math.floor(world.random() * 256)) }, sha256: () => CODE_DIGEST,
     });
     this.core.state.nowMs = this.nowMs();
@@ -421,6 +421,7 @@ export class SimRaylet {
         if (file === undefined) return core.valueLost(e.channel, e.request, e.position, e.needed);
         const { tag, size } = file;
         const out = new FrameWriter(256);
+        if (e.channel.kind === CHANNEL_KIND.PEER && !core.mayCross(e.entry, new Uint8Array(32))) this.#fail('objects: a digest changed');
         if (e.channel.kind === CHANNEL_KIND.PEER) out.begin(OP.VALUE_DIGEST).u32(e.request).u32(e.position).raw(new Uint8Array(32)).end();
         const bytes = new Uint8Array(size);
         bytes[0] = tag;

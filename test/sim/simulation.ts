@@ -192,6 +192,7 @@ class Simulation {
           target.core.state.nowMs = target.nowMs();
           const theirs = target.core.ensureJob(job.id, tenant, job.submitter, job.principal, job.credential, job.credentialEndsMs, job.issuedMs);
           c.channel = target.core.openChannel(CHANNEL_KIND.PEER, theirs, asJob ? theirs.principal : theirs.submitter, depth, {});
+          c.channel.peer = `node-${c.from.number}`;
           this.#peers.set(c.channel, c);
           target.adopt(c.channel);
           target.flush();

@@ -28,6 +28,8 @@ export const DO = { RETURN: 0, THROW: 1, DIE: 2, HANG: 3, NEST: 4, LARGE: 5, LOG
 /** Every so many items of a simulated stream is a large one. */
 const LARGE_ITEM = 5;
 export const LARGE_ITEM_BYTES = 200_000;
+/** Every large value of a simulation is served by whoever has it. */
+const SPREAD_MIN = 150_000;
 
 export class SimLog implements AuditLog {
   readonly records: AuditRecord[] = [];
@@ -256,12 +258,17 @@ export interface WorldOptions {
   readonly spillBytes?: number;
   /** What comes of a write to disk or a read back. */
   readonly disk?: (what: 'write' | 'read') => Failure | undefined;
+  /** What becomes of a large value on its way to another raylet: `go` lets it arrive; `wrong` makes it other octets. */
+  readonly transfer?: (from: number, to: string, go: (how?: 'wrong') => void) => void;
 }
 
 export class World {
   readonly random: () => number;
   readonly #startsIn: (tenant: string, nowMs: number) => number;
   readonly #disk: (what: 'write' | 'read') => Failure | undefined;
+  readonly #transfer: WorldOptions['transfer'];
+  /** Files that are not what was sent. */
+  readonly #wrong = new Set<string>();
   readonly nodes: SimNode[] = [];
   nowMs = 1_000_000;
   readonly #queues = new Map<string, (() => void)[]>();
@@ -281,12 +288,13 @@ export class World {
     this.random = seeded(options.seed);
     this.#pieces = options.pieces;
     this.#disk = options.disk ?? (() => undefined);
+    this.#transfer = options.transfer;
     this.#startsIn = options.startsIn ?? (() => 0);
     const decisions: PolicyDecisionPoint = { version: 1, decide: (request) => ({ allow: request.resource.attributes.tenant === request.principal.tenant && (options.decide?.(request) ?? true), rule: 'sim', policyVersion: 1 }) };
     for (let i = 1; i <= options.nodes; i++) {
       const core = new RayletCore({
         nodeId: `node-${i}`, nodeNumber: i, total: { cpuUnits: options.cpus * 10_000, memoryBytes: 2 ** 33, custom: undefined }, labels: options.labels?.[i - 1] ?? {}, maxWorkers: 16, decisions, defaultIsolateBytes: 2 ** 26,
-        objectMemoryBytes: options.objectMemoryBytes ?? Number.POSITIVE_INFINITY, spillBytes: options.spillBytes ?? 0,
+        objectMemoryBytes: options.objectMemoryBytes ?? Number.POSITIVE_INFINITY, spillBytes: options.spillBytes ?? 0, spreadMinBytes: SPREAD_MIN,
         random: { bytes: (n) => Uint8Array.from({ length: n }, () => Math.floor(this.random() * 256)) }, sha256: () => CODE_DIGEST,
       });
       const node = new SimNode(core);
@@ -435,21 +443,29 @@ export class World {
           case 'stream-file': {
             this.#seen(node, node.files, e.fileName, false);
             const out = new FrameWriter();
+            const toRaylet = e.channel.kind === CHANNEL_KIND.PEER;
+            if (toRaylet && !node.core.mayCross(e.entry, new Uint8Array(32))) throw new Error('the digest of a value changed');
             if (e.refs !== undefined) out.begin(OP.VALUE_REFS).u32(e.request).u32(e.position).refs(e.refs).end();
-            if (e.channel.kind === CHANNEL_KIND.PEER) out.begin(OP.VALUE_DIGEST).u32(e.request).u32(e.position).raw(new Uint8Array(32)).end();
+            if (toRaylet) out.begin(OP.VALUE_DIGEST).u32(e.request).u32(e.position).raw(new Uint8Array(32)).end();
             out.begin(OP.VALUE_CHUNK).u32(e.request).u32(e.position).u64(e.size).u64(0).raw(new Uint8Array(e.size)).end();
             const batch = out.take();
-            this.#send(e.channel, this.#logOf(node, e.channel), e.needed, () => this.#deliver(node, e.channel, batch));
+            const go = (how?: 'wrong'): void => {
+              if (how === 'wrong') batch.fill(1, batch.length - 8);
+              this.#send(e.channel, this.#logOf(node, e.channel), e.needed, () => this.#deliver(node, e.channel, batch));
+            };
+            if (toRaylet && this.#transfer !== undefined) this.#transfer(core.config.nodeNumber, e.channel.peer, go);
+            else go();
             break;
           }
           case 'check-file':
-            node.core.fileChecked(e.upstream, e.request, e.fileName, true);
+            node.core.fileChecked(e.upstream, e.request, e.fileName, !this.#wrong.delete(`${core.config.nodeNumber} ${e.fileName}`));
             break;
           case 'seal-staged':
             this.#seen(node, node.files, e.fileName, true);
             break;
           case 'write-part':
             if (e.offset === 0) this.#seen(node, node.files, e.fileName, true);
+            if (e.bytes.at(-1) === 1) this.#wrong.add(`${core.config.nodeNumber} ${e.fileName}`);
             break;
           case 'copy-file':
             this.#seen(node, node.files, e.fileName, false);
@@ -619,6 +635,7 @@ export class World {
       if (tenant === undefined || this.#lost.has(other) || this.#lost.has(node) || this.#cut.has(link)) return;
       const theirs = other.core.ensureJob(job.id, tenant, job.submitter, job.principal, job.credential, Number.POSITIVE_INFINITY, 0, job.project.name);
       channel = other.core.openChannel(CHANNEL_KIND.PEER, theirs, upstream.asJob ? theirs.principal : theirs.submitter, depth, {});
+      channel.peer = node.core.state.config.nodeId;
       this.#cameFrom.set(channel, node);
       this.#peerOf.set(channel, (batch) => this.pushBatch(back, node, batch, (budget, at) => (upstream.closed || this.#lost.has(node) || this.#lost.has(other) ? batch.length : node.core.upstreamBatch(upstream, batch, this.nowMs, budget, at))));
       this.drain(other);

@@ -17,6 +17,7 @@ import { giveSame, remember, submittedBefore } from './idempotency.ts';
 import { giveMemory, noMemoryFor, takeMemory } from './memory-books.ts';
 import { parseFunctionOptions } from './function-options.ts';
 import { answerWait, awaitEntry, block, borrow, checkStagedSize, createEntry, DENIED, findEntry, isLocal, isReady, lendOne, LOST, refuseValue, releaseIndex, settleFailed, settleFile, settleInline, takeBack, unpin, writeValue } from './objects.ts';
+import { holderGaveBack } from './broadcast.ts';
 import { decideOn, done, failRequest } from './deciding.ts';
 import { decideUse } from './group-rights.ts';
 import { countTask, overRate } from './quota-tree.ts';
@@ -670,6 +671,7 @@ export function onGiveBack(core: Core, channel: Channel, r: FrameReader): void {
     if (lent > copies) channel.borrowed.set(entry, lent - copies);
     else {
       channel.borrowed.delete(entry);
+      holderGaveBack(core, channel, entry);
       unpin(core, entry);
     }
   }

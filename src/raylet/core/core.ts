@@ -11,6 +11,7 @@ import type { Labels } from '../../base/labels.ts';
 import { CLOCK_SKEW_MS, CUT_BATCH_BYTES, MAX_INTRUSIONS_TOLD, MAX_OBJECTS_PER_TENANT, MAX_OWED_RECORDS_PER_TENANT, NODE_DEAD_AFTER_MS, SESSION_TTL_MS } from '../../base/limits.ts';
 import type { ResourceVector } from '../../base/resources.ts';
 import type { RandomSource } from '../../base/time.ts';
+import type { Pull, Spread } from './broadcast.ts';
 import type { BundleHold } from './bundle.ts';
 import type { Effect } from './effects.ts';
 import type { RemoteGroup } from './group-views.ts';
@@ -32,6 +33,8 @@ export interface CoreConfig {
   /** What objects' files may take: of memory, and of disk beyond that. */
   readonly objectMemoryBytes: number;
   readonly spillBytes: number;
+  /** From this size on objects are served by those that have got them too. */
+  readonly spreadMinBytes: number;
 }
 
 export function hex(bytes: Uint8Array): string {
@@ -155,6 +158,12 @@ export class Core {
   /** Other raylets' objects that somebody here has begun to hold, and calls of other raylets that have ended with what was inside their arguments. */
   borrows: { readonly entry: ObjectEntry; readonly job: Job; readonly asJob: boolean }[] = [];
   returned: { readonly channel: Channel; readonly seq: number; readonly entries: readonly ObjectEntry[] }[] = [];
+  /** Large objects that other raylets have asked for: taken up at the end of the step. What is known of each object that any has got or is getting; transfers that have a time limit; the channels for copies. */
+  pulls: Pull[] = [];
+  readonly spreads = new Map<ObjectEntry, Spread>();
+  readonly spreading = new Set<Spread>();
+  readonly pullsUnderWay = new Set<Pull>();
+  readonly copyChannels = new Set<Upstream>();
   /** Lost objects whose tasks are to run again: taken up at the end of the step. */
   rebuilds: Task[] = [];
   /** Entries and sessions of other nodes that this step made; those that nothing holds at its end go. */
@@ -275,10 +284,10 @@ export class Core {
   }
 
   /** A call that no policy was asked about, since its tenant may not call at all now. Throws what the log throws. */
-  refuse(channel: Channel, action: Action, target: Resource, resourceName: string, index: number, rule: string, detail: string): void {
+  refuse(channel: Channel, action: Action, target: Resource, resourceName: string, index: number, rule: string, detail: string): number {
     const { tenant } = channel.job;
     if (tenant.owed.length > 0) this.#payOwed(tenant);
-    tenant.log.append({
+    return tenant.log.append({
       type: 'decision', timeMs: this.wallMs, principal: channel.principal.spiffeId, action, resourceKind: target.kind, resource: resourceName, index, count: 1, allow: false, rule, policyVersion: this.config.decisions.version, detail,
     });
   }
@@ -379,9 +388,13 @@ export class Core {
 
   /** The same, of those that are known already: for what changes nothing about others. */
   knownSessionOf(channel: Channel, id: Uint8Array): Session | undefined {
-    if (idWord(id, 0) !== channel.job.tenant.number) return undefined;
+    return this.knownSessionFor(channel.job.tenant, channel.principal.spiffeId, id);
+  }
+
+  knownSessionFor(tenant: TenantState, reader: string, id: Uint8Array): Session | undefined {
+    if (idWord(id, 0) !== tenant.number) return undefined;
     const prefixHex = hex(id.subarray(0, SESSION_PREFIX_BYTES));
-    return this.sessions.get(idWord(id, 4) === this.config.nodeNumber ? prefixHex : borrowedKey(prefixHex, channel.principal.spiffeId));
+    return this.sessions.get(idWord(id, 4) === this.config.nodeNumber ? prefixHex : borrowedKey(prefixHex, reader));
   }
 
   /**

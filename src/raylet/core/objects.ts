@@ -222,6 +222,8 @@ export function collect(core: Core, entry: ObjectEntry): void {
   entry.session.objects.delete(entry.index);
   entry.session.tenant.entries--;
   if (entry.aliases !== undefined) dropAliases(core, entry);
+  const spread = core.spreads.size > 0 ? core.spreads.get(entry) : undefined;
+  if (spread !== undefined) core.spreading.add(spread);
   // The ref of an actor's creation is what its handles hold.
   if (entry.session.actors.size > 0) {
     const actor = entry.session.actors.get(entry.index);
@@ -467,7 +469,8 @@ function answer(core: Core, channel: Channel, request: number, position: number,
   const held = entry.contained;
   if (held !== undefined && !toRaylet) lend(core, channel, held);
   const sent = entry.status === OBJECT_STATUS.INLINE || (entry.status === OBJECT_STATUS.FILE && kind !== PENDING_KIND.RESOLVE);
-  const refs = held !== undefined && toRaylet && sent ? lendToRaylet(core, channel, held) : undefined;
+  // A copy's reader has them from its owner.
+  const refs = held !== undefined && toRaylet && sent && kind !== PENDING_KIND.COPY ? lendToRaylet(core, channel, held) : undefined;
   if (refs !== undefined && entry.status === OBJECT_STATUS.INLINE) channel.out.begin(OP.VALUE_REFS).u32(request).u32(position).refs(refs).end();
   if (entry.status === OBJECT_STATUS.INLINE) channel.out.begin(OP.VALUE).u32(request).u32(position).raw(entry.value as Uint8Array).end();
   else if (entry.status === OBJECT_STATUS.FILE || entry.status === OBJECT_STATUS.SPILLED) {
@@ -483,6 +486,13 @@ function answer(core: Core, channel: Channel, request: number, position: number,
       }
     } else {
       touch(entry);
+      if (toRaylet && kind === PENDING_KIND.GET && entry.size >= core.config.spreadMinBytes && entry.session.tenant === channel.job.tenant && entry.session.nodeNumber === core.config.nodeNumber && !entry.altered) {
+        // Others may have it by now, and serve it instead (broadcast.ts).
+        entry.pins++;
+        entry.uses++;
+        core.pulls.push({ channel, request, position, entry, needed, refs, state: 'WAITING', source: undefined, ticket: undefined, untilMs: 0, failed: undefined });
+        return;
+      }
       core.out.push({ type: 'stream-file', channel, owner: entry.session.tenant, request, position, fileName: entry.fileName, size: entry.size, needed, entry, refs });
       return;
     }

@@ -16,8 +16,10 @@ import { actorDied, actorLost, drainCalls, endUnreachable, ownerEnded, placeWait
 import { actorWorkerStarted, unseatActors } from './actor-seats.ts';
 import { adoptActor, type ActorSeed } from './adoption.ts';
 import { takeUpBorrows, takeUpReturned } from './borrowing.ts';
+import { expirePulls, onCopied, onCopy, onShared, pullFailed, pullsChannelClosed, takeUpPulls } from './broadcast.ts';
 import { coordinatorClosed, coordinatorNodeGone, expireHolds, tenantHoldsGone } from './bundle-holds.ts';
 import * as calls from './client-calls.ts';
+import { expireCopies } from './copies.ts';
 import { onGroupState, viewsUpstreamClosed } from './group-views.ts';
 import * as groups from './placement-groups.ts';
 import { expireRounds, groupsNodeGone, groupsUpstreamClosed, jobGroupsEnd, placePending, takeUpEnded, tenantGroupsEnd } from './placement-groups.ts';
@@ -175,6 +177,7 @@ export class RayletCore {
       else if (task?.stream !== undefined && task.channel === channel) leaveStream(core, task, ABANDONED);
     }
     if (channel.kind === CHANNEL_KIND.PEER) coordinatorClosed(core, channel);
+    if (channel.pulls !== undefined || channel.holds !== undefined) pullsChannelClosed(core, channel);
     takeAllBack(core, channel);
     dropDeferred(core, channel);
     releaseSession(core, channel.session);
@@ -225,6 +228,7 @@ export class RayletCore {
   /** What the client was sent has left: more of what it waits for. */
   answerDeferred(channel: Channel): void {
     if (!channel.closed) answerDeferred(this.state, channel);
+    if (this.state.pulls.length > 0) takeUpPulls(this.state);
   }
 
   /**
@@ -284,6 +288,15 @@ export class RayletCore {
         break;
       case OP.GIVE_BACK:
         if (channel.kind === CHANNEL_KIND.PEER) return calls.onGiveBack(core, channel, r);
+        break;
+      case OP.COPY:
+        if (channel.kind === CHANNEL_KIND.PEER) return onCopy(core, channel, r);
+        break;
+      case OP.COPIED:
+        if (channel.kind === CHANNEL_KIND.PEER) return onCopied(core, channel, r);
+        break;
+      case OP.SHARED:
+        if (channel.kind === CHANNEL_KIND.PEER) return onShared(core, channel, r);
         break;
       case OP.RESOLVE:
         if (channel.kind === CHANNEL_KIND.PEER) return calls.onGet(core, channel, r, PENDING_KIND.RESOLVE);
@@ -434,7 +447,9 @@ export class RayletCore {
 
   /** A value that another tenant or node was getting turned out to be altered, or cut, when its last part was read. */
   valueAltered(channel: Channel, request: number, position: number): void {
-    if (!channel.closed) refuseValue(this.state, channel, request, position, ALTERED, -1);
+    if (channel.closed) return;
+    refuseValue(this.state, channel, request, position, ALTERED, -1);
+    this.#pullFailed(channel, request);
   }
 
   /** A value could not be copied for another tenant: the next reader has it tried again. */
@@ -449,7 +464,15 @@ export class RayletCore {
 
   /** A file that was to be sent cannot be read. */
   valueLost(channel: Channel, request: number, position: number, needed: number): void {
-    if (!channel.closed) refuseValue(this.state, channel, request, position, LOST, needed);
+    if (channel.closed) return;
+    refuseValue(this.state, channel, request, position, LOST, needed);
+    this.#pullFailed(channel, request);
+  }
+
+  #pullFailed(channel: Channel, request: number): void {
+    if (channel.pulls === undefined) return;
+    pullFailed(this.state, channel, request);
+    takeUpPulls(this.state);
   }
 
   // --- other raylets and the head ---------------------------------------------------------------------------------------
@@ -523,6 +546,8 @@ export class RayletCore {
     if (core.delayed.size > 0) takeUpDelayed(core);
     for (const job of core.jobs.values()) if (job.once.size > 0) expireKeys(core, job);
     if (core.preparing.size > 0) expireRounds(core);
+    if (core.pullsUnderWay.size > 0) expirePulls(core);
+    if (core.copyChannels.size > 0) expireCopies(core);
     if (core.holds.size > 0) expireHolds(core);
     if (core.pendingGroups.size > 0) placePending(core);
     parkClasses(core);
@@ -575,6 +600,7 @@ export class RayletCore {
       if (core.pressed) relieve(core);
       if (core.rebuilds.length > 0) for (const task of core.rebuilds.splice(0)) if (task.state === TASK_STATE.WAITING) enqueue(core, task);
       pump(core);
+      if (core.pulls.length > 0 || core.spreading.size > 0) takeUpPulls(core);
       takeUpFetches(core);
       for (const { slot, task, failure } of core.refusedExecs.splice(0)) if (task.slot === slot) execEnded(core, slot, task, failure, 1);
     } while (core.woken.length > 0 || core.remoteCalls.length > 0 || core.refusedExecs.length > 0 || core.unreachable.length > 0 || core.endedStreams.length > 0 || core.rebuilds.length > 0 || core.roomFreed || core.endedGroups.length > 0);

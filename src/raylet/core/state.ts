@@ -15,6 +15,7 @@ import type { ResourceVector } from '../../base/resources.ts';
 import { CallHistory } from './call-history.ts';
 import type { FunctionOptions, StreamWindow } from './function-options.ts';
 import type { Placement } from './placement.ts';
+import type { Pull, Share, Spread } from './broadcast.ts';
 import type { BundleHold } from './bundle.ts';
 import { FairUsage, LendingPool, TokenBucket, type ProjectState } from './project-state.ts';
 
@@ -341,7 +342,8 @@ export interface Waiter {
   readonly task: Task | undefined;
 }
 
-export const PENDING_KIND = { GET: 0, WAIT: 1, RESOLVE: 2 } as const;
+/** COPY: a GET of what another raylet owns, whose owner said that it may be had here. */
+export const PENDING_KIND = { GET: 0, WAIT: 1, RESOLVE: 2, COPY: 3 } as const;
 
 export class PendingCall {
   readonly channel: Channel;
@@ -416,6 +418,9 @@ export class Channel {
   /** Octets of values written since its last ones had left, and the answers that wait for that. */
   answeredBytes = 0;
   readonly deferred: DeferredAnswer[] = [];
+  /** Of another raylet: large objects of ours that it is getting, by its request, and those that it has and serves to others. */
+  pulls: Map<number, Pull> | undefined = undefined;
+  holds: Set<Spread> | undefined = undefined;
   readonly templates = new Map<number, Template>();
   /** Definitions that were refused: their submissions fail with the reason. */
   readonly refusedTemplates = new Map<number, Failure>();
@@ -795,8 +800,13 @@ export class Upstream {
   readonly actors = new Map<number, Actor>();
   /** Calls there that stream to here, by the index they have there. */
   readonly streams = new Map<number, Task>();
+  /** It is for getting copies of what others own, and nothing else: it closes with the last. */
+  readonly copies: boolean;
+  /** Who may come for copies of what that raylet owns and we have, by ticket, the oldest first. */
+  readonly shares = new Map<string, Share>();
 
-  constructor(number: number, nodeNumber: number, job: Job, asJob: boolean) {
+  constructor(number: number, nodeNumber: number, job: Job, asJob: boolean, copies = false) {
+    this.copies = copies;
     this.number = number;
     this.nodeNumber = nodeNumber;
     this.job = job;
@@ -820,6 +830,11 @@ export interface UpstreamRequest {
   lent: Map<number, ObjectEntry[]> | undefined;
   /** Positions that have their answer, where there is more than one. */
   answered: Set<number> | undefined;
+  /** Its owner sent us to another raylet for it: the request there; and how often it has. */
+  elsewhere: { readonly upstream: Upstream; readonly number: number } | undefined;
+  detours: number;
+  /** It is such a request: whose, since when, and what its owner says of the value. */
+  readonly copyOf: { readonly upstream: Upstream; readonly request: UpstreamRequest; readonly size: number; readonly sinceMs: number } | undefined;
 }
 
 /** The transitions between these are numbered in actors.ts. */

@@ -7,7 +7,9 @@ import { isErrorCode } from '../../base/errors.ts';
 import { SESSION_PREFIX_BYTES } from '../../base/ids.ts';
 import { MAX_ERROR_MESSAGE_CHARS, MAX_OBJECT_BYTES, MAX_STACK_CHARS } from '../../base/limits.ts';
 import { idWord, makeId, type Core } from './core.ts';
+import { COPY_OUTCOME, onShare } from './broadcast.ts';
 import { endBorrowing, onBorrowed, onReturned, onValueRefs } from './borrowing.ts';
+import { copyChannelClosed, copyFailed, dropElsewhere, dropUpload, endCopy, onElsewhere, tellOwner } from './copies.ts';
 import { loseEntry } from './lineage.ts';
 import { upstreamTo, whenOpen } from './upstream-channels.ts';
 import { giveMemory, noMemoryFor, takeMemory } from './memory-books.ts';
@@ -123,7 +125,7 @@ export function takeBackTasks(core: Core, upstream: Upstream, wanted: (task: Tas
 
 function ask(core: Core, upstream: Upstream, op: typeof OP.RESOLVE | typeof OP.GET, entries: ObjectEntry[], ids: Uint8Array[], task: Task | undefined, fetch: boolean): void {
   const request = upstream.nextRequest++;
-  upstream.requests.set(request, { number: request, entries, ids, remaining: ids.length, task, fetch, upload: undefined, digest: undefined, lent: undefined, answered: undefined });
+  upstream.requests.set(request, { number: request, entries, ids, remaining: ids.length, task, fetch, upload: undefined, digest: undefined, lent: undefined, answered: undefined, elsewhere: undefined, detours: 0, copyOf: undefined });
   upstream.out.begin(op).u32(0).u32(request).refs(ids).end();
   core.markUpstream(upstream, -1);
 }
@@ -161,6 +163,7 @@ function firstJob(entry: ObjectEntry): { job: Job; asJob: boolean } | undefined 
 
 /** A frame that another raylet sent on one of our channels to it. `finished` is told of calls that it ends. */
 export function onUpstreamFrame(core: Core, upstream: Upstream, reader: FrameReader, finished: (task: Task) => void, actorChanged: (actor: Actor, state: number, failure: Failure) => void, groupChanged: (upstream: Upstream, reader: FrameReader) => void): void {
+  if (upstream.copies && reader.op !== OP.WELCOME && reader.op !== OP.VALUE_CHUNK && reader.op !== OP.VALUE_DIGEST && reader.op !== OP.VALUE_FAILED) throw new Error(`op 0x${reader.op.toString(16)} where parts of a copy were asked for`);
   switch (reader.op) {
     case OP.WELCOME: {
       upstream.prefix = reader.raw(SESSION_PREFIX_BYTES).slice();
@@ -201,7 +204,7 @@ export function onUpstreamFrame(core: Core, upstream: Upstream, reader: FrameRea
       const part = reader.rest();
       // What was given up, or answered: the rest of its parts may still be on their way.
       if (request === undefined) break;
-      if (!request.fetch || position >= request.entries.length) throw new Error('parts of a value that was not asked for');
+      if (!request.fetch || position >= request.entries.length || request.elsewhere !== undefined) throw new Error('parts of a value that was not asked for');
       onPart(core, upstream, request, position, total, offset, part, finished);
       break;
     }
@@ -211,11 +214,19 @@ export function onUpstreamFrame(core: Core, upstream: Upstream, reader: FrameRea
       const digest = reader.raw(32);
       if (request === undefined) break;
       if (!request.fetch || position >= request.entries.length) throw new Error('the digest of a value that was not asked for');
+      // Of a copy its owner has said it.
+      if (request.copyOf !== undefined) break;
       // The second word on it is as good as none: the value will not be taken.
       request.digest = request.digest === undefined ? digest.slice() : NO_DIGEST;
       break;
     }
     case OP.VALUE_FAILED: {
+      if (upstream.copies) {
+        const request = upstream.requests.get(reader.u32());
+        reader.skipRest();
+        if (request !== undefined) copyFailed(core, upstream, request);
+        break;
+      }
       const at = answered(core, upstream, reader);
       const failure = readFailure(reader);
       if (at !== undefined) {
@@ -239,6 +250,12 @@ export function onUpstreamFrame(core: Core, upstream: Upstream, reader: FrameRea
       onValueRefs(core, upstream, request, position, reader);
       break;
     }
+    case OP.VALUE_ELSEWHERE:
+      onElsewhere(core, upstream, reader);
+      break;
+    case OP.SHARE:
+      onShare(core, upstream, reader);
+      break;
     case OP.BORROWED:
       onBorrowed(upstream, reader.u32());
       break;
@@ -292,15 +309,19 @@ function onPart(core: Core, upstream: Upstream, request: UpstreamRequest, positi
   const at = { request, position, entry, id: request.ids[position] as Uint8Array };
   const { tenant } = entry.session;
   const end = (failure: Failure): void => {
-    dropUpload(core, request);
-    dropLent(core, request);
+    if (request.copyOf === undefined) {
+      dropUpload(core, request);
+      if (total >= core.config.spreadMinBytes) tellOwner(core, upstream, request, COPY_OUTCOME.GIVEN_UP);
+      dropLent(core, request);
+    } else if (failure === MALFORMED) return copyFailed(core, upstream, request);
+    else endHere(core, upstream, request);
     entry.fetching = false;
     settleFailed(core, entry, failure);
     collect(core, entry);
     conclude(core, upstream, at, finished);
   };
   if (request.upload === undefined) {
-    if (offset !== 0 || total === 0 || total > MAX_OBJECT_BYTES) return end(MALFORMED);
+    if (offset !== 0 || total === 0 || total > MAX_OBJECT_BYTES || (request.copyOf !== undefined && total !== request.copyOf.size)) return end(MALFORMED);
     if (tenant.objectBytes + total > tenant.quota.objectBytes) return end({ code: 'QUOTA_EXCEEDED', message: `an object of ${total} bytes does not fit the tenant's quota of ${tenant.quota.objectBytes} bytes on this node (${tenant.objectBytes} in use): release refs, or ask for a larger quota`, stack: '' });
     const noMemory = noMemoryFor(core, tenant, total);
     if (noMemory !== undefined) return end(noMemory);
@@ -327,6 +348,8 @@ export function fileChecked(core: Core, upstream: Upstream, number: number, file
   const upload = request?.upload;
   // It was given up, or answered otherwise, meanwhile.
   if (request === undefined || entry === undefined || upload?.fileName !== fileName) return;
+  const { copyOf } = request;
+  if (copyOf !== undefined && !same) return copyFailed(core, upstream, request);
   upstream.requests.delete(number);
   entry.fetching = false;
   if (same) {
@@ -334,14 +357,29 @@ export function fileChecked(core: Core, upstream: Upstream, number: number, file
     upload.tenant.objectBytes -= upload.total;
     giveMemory(core, upload.tenant, upload.total);
     entry.digest = request.digest;
-    takeLent(core, request, 0, entry);
+    takeLent(core, copyOf?.request ?? request, 0, entry);
+    copyOf?.upstream.requests.delete(copyOf.request.number);
     settleFile(core, entry, fileName, upload.total);
+    const outcome = entry.status === OBJECT_STATUS.FILE && entry.fileName === fileName ? COPY_OUTCOME.HAS_IT : COPY_OUTCOME.GIVEN_UP;
+    if (copyOf !== undefined) endCopy(core, upstream, request, outcome);
+    else if (upload.total >= core.config.spreadMinBytes) tellOwner(core, upstream, request, outcome);
   } else {
     dropUpload(core, request);
     dropLent(core, request);
+    if (upload.total >= core.config.spreadMinBytes) tellOwner(core, upstream, request, COPY_OUTCOME.GIVEN_UP);
     notFetched(core, upstream, entry, ALTERED);
   }
   collect(core, entry);
+}
+
+/** A copy that cannot be kept here, wherever it comes from: its owner's request ends with it. */
+function endHere(core: Core, upstream: Upstream, request: UpstreamRequest): void {
+  const { copyOf } = request;
+  if (copyOf !== undefined) {
+    copyOf.upstream.requests.delete(copyOf.request.number);
+    dropLent(core, copyOf.request);
+  }
+  endCopy(core, upstream, request, COPY_OUTCOME.GIVEN_UP);
 }
 
 const NO_DIGEST = new Uint8Array(0);
@@ -372,24 +410,17 @@ function notFetched(core: Core, upstream: Upstream, entry: ObjectEntry, failure:
   else settleFailed(core, entry, failure);
 }
 
-/** Gives up a transfer of which only some parts have come. */
-function dropUpload(core: Core, request: UpstreamRequest): void {
-  const { upload } = request;
-  if (upload === undefined) return;
-  request.upload = undefined;
-  upload.tenant.objectBytes -= upload.total;
-  giveMemory(core, upload.tenant, upload.total);
-  core.out.push({ type: 'delete-file', tenant: upload.tenant, fileName: upload.fileName });
-}
-
 /** A part could not be written: the value is lost here, whether more of it was to come or not. Nobody has it yet: that comes after the check. */
 export function transferFailed(core: Core, fileName: string, failure: Failure): void {
   for (const upstream of core.upstreams.values()) {
     for (const request of upstream.requests.values()) {
-      if (request.upload?.fileName !== fileName) continue;
+      const { upload } = request;
+      if (upload?.fileName !== fileName) continue;
       dropUpload(core, request);
       dropLent(core, request);
       upstream.requests.delete(request.number);
+      if (request.copyOf !== undefined) endHere(core, upstream, request);
+      else if (upload.total >= core.config.spreadMinBytes) tellOwner(core, upstream, request, COPY_OUTCOME.GIVEN_UP);
       for (const entry of request.entries) {
         entry.fetching = false;
         settleFailed(core, entry, failure);
@@ -420,6 +451,7 @@ function answered(core: Core, upstream: Upstream, reader: FrameReader): Answered
     request.answered.add(position);
   }
   dropUpload(core, request);
+  dropElsewhere(core, request);
   return { request, position, entry, id };
 }
 
@@ -449,6 +481,10 @@ export function readFailure(reader: FrameReader): Failure {
 /** The other raylet is gone, or refused us: its tasks are given back, what only it had is lost. */
 export function closeUpstream(core: Core, upstream: Upstream, failure: Failure): Task[] {
   if (upstream.closed) return [];
+  if (upstream.copies) {
+    copyChannelClosed(core, upstream);
+    return [];
+  }
   upstream.closed = true;
   for (const [key, value] of core.upstreams) if (value === upstream) core.upstreams.delete(key);
   core.upstreamsByNumber.delete(upstream.number);
@@ -457,6 +493,7 @@ export function closeUpstream(core: Core, upstream: Upstream, failure: Failure):
   upstream.deferredFetches = [];
   for (const request of upstream.requests.values()) {
     dropUpload(core, request);
+    dropElsewhere(core, request);
     dropLent(core, request);
     if (request.task === undefined) for (const entry of request.entries) notFetched(core, upstream, entry, failure);
   }
