@@ -23,6 +23,7 @@ from .transport import BEAT_SECONDS, BatchStream, HeadCalls, Profile, fields, me
 
 SESSIONS = "bulkhead.v1.Sessions"
 WELCOME_SECONDS = 20.0
+RENEW_AGAIN_SECONDS = 5.0
 GATHER_SECONDS = 0.0002
 # A driver that is far ahead of the raylet waits here instead of in memory.
 HIGH_WATER_BYTES = 32 * 2**20
@@ -53,6 +54,7 @@ class Driver:
         self._room = threading.Event()
         self._room.set()
         self._closing = False
+        self._renew_at = 0.0
         self._over = threading.Event()
         self._failure: BaseException | None = None
         self._outcome = "succeeded"
@@ -111,7 +113,7 @@ class Driver:
                 self._stream.send(batch)
 
     def _write(self) -> None:
-        renew = time.time() + max(1.0, (self._expires - time.time()) / 2)
+        self._renew_at = time.time() + max(1.0, (self._expires - time.time()) / 2)
         beat = time.monotonic() + BEAT_SECONDS
         try:
             while not self._closing and not self._over.is_set():
@@ -123,8 +125,8 @@ class Driver:
                 if time.monotonic() >= beat:
                     self._stream.beat()
                     beat = time.monotonic() + BEAT_SECONDS
-                if time.time() >= renew:
-                    renew = self._renew()
+                if time.time() >= self._renew_at:
+                    self._renew_at = self._renew()
         except OSError as thrown:
             self._lost(RaySystemError(f"the connection to the raylet ended: {thrown}"))
 
@@ -134,7 +136,7 @@ class Driver:
         except BulkheadError as thrown:
             if thrown.code in ("DENIED", "UNAUTHENTICATED"):
                 self._lost(error_of(thrown.code, thrown.message, "", None))
-            return time.time() + 5
+            return time.time() + RENEW_AGAIN_SECONDS
         self._expires = int(text_of(session, 3)) / 1_000
         self.core.write(f.frame(f.CREDENTIAL, f.text(text_of(session, 2))))
         return time.time() + max(1.0, (self._expires - time.time()) / 2)
@@ -156,6 +158,9 @@ class Driver:
                 self.info = json.loads(reader.text())
                 self.core = ClientCore(prefix, self, error_of)
                 self._welcome.set()
+            elif reader.op == f.CREDENTIAL_REFUSED:
+                # The channel goes on with the credential before: another one is asked for, now and not at half of this one's life.
+                self._renew_at = time.time() + RENEW_AGAIN_SECONDS
             elif not self.core.receive(reader):
                 raise BulkheadError("INTERNAL", f"the raylet sent an operation that is not for a driver (0x{reader.op:x})")
 

@@ -1,7 +1,7 @@
 /** The face of the area: identities of a cluster. What is not exported here is nobody else's business. */
 export { CertificateAuthority, fileStorage, type AuthorityOptions, type AuthorityStorage, type IssuedCertificate, type IssuedSvid } from './certificate-authority.ts';
 export { EncryptedFileKeyManager } from './encrypted-file-key-manager.ts';
-export { JwtAuthority, verifySession, type JwtSigner, type SessionRequest, type VerifiedSession } from './jwt-svid.ts';
+export { authenticSession, JwtAuthority, untimely, verifySession, type JwtSigner, type SessionRequest, type VerifiedSession } from './jwt-svid.ts';
 export type { KeyManager } from './key-manager.ts';
 export { MemoryKeyManager } from './memory-key-manager.ts';
 export { PeerVerifier, type VerifiedPeer } from './peer-verifier.ts';

@@ -16,7 +16,7 @@ import { principalFromSpiffeId } from '../base/principal.ts';
 import { DEFAULT_PROJECT, parseProjectName } from '../base/project-quota.ts';
 import type { Clock, RandomSource } from '../base/time.ts';
 import { USAGE_EVENT } from '../base/usage-record.ts';
-import { createCsr, PeerVerifier, readProfile, Revocations, ServerCertificate, SvidSource, svidMaterial, TrustBundle, verifySession, writeProfile, writeProfileSvid, type SvidMaterial } from '../pki/pki.ts';
+import { authenticSession, createCsr, PeerVerifier, readProfile, Revocations, ServerCertificate, SvidSource, svidMaterial, TrustBundle, untimely, writeProfile, writeProfileSvid, type SvidMaterial } from '../pki/pki.ts';
 import { file_bulkhead_v1_head, Identities, NodeAttestation } from '../rpc/generated/bulkhead/v1/head_pb.js';
 import { Audit, Calls, file_bulkhead_v1_raylet, Inspection, Metrics, Peers } from '../rpc/generated/bulkhead/v1/raylet_pb.js';
 import { client, createChannel, createMetricsListener, createServer, type RpcChannel, type ServerSecurity } from '../rpc/rpc.ts';
@@ -152,8 +152,9 @@ export async function startRaylet(config: RayletConfig, log: RayletLog): Promise
   const appendDurably = weakened ? stampedAppend(audit.appendDurably) : audit.appendDurably;
   const pool = await starting;
 
-  const verify = async (credential: string): Promise<VerifiedCredential> => {
-    const session = await verifySession(credential, { audience: SESSION_AUDIENCE, nowMs: systemClock.nowMs(), bundle: identity.bundle() });
+  /** All but its time. */
+  const authenticate = async (credential: string): Promise<VerifiedCredential> => {
+    const session = await authenticSession(credential, { audience: SESSION_AUDIENCE, bundle: identity.bundle() });
     if (revocations.isIdentityRevoked(session.principal.spiffeId, session.issuedAtMs)) throw new BulkheadError('UNAUTHENTICATED', 'the session credential is of a revoked identity');
     const { kind, name, tenant } = session.principal;
     if (tenant === undefined || (kind !== 'user' && kind !== 'service')) throw new BulkheadError('UNAUTHENTICATED', 'the session credential is not of a user or service of a tenant');
@@ -163,6 +164,13 @@ export async function startRaylet(config: RayletConfig, log: RayletLog): Promise
     return { principal: session.principal, jobPrincipal, jobId, sessionId, project: parseProjectName(project), tenantNumber: session.tenantNumber, issuedMs: session.issuedAtMs, expiresMs: session.expiresAtMs };
   };
 
+  const verify = async (credential: string): Promise<VerifiedCredential> => {
+    const verified = await authenticate(credential);
+    const why = untimely(verified.issuedMs, verified.expiresMs, systemClock.nowMs());
+    if (why !== undefined) throw new BulkheadError('UNAUTHENTICATED', why);
+    return verified;
+  };
+
   let address = '';
   const link = new HeadLink({
     channel: headChannel, raylet: () => raylet as Raylet, identity, decisions, revocations, nodeNumber, instance: randomBytes(8).toString('hex'), address: () => config.advertise ?? address,
@@ -170,7 +178,11 @@ export async function startRaylet(config: RayletConfig, log: RayletLog): Promise
   });
   const running: Raylet = (raylet = new Raylet({
     nodeId, nodeNumber, total: config.total, labels: config.labels, maxWorkers: config.maxWorkers, runDir: config.runDir, dataDir: config.dataDir, decisions, audit: weakened ? stampedLogs(audit) : audit, pool, names: link, clock: systemClock,
-    random: systemRandom, log, verifyCredential: verify, defaultIsolateBytes: DEFAULT_ISOLATE_BYTES,
+    random: systemRandom, log, defaultIsolateBytes: DEFAULT_ISOLATE_BYTES,
+    verifyCredential: async (credential) => {
+      const verified = await authenticate(credential);
+      return { ...verified, untimely: untimely(verified.issuedMs, verified.expiresMs, systemClock.nowMs()) };
+    },
     objectMemoryBytes: config.objectMemoryBytes, spillBytes: config.spillBytes, spillDir: config.spillDir, dataKey: (tenant) => link.dataKey(tenant),
     lastUsage: async (tenant) => {
       for await (const { record } of tail(audit, tenant, { action: USAGE_EVENT, limit: 1 })) return record.detail;

@@ -34,6 +34,7 @@ import { Intake, type Source } from './intake.ts';
 import { JobLogs } from './job-logs.ts';
 import { Metering } from './metering.ts';
 import { Outbox } from './outbox.ts';
+import { Renewals, type RenewedCredential } from './renewals.ts';
 
 /** Client bytes that may wait for a slow reader or the disk before its calls are no longer read. */
 const HIGH_WATER_BYTES = 32 * 2 ** 20;
@@ -100,8 +101,8 @@ export interface RayletOptions {
   readonly clock: Clock;
   readonly random: RandomSource;
   readonly log: RayletLog;
-  /** Verifies a session credential that a client renewed. */
-  readonly verifyCredential: (credential: string) => Promise<{ principal: Principal; jobId: JobId; issuedMs: number; expiresMs: number }>;
+  /** Verifies a session credential that a client renewed, all but its time. */
+  readonly verifyCredential: (credential: string) => Promise<RenewedCredential>;
   readonly defaultIsolateBytes: number;
   /** Memory and disk that objects' files may take; everything stays in memory where they are left out. */
   readonly objectMemoryBytes?: number;
@@ -148,8 +149,7 @@ export class Raylet implements AsyncDisposable {
   readonly #unread = new Set<Worker>();
   /** Questions to the head about names, by tenant. */
   readonly #nameCalls = new Map<string, number>();
-  /** Channels whose new credential is being verified. */
-  readonly #renewing = new Set<Channel>();
+  readonly #renewals: Renewals;
   readonly #naming = new Map<string, Promise<void>>();
   /** Memory of parts that were sent, for the next ones: making it anew costs more than filling it. Each is written over before its next use. */
   readonly #chunks: Buffer[] = [];
@@ -180,6 +180,10 @@ export class Raylet implements AsyncDisposable {
         this.core.state.nowMs = this.#clock.nowMs();
         this.core.state.lifecycle(tenant, USAGE_EVENT, '', 'tenant', tenant.name, -1, detail);
       },
+    });
+    this.#renewals = new Renewals({
+      verify: options.verifyCredential, nowMs: () => options.clock.nowMs(), accept: (channel, credential, verified) => this.#credentialRenewed(channel, credential, verified),
+      tell: (channel, error) => this.#tellRefused(channel, error), close: (channel, error) => this.closeChannel(channel, error),
     });
     this.#timer = setInterval(() => this.#tick(), TICK_MS);
   }
@@ -602,7 +606,7 @@ export class Raylet implements AsyncDisposable {
       case 'log':
         return this.logs.append(effect.job.tenant.name, effect.job.id, { timeMs: this.#options.clock.nowMs(), task: effect.taskId, actor: effect.actorId, name: effect.name, stream: effect.stream === 2 ? 'stderr' : 'stdout' }, effect.text);
       case 'credential':
-        void this.#renewCredential(effect.channel, effect.credential);
+        void this.#renewals.renew(effect.channel, effect.credential);
         return;
     }
   }
@@ -950,29 +954,22 @@ export class Raylet implements AsyncDisposable {
     this.flush();
   }
 
-  async #renewCredential(channel: Channel, credential: string): Promise<void> {
-    // One signature at a time: a batch holds thousands of them, and each costs far more to check than to send.
-    if (this.#renewing.has(channel)) return;
-    this.#renewing.add(channel);
-    try {
-      const verified = await this.#options.verifyCredential(credential);
-      // Its job may have ended meanwhile, and must not come back.
-      if (channel.closed) return;
-      if (verified.jobId !== channel.job.id || verified.principal.spiffeId !== channel.job.submitter.spiffeId) throw new BulkheadError('UNAUTHENTICATED', 'the credential is for another session');
-      // Raylets of one job are each other's clients: what is known already is not passed on again, or it would go round for ever.
-      if (verified.expiresMs <= channel.job.credentialEndsMs) return;
-      this.core.ensureJob(channel.job.id, channel.job.tenant, channel.job.submitter, channel.job.principal, credential, verified.expiresMs, verified.issuedMs, channel.job.project.name);
-      for (const upstream of this.core.state.upstreams.values()) {
-        if (upstream.job !== channel.job) continue;
-        upstream.out.begin(OP.CREDENTIAL).text(credential).end();
-        this.core.state.markUpstream(upstream, -1);
-      }
-      this.flush();
-    } catch (error) {
-      this.closeChannel(channel, toSafeError(error));
-    } finally {
-      this.#renewing.delete(channel);
+  #credentialRenewed(channel: Channel, credential: string, { expiresMs, issuedMs }: RenewedCredential): void {
+    const { job } = channel;
+    this.core.ensureJob(job.id, job.tenant, job.submitter, job.principal, credential, expiresMs, issuedMs, job.project.name);
+    for (const upstream of this.core.state.upstreams.values()) {
+      if (upstream.job !== job) continue;
+      upstream.out.begin(OP.CREDENTIAL).text(credential).end();
+      this.core.state.markUpstream(upstream, -1);
     }
+    this.flush();
+  }
+
+  #tellRefused(channel: Channel, error: BulkheadError): void {
+    this.#options.log.warn({ job: channel.job.id, node: channel.peer }, error.safeMessage);
+    channel.out.begin(OP.CREDENTIAL_REFUSED).str(error.code).text(error.safeMessage).end();
+    this.core.state.markChannel(channel, -1);
+    this.flush();
   }
 
   // --- time and end ---------------------------------------------------------------------------------------------------------------
@@ -982,6 +979,7 @@ export class Raylet implements AsyncDisposable {
     this.core.tick(this.#clock.nowMs(), (worker) => this.processes.get(worker)?.cpuMicros() ?? 0);
     this.flush();
     this.#metering.tick(this.#clock.nowMs(), this.#options.clock.nowMs());
+    this.#renewals.tick();
     if (++this.#ticks % PROBE_TICKS === 0) for (const [worker, process] of this.processes) if (isBusy(worker)) process.probe();
     // What finished without a word to its client may be what it was held back for.
     for (const [channel, shell] of this.#channels) if (shell.paused) this.#throttle(channel, shell);

@@ -6,7 +6,7 @@ import type { TLSSocket } from 'node:tls';
 import { BulkheadError, toSafeError } from '../base/errors.ts';
 import type { FrameSink } from '../base/frame.ts';
 import { CONTROL, encodeOpening, parseEnding } from './batch-frames.ts';
-import { BatchPipe } from './batch-pipe.ts';
+import { BatchPipe, SILENT_BEATS } from './batch-pipe.ts';
 import type { CallOptions } from './service-types.ts';
 import type { BatchStream } from './streams.ts';
 
@@ -69,7 +69,7 @@ class DirectBatchStream implements ClientBatchStream {
     socket.write(opening);
     this.#pipe.attach(socket);
     if (this.#ended) this.#pipe.control(CONTROL.END);
-    this.#pipe.beat(() => this.#finish(this.#lost(undefined)));
+    this.#pipe.beat(() => this.#finish(this.#lost(undefined)), SILENT_BEATS);
   }
 
   #read(chunk: Buffer): void {

@@ -106,8 +106,11 @@ export class MessageReader {
   }
 }
 
-const BEAT_MS = 10_000;
-const SILENT_BEATS = 4;
+/** A cut link is noticed within `SILENT_BEATS` and one: long enough for a process that is stopped for seconds or starved of its processor. */
+const BEAT_MS = 2_000;
+export const SILENT_BEATS = 5;
+/** Of a peer that may well be busy with itself for longer, as a client's program is that computes and never waits; and of any before its first word. */
+export const PATIENT_BEATS = 20;
 
 interface Waiting {
   readonly octets: Buffer;
@@ -152,12 +155,14 @@ export class BatchPipe {
     for (const { octets, written } of waiting) this.#send(octets, written);
   }
 
-  /** From here on the peer hears in each interval that this side lives, and is taken for lost when nothing at all came in several. */
-  beat(lost: () => void): void {
+  /** From here on the peer hears in each interval that this side lives, and is taken for lost when nothing at all came in `silentBeats` of them. */
+  beat(lost: () => void, silentBeats: number): void {
+    // Before its first word a peer is admitting the call, which may take its disk a while.
+    this.#silent = silentBeats - PATIENT_BEATS;
     this.#beat = setInterval(() => {
       if (!this.#blocked) this.control(CONTROL.BEAT);
       // Whoever does not read hears nothing; a process that stood still counts one interval, however long.
-      if (!this.#paused && ++this.#silent > SILENT_BEATS) lost();
+      if (!this.#paused && ++this.#silent > silentBeats) lost();
     }, BEAT_MS);
     this.#beat.unref();
   }

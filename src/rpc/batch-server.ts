@@ -7,7 +7,7 @@ import type { TLSSocket } from 'node:tls';
 import { BulkheadError, toSafeError } from '../base/errors.ts';
 import type { FrameSink } from '../base/frame.ts';
 import { CONTROL, controlFrame, encodeEnding, parseOpening, type Opening } from './batch-frames.ts';
-import { BatchPipe } from './batch-pipe.ts';
+import { BatchPipe, PATIENT_BEATS, SILENT_BEATS } from './batch-pipe.ts';
 import type { CoreOptions, Method } from './server.ts';
 import type { BaseCall } from './service-types.ts';
 import { asSeenByPeer } from './status.ts';
@@ -150,7 +150,7 @@ export class DirectCall {
       const context = await found.admit(base, this.#connection, undefined);
       if (this.#finished) return;
       this.#socket.write(controlFrame(CONTROL.OPEN));
-      this.#end.pipe.beat(() => this.#lost());
+      this.#end.pipe.beat(() => this.#lost(), this.#connection.peer?.principal.kind === 'node' ? SILENT_BEATS : PATIENT_BEATS);
       const result = found.handler(context, this.#end as never);
       this.#end.begin();
       if (result instanceof Promise) await result;

@@ -183,6 +183,11 @@ class GrpcConnection implements Connection {
     this.#refresh.unref();
   }
 
+  /** A newer one may be taken, and if not, the raylet has this one's time in mind. */
+  credentialRefused(): void {
+    this.#plan(RETRY_MS);
+  }
+
   send(batch: Uint8Array<ArrayBuffer>, tail?: Uint8Array): void | Promise<void> {
     if (this.#gone || this.#stream === undefined) return undefined;
     this.#settled = true;

@@ -290,6 +290,11 @@ export async function connect(options: ConnectOptions = {}): Promise<Cluster> {
     if (idleTimeoutMs !== undefined) core.idleLimit(idleTimeoutMs);
     welcomed.resolve({ prefix, info });
   };
+  const credentialRefused = (frame: FrameReader): void => {
+    const error = remoteError(frame.str(), frame.text(MAX_WELCOME_BYTES));
+    frame.finish();
+    connection?.credentialRefused?.(error);
+  };
   const refused = (frame: FrameReader): void => {
     frame.u32();
     welcomed.reject(remoteError(frame.str(), frame.text(MAX_WELCOME_BYTES)));
@@ -301,7 +306,8 @@ export async function connect(options: ConnectOptions = {}): Promise<Cluster> {
         reader.reset(batch);
         while (reader.next()) {
           if (core !== undefined) {
-            if (!core.receive(reader)) throw new BulkheadError('INVALID_ARGUMENT', `malformed frame (op 0x${reader.op.toString(16)}): not for a driver`);
+            if (reader.op === OP.CREDENTIAL_REFUSED) credentialRefused(reader);
+            else if (!core.receive(reader)) throw new BulkheadError('INVALID_ARGUMENT', `malformed frame (op 0x${reader.op.toString(16)}): not for a driver`);
           } else if (reader.op === OP.WELCOME) welcome(reader);
           else if (reader.op === OP.FAILED) refused(reader);
           else throw new BulkheadError('INVALID_ARGUMENT', 'malformed frame: the cluster did not say welcome first');

@@ -18,6 +18,8 @@ export interface TransportHandlers {
 export interface Connection {
   /** Sends one batch; `tail` continues it. A promise asks the caller to wait before it sends more bulk data; calls need not wait. */
   send(batch: Uint8Array<ArrayBuffer>, tail?: Uint8Array): void | Promise<void>;
+  /** The raylet did not take the credential that was renewed last, and goes on with the one before. */
+  credentialRefused?(error: Error): void;
   close(): Promise<void>;
   /** When the job's calls waited and ran, by the nodes that keep it; what had ended before `fromMs` is left out. For tracing. */
   timeline?(jobId: string, tenant: string, fromMs: number): AsyncIterable<{ readonly nodeId: string; readonly calls: readonly TimelineCall[] }>;

@@ -11,6 +11,7 @@ import { BulkheadError } from '../../src/base/errors.ts';
 import { FrameReader, FrameWriter, OP } from '../../src/base/frame.ts';
 import { parseJobId, parseTenantName, spiffeId, type JobId } from '../../src/base/ids.ts';
 import { principalFromSpiffeId } from '../../src/base/principal.ts';
+import { untimely } from '../../src/pki/pki.ts';
 import { makeId } from '../../src/raylet/core/core.ts';
 import { ProjectState } from '../../src/raylet/core/project-state.ts';
 import { CHANNEL_KIND, Job, Upstream } from '../../src/raylet/core/state.ts';
@@ -30,7 +31,7 @@ const TENANT = parseTenantName('acme');
 const quiet = { info: () => undefined, warn: () => undefined, error: () => undefined };
 
 /** Stands for what the head signs: who, which job, until when. */
-const credentialOf = (job: JobId, endsMs: number): string => JSON.stringify({ job, endsMs });
+const credentialOf = (job: JobId, endsMs: number, issuedMs = Date.now(), who = 'ana'): string => JSON.stringify({ job, endsMs, issuedMs, who });
 
 class Node {
   readonly raylet: Raylet;
@@ -39,27 +40,40 @@ class Node {
   address = '';
   verified = 0;
   readonly connections = new Set<number>();
+  /** By which its wall clock is wrong. */
+  aheadMs = 0;
+  readonly clock = { nowMs: () => Date.now() + this.aheadMs, monotonicMs: () => performance.now() };
 
   constructor(fixture: Fixture, identity: TestIdentity, number: number, addressOf: (number: number) => { address: string; spiffeId: string }) {
     this.identity = identity;
     const dir = mkdtempSync(join(tmpdir(), 'bulkhead-peers-'));
     closers.push(() => rmSync(dir, { recursive: true, force: true }));
-    const verify = async (credential: string): Promise<VerifiedCredential> => {
+    const { clock } = this;
+    const authenticate = async (credential: string): Promise<VerifiedCredential> => {
       this.verified++;
-      const { job, endsMs } = JSON.parse(credential) as { job: string; endsMs: number };
-      if (endsMs <= Date.now()) throw new BulkheadError('UNAUTHENTICATED', 'the session credential has ended');
+      const { job, endsMs, issuedMs, who } = JSON.parse(credential) as { job: string; endsMs: number; issuedMs: number; who: string };
       const jobId = parseJobId(job);
       return {
-        principal: principalFromSpiffeId(spiffeId(TRUST_DOMAIN, user('acme', 'ana'))), jobPrincipal: principalFromSpiffeId(spiffeId(TRUST_DOMAIN, { kind: 'job', tenant: TENANT, name: jobId }), { kind: 'user', name: 'ana' }),
-        jobId, sessionId: '', project: 'default', tenantNumber: 1, issuedMs: Date.now(), expiresMs: endsMs,
+        principal: principalFromSpiffeId(spiffeId(TRUST_DOMAIN, user('acme', who))), jobPrincipal: principalFromSpiffeId(spiffeId(TRUST_DOMAIN, { kind: 'job', tenant: TENANT, name: jobId }), { kind: 'user', name: who }),
+        jobId, sessionId: '', project: 'default', tenantNumber: 1, issuedMs, expiresMs: endsMs,
       };
+    };
+    const verify = async (credential: string): Promise<VerifiedCredential> => {
+      const verified = await authenticate(credential);
+      const why = untimely(verified.issuedMs, verified.expiresMs, clock.nowMs());
+      if (why !== undefined) throw new BulkheadError('UNAUTHENTICATED', why);
+      return verified;
     };
     let seq = 0;
     const audit: AuditLogs = { forTenant: () => ({ append: () => seq++, durable: Number.MAX_SAFE_INTEGER, onDurable: undefined }) };
     this.raylet = new Raylet({
       nodeId: `n${number}`, nodeNumber: number, total: { cpuUnits: 0, memoryBytes: 0, custom: undefined }, maxWorkers: 0, runDir: dir, dataDir: dir, audit, clock, log: quiet, defaultIsolateBytes: 2 ** 20,
       decisions: { version: 1, decide: () => ({ allow: true, rule: 'test', policyVersion: 1 }) }, random: { bytes: (n: number) => crypto.getRandomValues(new Uint8Array(n)) },
-      pool: { close: async () => undefined } as unknown as RayletOptions['pool'], names: { register: async () => false, lookup: async () => undefined, release: async () => undefined }, verifyCredential: verify,
+      pool: { close: async () => undefined } as unknown as RayletOptions['pool'], names: { register: async () => false, lookup: async () => undefined, release: async () => undefined },
+      verifyCredential: async (credential) => {
+        const verified = await authenticate(credential);
+        return { ...verified, untimely: untimely(verified.issuedMs, verified.expiresMs, clock.nowMs()) };
+      },
     });
     closers.push(() => this.raylet[Symbol.asyncDispose]());
     this.raylet.setTenant('acme', 1, {}, true);
@@ -114,6 +128,8 @@ async function nodes(): Promise<{ fixture: Fixture; one: Node; two: Node }> {
 class Driver {
   readonly stream: BatchStream;
   readonly values = new Map<number, string>();
+  /** What was said of credentials that it sent. */
+  readonly refusals: string[] = [];
   prefix: Uint8Array | undefined;
   ended = false;
 
@@ -133,7 +149,7 @@ class Driver {
           const request = reader.u32();
           reader.u32();
           this.values.set(request, `${reader.str()}: ${reader.text(65_536)}`);
-        }
+        } else if (reader.op === OP.CREDENTIAL_REFUSED) this.refusals.push(`${reader.str()}: ${reader.text(65_536)}`);
       }
     };
     this.stream.onEnd = () => {
@@ -193,14 +209,68 @@ describe('session credentials', () => {
     expect(await stale?.at1.get(2, await (stale.at2 as Driver).put(2, '"gone"'))).toMatch(/^(?:UNAUTHENTICATED|UNAVAILABLE|OBJECT_LOST)/);
   });
 
-  it('of another job or none end the channel that sends them', async () => {
+  it('of another session or none end the channel that sends them, whatever time is in them', async () => {
     const { fixture, one } = await nodes();
     const ana = await fixture.issue(user('acme', 'ana'));
-    for (const bad of [credentialOf(JOBS[1], Date.now() + 90_000), credentialOf(JOBS[0], Date.now() - 1), 'nonsense']) {
+    const now = Date.now();
+    const times = [[now + 90_000, now], [now + 400_000, now + 120_000], [now - 1, now - 300_000]] as const;
+    for (const bad of [...times.flatMap(([ends, issued]) => [credentialOf(JOBS[1], ends, issued), credentialOf(JOBS[0], ends, issued, 'bob')]), 'nonsense']) {
       const driver = new Driver(fixture, ana, one, credentialOf(JOBS[0], Date.now() + 60_000));
       await until(() => driver.prefix !== undefined, 'the welcome');
       driver.send(OP.CREDENTIAL, (out) => out.text(bad));
       await until(() => driver.ended, 'the channel ends');
+    }
+  });
+});
+
+describe('a session credential that is good, but not by this node’s clock', () => {
+  it('leaves its channel on the one before, is told, and counts when its time has come, here and on other nodes', async () => {
+    const { fixture, one, two } = await nodes();
+    const ana = await fixture.issue(user('acme', 'ana'));
+    const endsMs = Date.now() + 200_000;
+    const at1 = new Driver(fixture, ana, one, credentialOf(JOBS[0], endsMs));
+    const at2 = new Driver(fixture, ana, two, credentialOf(JOBS[0], endsMs));
+    expect(await at1.get(1, await at2.put(1, '"before"'))).toBe('"before"');
+    for (const n of [one, two]) n.aheadMs = -120_000;
+    const laterMs = Date.now() + 300_000;
+    at1.send(OP.CREDENTIAL, (out) => out.text(credentialOf(JOBS[0], laterMs)));
+    await until(() => at1.refusals.length === 1, 'the driver is told');
+    expect(at1.refusals[0]).toMatch(/^UNAUTHENTICATED: .*from the future.*goes on/);
+    // Whoever is told once is not told again of the next ones.
+    at1.send(OP.CREDENTIAL, (out) => out.text(credentialOf(JOBS[0], laterMs + 1_000, Date.now() + 10_000)));
+    expect(await at1.get(2, await at2.put(2, '"meanwhile"'))).toBe('"meanwhile"');
+    expect([one, two].map((n) => n.raylet.core.state.jobs.get(JOBS[0])?.credentialEndsMs)).toEqual([endsMs, endsMs]);
+    // The other node is still behind when it is passed on.
+    one.aheadMs = 0;
+    await until(() => one.raylet.core.state.jobs.get(JOBS[0])?.credentialEndsMs === laterMs, 'it counts here');
+    expect(two.raylet.core.state.jobs.get(JOBS[0])?.credentialEndsMs).toBe(endsMs);
+    two.aheadMs = 0;
+    await until(() => two.raylet.core.state.jobs.get(JOBS[0])?.credentialEndsMs === laterMs, 'and there');
+    expect(await at1.get(3, await at2.put(3, '"after"'))).toBe('"after"');
+    expect([at1.ended, at2.ended, at1.refusals.length]).toEqual([false, false, 1]);
+    const held = new Driver(fixture, ana, one, credentialOf(JOBS[0], endsMs));
+    await until(() => held.prefix !== undefined, 'the welcome');
+    one.aheadMs = -120_000;
+    held.send(OP.CREDENTIAL, (out) => out.text(credentialOf(JOBS[0], laterMs + 2_000)));
+    await until(() => held.refusals.length === 1, 'it is told');
+    held.send(OP.CREDENTIAL, (out) => out.text(credentialOf(JOBS[1], laterMs + 2_000)));
+    await until(() => held.ended, 'the channel ends for the forged one');
+  });
+
+  it('does not outlive the one before: neither one from the future nor one that has ended', async () => {
+    const { fixture, one } = await nodes();
+    const ana = await fixture.issue(user('acme', 'ana'));
+    const endsMs = Date.now() + 100_000;
+    for (const [i, late] of [credentialOf(JOBS[0], endsMs + 200_000, Date.now() + 90_000), credentialOf(JOBS[1], Date.now() - 1, Date.now() - 300_000)].entries()) {
+      const driver = new Driver(fixture, ana, one, credentialOf(JOBS[i] as JobId, endsMs));
+      await until(() => driver.prefix !== undefined, 'the welcome');
+      driver.send(OP.CREDENTIAL, (out) => out.text(late));
+      await until(() => driver.refusals.length === 1, 'the driver is told');
+      expect(driver.ended).toBe(false);
+      const job = one.raylet.core.state.jobs.get(JOBS[i] as JobId);
+      // As if its time had passed; the early one's has not come.
+      if (job !== undefined) job.credentialEndsMs = Date.now();
+      await until(() => driver.ended, 'the channel ends with it');
     }
   });
 });

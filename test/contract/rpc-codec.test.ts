@@ -2,9 +2,10 @@
 import { create, fromBinary, toBinary } from '@bufbuild/protobuf';
 import * as grpc from '@grpc/grpc-js';
 import fc from 'fast-check';
-import { describe, expect, it } from 'vitest';
+import { afterEach, describe, expect, it, vi } from 'vitest';
 import { BulkheadError } from '../../src/base/errors.ts';
-import { MessageReader } from '../../src/rpc/batch-pipe.ts';
+import { controlFrame, CONTROL } from '../../src/rpc/batch-frames.ts';
+import { BatchPipe, MessageReader, PATIENT_BEATS, SILENT_BEATS } from '../../src/rpc/batch-pipe.ts';
 import { batchHeadBytes, decodeBatch, framesStart, writeBatchHead } from '../../src/rpc/batch-codec.ts';
 import { BatchSchema, Calls } from '../../src/rpc/generated/bulkhead/v1/raylet_pb.js';
 import { client, createChannel, createServer } from '../../src/rpc/rpc.ts';
@@ -156,5 +157,47 @@ describe('the token bucket', () => {
     const bucket = new TokenBucket(10, 3);
     expect([0, 0, 0, 0].map((at) => bucket.take(at))).toEqual([true, true, true, false]);
     expect([50, 100, 150, 200, 10_000, 10_000, 10_000, 10_000].map((at) => bucket.take(at))).toEqual([false, true, false, true, true, true, true, false]);
+  });
+});
+
+describe('a peer that is silent', () => {
+  afterEach(() => void vi.useRealTimers());
+
+  function pipe(silentBeats: number): { end: BatchPipe; hear: () => void; lostAfter: (seconds: number) => boolean } {
+    vi.useFakeTimers();
+    const end = new BatchPipe();
+    let lost = false;
+    end.beat(() => void (lost = true), silentBeats);
+    return {
+      end, hear: () => end.receive(controlFrame(CONTROL.BEAT)),
+      lostAfter: (seconds) => {
+        vi.advanceTimersByTime(seconds * 1_000);
+        return lost;
+      },
+    };
+  }
+
+  it('is lost after 10 to 12 seconds where nodes talk, and after 40 where a program may compute; before its first word it has that time too', () => {
+    const node = pipe(SILENT_BEATS);
+    expect(node.lostAfter(39)).toBe(false);
+    node.hear();
+    expect([node.lostAfter(10), node.lostAfter(2)]).toEqual([false, true]);
+    const program = pipe(PATIENT_BEATS);
+    program.hear();
+    expect([program.lostAfter(39), program.lostAfter(3)]).toEqual([false, true]);
+    expect(pipe(SILENT_BEATS).lostAfter(42)).toBe(true);
+  });
+
+  it('is not lost to one that does not read, or stood still itself; anything that comes counts', () => {
+    const { end, hear, lostAfter } = pipe(SILENT_BEATS);
+    hear();
+    end.pause();
+    expect(lostAfter(600)).toBe(false);
+    end.resume();
+    for (let i = 0; i < 20; i++) {
+      expect(lostAfter(9)).toBe(false);
+      hear();
+    }
+    expect([lostAfter(10), lostAfter(2)]).toEqual([false, true]);
   });
 });

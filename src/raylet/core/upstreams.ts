@@ -282,6 +282,8 @@ export function onUpstreamFrame(core: Core, upstream: Upstream, reader: FrameRea
       groupChanged(upstream, reader);
       break;
     case OP.STREAM_END:
+    // It keeps what it was sent, and a later one is passed on as this one was.
+    case OP.CREDENTIAL_REFUSED:
     case OP.REJECTED:
     case OP.READY:
       reader.skipRest();
