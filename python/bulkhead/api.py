@@ -17,7 +17,7 @@ from typing import Any, Callable, Generic, Iterable, Protocol, Sequence, TypeVar
 import cloudpickle
 
 from . import frames as f
-from . import values
+from . import runtime_env, values
 from .client import ClientCore, Pending, Template, deadline, digest_of
 from .errors import BulkheadError
 from .streams import WINDOW_ITEMS, DynamicGenerator, StreamGenerator
@@ -37,6 +37,8 @@ class Runtime(Protocol):
     def context(self) -> dict[str, Any]: ...
 
 
+# This process runs a job's program (set by the slot).
+in_job = False
 _current: Runtime | None = None
 _auto_init: Callable[[], Runtime] | None = None
 
@@ -370,7 +372,7 @@ def wire_options(options: dict[str, Any], kind: int) -> tuple[str, int]:
             wire["maxPendingCalls"] = max(0, value)
         elif name == "scheduling_strategy" and value in ("DEFAULT", "SPREAD"):
             wire["scheduling"] = value.lower()
-        elif name == "runtime_env" and not value:
+        elif name == "runtime_env" and kind != f.ACTOR_METHOD:
             continue
         else:
             raise NotImplementedError(f"the option {name} is not supported yet (see docs/python.md)")
@@ -386,6 +388,25 @@ def _source_of(value: Any) -> bytes:
         raise TypeError(f"Could not serialize {value!r}: {thrown}") from thrown
     finally:
         values.contained.ids = before
+
+
+def _checked(options: dict[str, Any], kind: int) -> dict[str, Any]:
+    """Options with their runtime environment read: where it names directories, those are where the program was written, and nowhere else."""
+    wire_options(options, kind)
+    if not options.get("runtime_env"):
+        return options
+    return {**options, "runtime_env": runtime_env.parse(options["runtime_env"])}
+
+
+def _in_environment(options: dict[str, Any], wire: str, source: bytes) -> tuple[str, bytes]:
+    """Code with its runtime environment before it, for a sandbox that runs this job's calls in this environment only."""
+    environment: runtime_env.Environment | None = options.get("runtime_env") or None
+    environment = runtime_env.default if environment is None else environment.under(runtime_env.default)
+    if environment is None:
+        return wire, source
+    named = json.loads(wire)
+    named["runtime"] += environment.suffix(RuntimeContext(runtime().context()).get_job_id())
+    return json.dumps(named, sort_keys=True, separators=(",", ":")), environment.head() + source
 
 
 def _export_name(value: Any) -> str:
@@ -469,7 +490,7 @@ def _yields(of: Any) -> bool:
 
 class RemoteFunction:
     def __init__(self, function: Callable[..., Any], options: dict[str, Any]) -> None:
-        wire_options(options, f.TASK)
+        options = _checked(options, f.TASK)
         if inspect.iscoroutinefunction(function):
             # As Ray does: a coroutine needs an actor's event loop.
             raise ValueError("'async def' should not be used for remote tasks. You can wrap the async function with `asyncio.run(f())`, or make it a method of an actor.")
@@ -489,7 +510,7 @@ class RemoteFunction:
         with self._lock:
             if self._template is None:
                 options, returns = wire_options(self._options, f.TASK)
-                source = _source_of(self._function)
+                options, source = _in_environment(self._options, options, _source_of(self._function))
                 self._template = Template(f.TASK, digest_of(source), source, _export_name(self._function), "", options, returns)
         return self._template
 
@@ -498,7 +519,7 @@ class RemoteFunction:
 
     def options(self, **options: Any) -> RemoteFunction:
         made = RemoteFunction(self._function, {**self._options, **options})
-        if self._template is not None:
+        if self._template is not None and "runtime_env" not in made._options and runtime_env.default is None:
             wire, returns = wire_options(made._options, f.TASK)
             known = self._template
             made._template = Template(f.TASK, known.digest, known.source, known.export, "", wire, returns)
@@ -607,7 +628,7 @@ def _groups_of(of: type, options: dict[str, Any]) -> dict[str, int]:
 
 class ActorClass:
     def __init__(self, of: type, options: dict[str, Any]) -> None:
-        wire_options(options, f.ACTOR_CLASS)
+        options = _checked(options, f.ACTOR_CLASS)
         self._groups = _groups_of(of, options)
         self._class = of
         self._options = options
@@ -643,6 +664,7 @@ class ActorClass:
                 options["max_concurrency"] = min(10_000, int(options["max_concurrency"]) + sum(groups.values()))
             wire, _ = wire_options(options, f.ACTOR_CLASS)
             source = _source_of(ActorSource(self._class, groups, int(self._options.get("max_concurrency") or (1_000 if self._is_async else 1))) if groups else self._class)
+            wire, source = _in_environment(self._options, wire, source)
             template = self._template = Template(f.ACTOR_CLASS, digest_of(source), source, _export_name(self._class), "", wire, 1)
         if self._options.get("get_if_exists") and self._options.get("name"):
             try:

@@ -14,7 +14,7 @@ import time
 from hashlib import sha256
 from typing import Any
 
-from . import api, values
+from . import api, runtime_env, values
 from . import frames as f
 from .client import ClientCore, Pending
 from .errors import BulkheadError
@@ -223,11 +223,18 @@ def init(address: str | None = None, *, profile: str | None = None, namespace: s
     """Connects. `profile`: a directory of `bulkhead identity issue`; `address`: `bulkhead://host:port`, where it is not the profile's."""
     global _driver, _hooked
     if api.connected() and _driver is None:
+        if api.in_job:
+            # The program of a job has its connection: whereto and as whom was said when it was submitted.
+            environment = runtime_env.parse(options.get("runtime_env"))
+            if environment is not None:
+                runtime_env.default = environment.under(runtime_env.default)
+            return ClientContext(api.runtime().context())
         raise RuntimeError("ray.init() is for drivers: inside a task the connection is there")
     if _driver is not None:
         if ignore_reinit_error:
             return ClientContext(_driver.info)
         raise RuntimeError("Maybe you called ray.init twice by accident? This error can be suppressed by passing in 'ignore_reinit_error=True' or by calling 'ray.shutdown()' prior to 'ray.init()'.")
+    environment = runtime_env.parse(options.pop("runtime_env", None))
     harmless = {"num_cpus", "num_gpus", "include_dashboard", "logging_level", "log_to_driver", "configure_logging", "object_store_memory", "dashboard_host", "dashboard_port"}
     for name, value in options.items():
         if name not in harmless and value is not None:
@@ -242,6 +249,7 @@ def init(address: str | None = None, *, profile: str | None = None, namespace: s
     except BulkheadError as refused:
         raise error_of(refused.code, refused.message, refused.stack, None) from None
     api.set_runtime(_driver)
+    runtime_env.default = environment
     if not _hooked:
         _hooked = True
         atexit.register(shutdown)
@@ -262,6 +270,7 @@ def shutdown() -> None:
     if driver is None:
         return
     api.set_runtime(None)
+    runtime_env.default = None
     driver.close()
 
 

@@ -23,10 +23,11 @@ import time
 from collections import deque
 from typing import Any, Callable
 
-from . import api, values
+from . import api, runtime_env, values
 from . import frames as f
 from .client import ClientCore, Pending, describe_failure
 from .errors import BulkheadError
+from .job import Program
 from .producing import Cancelled, Producer, Production
 from .streams import DynamicGenerator
 from .ray_errors import RayTaskError, error_of
@@ -118,6 +119,8 @@ class Slot:
         self._codes: dict[int, Any] = {}
         self._attachments: dict[int, memoryview] = {}
         self._instance: Any = None
+        # The call of a job's program: threads that the program starts are part of it.
+        self._program: Exec | None = None
         self._staged = 0
         self._loop: asyncio.AbstractEventLoop | None = None
         # An actor with async methods runs all of them in its event loop, as in Ray; its constructor says so.
@@ -141,7 +144,7 @@ class Slot:
         self.flush()
 
     def parent(self) -> int:
-        found = self._here.exec or _of_coroutine.get()
+        found = self._here.exec or _of_coroutine.get() or self._program
         return found.number if found is not None else 0
 
     def stage(self, encoded: values.Encoded) -> int | None:
@@ -206,7 +209,7 @@ class Slot:
                 self._here.counted = True
 
     def context(self) -> dict[str, Any]:
-        found = self._here.exec or _of_coroutine.get()
+        found = self._here.exec or _of_coroutine.get() or self._program
         if found is None:
             # A thread of the program's own: what all calls of this process have in common.
             known = next(iter(self._templates.values()), None)
@@ -257,6 +260,13 @@ class Slot:
         try:
             with open(f"/code/{name}", "rb") as file:
                 source = file.read()
+            if source.startswith(runtime_env.HEAD):
+                parts = runtime_env.Parts(source)
+                runtime_env.apply(parts.environment, f"/tmp/job-{self._number}")
+                if parts.job is not None:
+                    self._codes[number] = [Program(parts.job)]
+                    return
+                source = parts.rest
             if not source.startswith(api.SOURCE_HEAD):
                 raise ValueError("the code was not made by a Python program")
             self._codes[number] = (source[len(api.SOURCE_HEAD) :], None)
@@ -434,11 +444,13 @@ class Slot:
         """Runs a call in this thread; True when it goes on in the event loop."""
         template = of.template
         try:
+            call: Any = None if template.kind == f.ACTOR_METHOD else self._code(template.code)
+            if type(call) is Program:
+                self._run_program(of, call)
+                return False
             args, kwargs = self._arguments(of)
             if template.kind == f.ACTOR_METHOD:
                 call = self._method(template.method)
-            else:
-                call = self._code(template.code)
             if template.kind == f.ACTOR_CLASS:
                 self._construct(call, args, kwargs)
                 self._finish(of, None)
@@ -470,6 +482,13 @@ class Slot:
             self._events()
             self._async = True
             self._start_async()
+
+    def _run_program(self, of: Exec, program: Program) -> None:
+        self._program = of
+        api.in_job = True
+        code = program.run(f"/tmp/job-{self._number}")
+        # Data, not a pickle: who started the job reads it in a trusted process.
+        self.core_write(f.frame(f.RESULT, f.u32(of.number), f.u8(1), f.u8(0), f.refs([]), f.sized(bytes([code]) if code < 24 else bytes([0x18, code]))))
 
     def _method(self, name: str) -> Callable[..., Any]:
         if name == "__ray_terminate__":
@@ -600,7 +619,7 @@ class Slot:
         self.core_write(f.frame(f.FAILURE, f.u32(of.number), f.short(code), f.text(message), f.text(stack)))
 
     def log(self, stream: int, line: str) -> None:
-        of = self._here.exec
+        of = self._here.exec or self._program
         number = 0
         if of is not None:
             number = of.number

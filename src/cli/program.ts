@@ -211,9 +211,10 @@ function policyCommands(program: Command): void {
 function workCommands(program: Command): void {
   const run = program.command('run <file> [args...]').description('run a driver program as a job: its streams, its exit code').passThroughOptions()
     .option('--profile <dir>', 'identity to use (default: BULKHEAD_PROFILE, then ~/.bulkhead/default)').option('--name <name>', "the job's name (default: the file's)").option('--project <name>', 'whose quotas it counts against (default: BULKHEAD_PROJECT, then the project default)')
-    .addHelpText('after', '\nWhat follows FILE belongs to the program.');
-  run.action(async (file: string, args: string[], o: { profile?: string; name?: string; project?: string }) => {
-    await guarded(new Terminal(false), async () => (await import('./commands/run.ts')).runDriver(file, args, { profile: o.profile, name: o.name, project: o.project }));
+    .option('--working-dir <dir>', 'of a Python program: what goes with it into its sandbox (default: the file alone)').option('--env-file <file>', 'of a Python program: its environment, NAME=VALUE lines')
+    .addHelpText('after', '\nWhat follows FILE belongs to the program. A .py file runs in a sandbox on the cluster, others on this machine.');
+  run.action(async (file: string, args: string[], o: { profile?: string; name?: string; project?: string; workingDir?: string; envFile?: string }) => {
+    await guarded(new Terminal(false), async () => (await import('./commands/run.ts')).runDriver(file, args, { profile: o.profile, name: o.name, project: o.project, workingDir: o.workingDir, envFile: o.envFile }));
   });
   const job = group(program, 'job', 'jobs');
   const jobs = (): Promise<typeof import('./commands/job.ts')> => import('./commands/job.ts');

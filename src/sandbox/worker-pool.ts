@@ -75,7 +75,7 @@ export interface WorkerPoolOptions {
 
 export interface AcquireRequest {
   readonly tenant: string;
-  /** `javascript`, or `python3.N`. */
+  /** `javascript`, or Python, as DEFINE names it. */
   readonly runtime?: string;
   /** Memory for the tenant's isolates; the process's own is added. */
   readonly memoryBytes: number;
@@ -221,7 +221,8 @@ export class WorkerPool {
   #requirePython(runtime: string): void {
     if ('refusal' in this.#python) throw new BulkheadError(this.#python.refusal.code, this.#python.refusal.safeMessage);
     const { version } = this.#python.environment;
-    if (runtime !== `python${version}`) throw new BulkheadError('LAYER_MISSING', `the program runs under ${runtime}, and this node has python${version}: functions travel between equal versions only; use python${version}`);
+    const asked = runtime.replace(/\+.*$/, '');
+    if (asked !== 'python3' && asked !== `python${version}`) throw new BulkheadError('LAYER_MISSING', `the program runs under ${asked}, and this node has python${version}: functions travel between equal versions only; use python${version}`);
   }
 
   /** Which Python this node runs, or why none. */

@@ -11,6 +11,7 @@ import { MAX_IDLE_MS } from '../base/limits.ts';
 import { bundleModule, type Bundle } from './bundle.ts';
 import { getValues, remoteClass, remoteFunction, remoteGenerator, waitFor, type ExportRef } from './calls.ts';
 import { ClientCore } from './client-core.ts';
+import { CLUSTER_CORES } from './cluster-cores.ts';
 import { bundleFunction } from './inline-function.ts';
 import type { ObjectRef } from './object-ref.ts';
 import type { TaskOptions } from './options.ts';
@@ -74,6 +75,7 @@ export class Cluster implements AsyncDisposable {
     this.#core = core;
     this.#welcome = welcome;
     this.#close = close;
+    CLUSTER_CORES.set(this, core);
   }
 
   get jobId(): string {

@@ -1,5 +1,5 @@
 /**
- * `bulkhead run` and `bulkhead bench`: a program as a child under Node 24, with its own streams, exit code and signals. A run is a job: opened
+ * `bulkhead run` and `bulkhead bench`: a program as a child under Node 24, with its own streams, exit code and signals; Python is run by run-python.ts. A run is a job: opened
  * here before the program starts, ended here by how the program ended. Must never: hand the program a credential, only the job's id.
  */
 import { spawn } from 'node:child_process';
@@ -9,6 +9,7 @@ import { basename, join, resolve } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { BulkheadError, toSafeError } from '../../base/errors.ts';
+import { MAX_JOB_TEXT_CHARS } from '../../base/limits.ts';
 import { Sessions, type Session } from '../../rpc/generated/bulkhead/v1/head_pb.js';
 import { JOB_VARIABLE } from '../../sdk/head-client.ts';
 import { CALL_TIMEOUT_MS, CallerSession } from '../session.ts';
@@ -22,15 +23,15 @@ const CLOSE_TIMEOUT_MS = 5_000;
 const CLOSE_ATTEMPTS = 6;
 const CLOSE_RETRY_MS = 500;
 
-/** How a child ended. */
-interface ChildEnd {
+/** How the program ended. */
+export interface JobEnd {
   readonly exitCode: number | null;
   readonly signal: NodeJS.Signals | null;
   /** The signal with which somebody asked this process to stop, before the child ended. */
   readonly asked: NodeJS.Signals | undefined;
 }
 
-async function runChild(args: readonly string[], env: NodeJS.ProcessEnv): Promise<ChildEnd> {
+async function runChild(args: readonly string[], env: NodeJS.ProcessEnv): Promise<JobEnd> {
   let asked: NodeJS.Signals | undefined;
   const child = spawn(process.execPath, args, { stdio: 'inherit', env });
   // A terminal sends ^C to both; the child decides what it means, and this process ends with it.
@@ -55,15 +56,21 @@ async function runChild(args: readonly string[], env: NodeJS.ProcessEnv): Promis
   }
 }
 
-function exitLikeChild({ exitCode, signal }: ChildEnd): void {
+function exitLikeChild({ exitCode, signal }: JobEnd): void {
   const code = signal === null ? (exitCode ?? 1) : 128 + constants.signals[signal];
   if (code !== 0) throw new ExitCode(code);
 }
 
-function outcomeOf({ exitCode, signal, asked }: ChildEnd): { outcome: string; message: string } {
+function outcomeOf({ exitCode, signal, asked }: JobEnd): { outcome: string; message: string } {
   if (asked !== undefined) return { outcome: 'stopped', message: asked === 'SIGINT' ? 'interrupted (^C)' : `stopped by ${asked}` };
   if (signal !== null) return { outcome: signal === 'SIGINT' ? 'stopped' : 'failed', message: `signal ${signal}` };
   return exitCode === 0 ? { outcome: 'succeeded', message: '' } : { outcome: 'failed', message: `exit code ${exitCode ?? 1}` };
+}
+
+/** What went wrong around the program, in the words of its job. */
+function failureOf(thrown: unknown): { outcome: string; message: string } {
+  const { code, safeMessage } = toSafeError(thrown);
+  return { outcome: 'failed', message: `${code}: ${safeMessage}`.slice(0, MAX_JOB_TEXT_CHARS) };
 }
 
 /** A job that stays open while the program runs: its session is refreshed at half of its credential's life. */
@@ -105,8 +112,12 @@ class RunJob implements AsyncDisposable {
     this.#timer.unref();
   }
 
-  ended(end: ChildEnd): void {
+  ended(end: JobEnd): void {
     this.#outcome = outcomeOf(end);
+  }
+
+  failed(thrown: unknown): void {
+    this.#outcome = failureOf(thrown);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -140,16 +151,33 @@ function isAdministrator(directory: string): boolean {
   }
 }
 
-export async function runDriver(file: string, args: readonly string[], { profile, name, project }: { readonly profile: string | undefined; readonly name: string | undefined; readonly project?: string | undefined }): Promise<void> {
+export interface RunOptions {
+  readonly profile: string | undefined;
+  readonly name: string | undefined;
+  readonly project?: string | undefined;
+  /** Python only. */
+  readonly workingDir?: string | undefined;
+  readonly envFile?: string | undefined;
+}
+
+export async function runDriver(file: string, args: readonly string[], { profile, name, project, workingDir, envFile }: RunOptions): Promise<void> {
   if (!existsSync(file) || !statSync(file).isFile()) throw new UsageError(`${file} is not a file; give the program to run, for example: bulkhead run hello.ts`);
+  if (!file.endsWith('.py') && (workingDir ?? envFile) !== undefined) throw new UsageError('--working-dir and --env-file are for Python programs, which run in a sandbox; others run here, in this directory and environment');
   if (isAdministrator(profileDirectory(profile))) throw new UsageError(`the profile ${profileDirectory(profile)} is of the cluster itself, which runs no programs; use a tenant's: bulkhead identity issue user NAME --tenant T --role developer --out DIR, then bulkhead run --profile DIR ${basename(file)}`);
   const jobName = name ?? basename(file);
   const chosen = profile === undefined ? {} : { BULKHEAD_PROFILE: resolve(profile) };
-  let end: ChildEnd;
+  let end: JobEnd;
   {
     await using job = await RunJob.open(profile, jobName, project ?? process.env['BULKHEAD_PROJECT'] ?? '');
-    end = await runChild(['--import', HOOKS, resolve(file), ...args], { ...process.env, BULKHEAD_JOB_NAME: jobName, [JOB_VARIABLE]: job.id, ...chosen });
-    job.ended(end);
+    try {
+      end = file.endsWith('.py')
+        ? await (await import('./run-python.ts')).runPython({ file, args, profile, workingDir, envFile }, job.id)
+        : await runChild(['--import', HOOKS, resolve(file), ...args], { ...process.env, BULKHEAD_JOB_NAME: jobName, [JOB_VARIABLE]: job.id, ...chosen });
+      job.ended(end);
+    } catch (thrown) {
+      job.failed(thrown);
+      throw thrown;
+    }
   }
   exitLikeChild(end);
 }

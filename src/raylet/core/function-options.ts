@@ -40,7 +40,7 @@ export interface FunctionOptions {
   readonly namespace: string;
   readonly label: string;
   readonly isolation: 'isolate' | 'gvisor';
-  /** What runs it: V8, or `python3.N`, in a sandbox of gVisor. */
+  /** What runs it: V8, or Python in a sandbox of gVisor. */
   readonly runtime: string;
   readonly detached: boolean;
   readonly getIfExists: boolean;
@@ -83,7 +83,8 @@ function shortText(name: string, value: unknown, pattern: RegExp, form: string):
 const NAME = /^[A-Za-z0-9](?:[A-Za-z0-9._:/-]{0,126}[A-Za-z0-9])?$/;
 const TRACEPARENT = /^00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}$/;
 const METHOD = /^[\p{ID_Start}$_][\p{ID_Continue}$]{0,127}$/u;
-const PYTHON = /^python3\.[1-9][0-9]?$/;
+/** With `+` and a digest: an environment of a job's own, which has sandboxes of its own. Without a version: the one that the node has. */
+const PYTHON = /^python3(?:\.[1-9][0-9]?)?(?:\+[0-9a-f]{32})?$/;
 const NAME_FORM = '1 to 128 characters of A-Z a-z 0-9 . _ : / -';
 
 type Parser = (value: unknown) => unknown;
@@ -120,7 +121,7 @@ const PARSERS: Readonly<Record<string, Parser>> = Object.freeze({
   label: (v: unknown) => shortText('label', v, NAME, NAME_FORM),
   traceparent: (v: unknown) => shortText('traceparent', v, TRACEPARENT, 'a W3C traceparent of version 00'),
   isolation: (v: unknown) => (v === 'isolate' || v === 'gvisor' ? v : refuse("isolation must be 'isolate' or 'gvisor'")),
-  runtime: (v: unknown) => (v === 'javascript' || (typeof v === 'string' && PYTHON.test(v)) ? v : refuse("runtime must be 'javascript' or 'python3.N'")),
+  runtime: (v: unknown) => (v === 'javascript' || (typeof v === 'string' && PYTHON.test(v)) ? v : refuse("runtime must be 'javascript', 'python3.N' or 'python3.N+' and 32 hex digits")),
   // Looked at together: `parsePlacement`.
   labels: (v: unknown) => v,
   fallback: (v: unknown) => v,
