@@ -161,7 +161,7 @@ def refused(of):
     except (NotImplementedError, AttributeError) as e: return str(e).split(" is not")[0]
 def f(): pass
 show([refused(lambda: ray.remote(runtime_env={"pip": ["x"]})(f)), refused(lambda: ray.timeline)])
-`)).toEqual(['the option runtime_env', 'ray.timeline']);
+`)).toEqual(["runtime_env['pip']", 'ray.timeline']);
     });
 
     test('keeps tenants apart: another tenant can neither read a ref, nor pass it on, nor find an actor by its name', async () => {
