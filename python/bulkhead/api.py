@@ -12,12 +12,12 @@ import json
 import sys
 import threading
 import time
-from typing import Any, Callable, Generic, Iterable, Protocol, Sequence, TypeVar
+from typing import Any, Callable, Generic, Protocol, Sequence, TypeVar
 
 import cloudpickle
 
 from . import frames as f
-from . import runtime_env, values
+from . import runtime_env, scheduling, values
 from .client import ClientCore, Pending, Template, deadline, digest_of
 from .errors import BulkheadError
 from .streams import WINDOW_ITEMS, DynamicGenerator, StreamGenerator
@@ -370,8 +370,18 @@ def wire_options(options: dict[str, Any], kind: int) -> tuple[str, int]:
             wire["maxConcurrency"] = value
         elif name == "max_pending_calls":
             wire["maxPendingCalls"] = max(0, value)
-        elif name == "scheduling_strategy" and value in ("DEFAULT", "SPREAD"):
-            wire["scheduling"] = value.lower()
+        elif name == "scheduling_strategy":
+            wire.update(scheduling.strategy_options(value))
+        elif name == "placement_group":
+            wire.update(scheduling.group_options(value, -1 if options.get("placement_group_bundle_index") is None else int(options["placement_group_bundle_index"]), options.get("placement_group_capture_child_tasks")))
+        elif name in ("placement_group_bundle_index", "placement_group_capture_child_tasks"):
+            if options.get("placement_group") is None and name == "placement_group_bundle_index" and value != -1:
+                raise ValueError("placement_group_bundle_index needs a placement_group")
+        elif name == "label_selector":
+            if value:
+                wire["labels"] = scheduling.selector(value)
+        elif name == "fallback_strategy":
+            wire["fallback"] = [{"labels": scheduling.selector(each.get("label_selector") or {})} for each in value]
         elif name == "runtime_env" and kind != f.ACTOR_METHOD:
             continue
         else:
@@ -574,7 +584,7 @@ class ActorHandle:
         if name.startswith("_") and not (name.startswith("__ray") or name in self.__dict__.get("_methods", {})):
             raise AttributeError(name)
         methods = self._methods
-        if methods and name not in methods:
+        if methods and name not in methods and not name.startswith("__ray"):
             raise AttributeError(f"'{self._class_name}' has no method '{name}'")
         return ActorMethod(self, name, methods.get(name, _STREAMS if name in self._streams else {}))
 
@@ -706,35 +716,91 @@ def remote(*args: Any, **options: Any) -> Any:
 
 
 class RuntimeContext:
+    """What the call that asks runs in. Ids are texts, as lists of the CLI show them."""
+
     def __init__(self, of: dict[str, Any]) -> None:
         self._of = of
 
+    def _text(self, *names: str) -> str | None:
+        return next((str(self._of[name]) for name in names if self._of.get(name)), None)
+
+    def get(self) -> dict[str, Any]:
+        found = {"job_id": self.get_job_id(), "node_id": self.get_node_id(), "namespace": self.namespace, "task_id": self.get_task_id(), "actor_id": self.get_actor_id()}
+        return {name: value for name, value in found.items() if value is not None}
+
     def get_job_id(self) -> str:
-        return str(self._of.get("jobId") or self._of.get("job") or "")
+        return self._text("jobId", "job") or ""
 
     def get_node_id(self) -> str:
-        return str(self._of.get("nodeId") or self._of.get("node") or "")
+        return self._text("nodeId", "node") or ""
+
+    def get_worker_id(self) -> str:
+        return self._text("workerId", "jobId") or ""
 
     def get_task_id(self) -> str | None:
-        found = self._of.get("taskId")
-        return None if found is None else str(found)
+        return self._text("taskId")
+
+    def get_task_name(self) -> str | None:
+        return self._text("name") if self.get_task_id() else None
+
+    def get_task_function_name(self) -> str | None:
+        return self._text("function")
 
     def get_actor_id(self) -> str | None:
-        found = self._of.get("actorId")
-        return None if found is None else str(found)
+        return self._text("actorId")
+
+    def get_actor_name(self) -> str | None:
+        """None outside of an actor; '' of one without a name."""
+        return str(self._of.get("actorName") or "") if self.get_actor_id() else None
 
     @property
     def namespace(self) -> str:
-        return str(self._of.get("namespace") or "")
+        return self._text("namespace") or ""
+
+    @property
+    def was_current_actor_reconstructed(self) -> bool:
+        return bool(self._of.get("restarted"))
+
+    def get_placement_group_id(self) -> str | None:
+        return self._text("placementGroup")
+
+    @property
+    def should_capture_child_tasks_in_placement_group(self) -> bool:
+        return False
+
+    def get_assigned_resources(self) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for name, amount in (self._of.get("resources") or {}).items():
+            if amount:
+                found["CPU" if name == "cpus" else name] = float(amount)
+        return found
+
+    def get_accelerator_ids(self) -> dict[str, list[str]]:
+        return {"GPU": [], "TPU": []}
+
+    def get_node_labels(self) -> dict[str, str]:
+        from .cluster import nodes
+
+        return next((node["Labels"] for node in nodes() if node["NodeID"] == self.get_node_id()), {})
+
+    def get_runtime_env_string(self) -> str:
+        return "{}"
+
+    @property
+    def runtime_env(self) -> dict[str, Any]:
+        return {}
+
+    @property
+    def current_actor(self) -> ActorHandle:
+        actor = self.get_actor_id()
+        if actor is None:
+            raise RuntimeError("This method is only available in an actor.")
+        return ActorHandle(bytes.fromhex(actor.removeprefix("obj-")), str(self._of.get("className") or "Actor"), {}, None, frozenset(self._of.get("streams") or ()))
+
+    def is_canceled(self) -> bool:
+        asks = getattr(runtime(), "is_cancelled", None)
+        return bool(asks()) if asks is not None else False
 
 
 def get_runtime_context() -> RuntimeContext:
     return RuntimeContext(runtime().context())
-
-
-def as_completed(refs: Iterable[ObjectRef[T]]) -> Iterable[ObjectRef[T]]:
-    """The refs in the order in which they are ready. Not in Ray."""
-    left = list(refs)
-    while left:
-        done, left = wait(left)
-        yield from done

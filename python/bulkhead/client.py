@@ -338,6 +338,16 @@ class ClientCore:
         self.host.touched()
         return self.prefix + seq, known
 
+    def create_group(self, text: str) -> bytes:
+        """Asks for a placement group; its id is also the object that is there when the group is."""
+        parent = f.u32(self.host.parent())
+        with self.lock:
+            self._open()
+            seq = f.u32(self.take_indexes(1))
+            self._put(f.frame(f.CREATE_GROUP, parent, seq, f.text(text)))
+        self.host.touched()
+        return self.prefix + seq
+
     # --- questions ---
 
     def _ask(self, ids: Sequence[bytes], count: int, frame: Callable[[bytes], bytes]) -> tuple[int, Pending]:

@@ -30,7 +30,7 @@ class Production:
         self.of = of
         self.skip = self.up_to = self.room = self.made = self.sent_bytes = 0
         self.event: threading.Event | None = None
-        self.callback: Callable[[], None] | None = None
+        self.callback: Callable[[], object] | None = None
 
     @property
     def done(self) -> bool:

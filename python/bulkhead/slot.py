@@ -129,6 +129,8 @@ class Slot:
         self._is_actor = False
         self._lanes: dict[str, Lane] = {}
         self._groups: dict[str, str] = {}
+        # What its calls are told besides what their templates say.
+        self._own: dict[str, Any] = {"workerId": os.urandom(14).hex()}
         self._producer = Producer(self)
         self.flushed_at = 0.0
         self.core = ClientCore(prefix, self, error_of)
@@ -213,8 +215,9 @@ class Slot:
         if found is None:
             # A thread of the program's own: what all calls of this process have in common.
             known = next(iter(self._templates.values()), None)
-            return {} if known is None else {k: v for k, v in known.context.items() if k != "name"}
-        return {**found.template.context, "taskId": f"{found.template.context.get('origin', '')}{found.origin.to_bytes(4, 'little').hex()}", "attempt": found.attempt, "function": found.template.method or found.template.export}
+            return {} if known is None else {**{k: v for k, v in known.context.items() if k != "name"}, **self._own}
+        own = self._own
+        return {**found.template.context, **own, "taskId": f"{found.template.context.get('origin', '')}{found.origin.to_bytes(4, 'little').hex()}", "attempt": found.attempt, "function": found.template.method or found.template.export}
 
     # --- the channel ---
 
@@ -477,6 +480,11 @@ class Slot:
                 group = getattr(member, "__ray_method_options__", {}).get("concurrency_group")
                 if group is not None:
                     self._groups[name] = group
+        creation = self._here.exec
+        if creation is not None:
+            self._own.update(className=creation.template.export, restarted=creation.attempt > 0, resources=creation.template.context.get("resources"))
+            if creation.template.context.get("placementGroup"):
+                self._own["placementGroup"] = creation.template.context["placementGroup"]
         self._instance = make(*args, **kwargs)
         if any(inspect.iscoroutinefunction(member) or inspect.isasyncgenfunction(member) for _, member in inspect.getmembers(of, callable)):
             self._events()
@@ -507,6 +515,10 @@ class Slot:
         self.core_write(f.frame(f.EXIT, f.u32(found.number)))
         self.flush()
         raise ActorExit()
+
+    def is_cancelled(self) -> bool:
+        found = self._here.exec or _of_coroutine.get()
+        return found is not None and found.over
 
     # --- async actors ---
 

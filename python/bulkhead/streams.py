@@ -221,8 +221,12 @@ class StreamGenerator:
             loop = asyncio.get_running_loop()
             woken: asyncio.Future[None] = loop.create_future()
 
+            def settle() -> None:
+                if not woken.done():
+                    woken.set_result(None)
+
             def wake(_: Any) -> None:
-                loop.call_soon_threadsafe(lambda: woken.done() or woken.set_result(None))
+                loop.call_soon_threadsafe(settle)
 
             with core.lock:
                 done = pending.done

@@ -156,4 +156,101 @@ def fate(ref):
 show([fate(sleeps), ray.get(e.was_told.remote()), fate(e.end.remote()), fate(e.was_told.remote())])
 `)).toEqual(['cancelled', true, 'actor error', 'actor error']);
   });
+
+  test('ray.util: ActorPool, Queue, as_completed, multiprocessing.Pool', async () => {
+    expect(await run(`
+from bulkhead.ray.util import ActorPool, as_completed
+from bulkhead.ray.util.queue import Empty, Full, Queue
+from bulkhead.ray.util.multiprocessing import Pool
+@ray.remote
+class Doubler:
+    def double(self, x): return 2 * x
+    def slow(self, x): time.sleep(60)
+pool = ActorPool([Doubler.remote(), Doubler.remote()])
+mapped = list(pool.map(lambda a, v: a.double.remote(v), range(5)))
+unordered = sorted(pool.map_unordered(lambda a, v: a.double.remote(v), range(5)))
+pool.submit(lambda a, v: a.slow.remote(v), 1)
+def raised(of):
+    try: of(); return None
+    except Exception as e: return type(e).__name__
+late = raised(lambda: pool.get_next(timeout=0.05))
+q = Queue(maxsize=2)
+@ray.remote
+def fill(q, n):
+    for i in range(n): q.put(i)
+filling = fill.remote(q, 5)
+got = [q.get(timeout=20) for _ in range(5)]
+ray.get(filling)
+q.put_nowait_batch([1, 2])
+errors = [raised(lambda: q.put(3, timeout=0.05)), raised(lambda: q.put_nowait(3)), q.get_nowait_batch(2), raised(q.get_nowait), raised(lambda: q.get(timeout=0.05)), raised(lambda: q.put(1, timeout=-1))]
+q.shutdown()
+def boom(x): raise KeyError(x)
+with Pool(2) as workers:
+    told = []
+    later = workers.apply_async(lambda x: x + 1, (1,), callback=told.append)
+    sums = [workers.map(lambda x: x * x, range(6), chunksize=2), workers.starmap(lambda a, b: a * b, [(1, 2), (3, 4)]), list(workers.imap(lambda x: -x, range(4))), sorted(workers.imap_unordered(lambda x: -x, range(4))), later.get(timeout=20), raised(lambda: workers.map(boom, [1]))]
+    while not told: time.sleep(0.01)
+show([mapped, unordered, late, got, errors, sums, told, sorted(as_completed([ray.put(i) for i in range(4)]))])
+`)).toEqual([
+      [0, 2, 4, 6, 8], [0, 2, 4, 6, 8], 'TimeoutError', [0, 1, 2, 3, 4], ['Full', 'Full', [1, 2], 'Empty', 'Empty', 'ValueError'],
+      [[0, 1, 4, 9, 16, 25], [2, 12], [0, -1, -2, -3], [-3, -2, -1, 0], 2, 'KeyError'], [2], [0, 1, 2, 3],
+    ]);
+  });
+
+  test('placement groups and strategies place calls; nodes and resources are told, and what runs in which group', async () => {
+    expect(await run(`
+from bulkhead.ray.util import get_placement_group, placement_group, placement_group_table, remove_placement_group
+from bulkhead.ray.util.scheduling_strategies import Exists, NodeAffinitySchedulingStrategy, NodeLabelSchedulingStrategy, PlacementGroupSchedulingStrategy
+node = ray.nodes()[0]["NodeID"]
+group = placement_group([{"CPU": 1}, {"CPU": 1}], strategy="STRICT_PACK", name="py-group")
+here = group.wait(30)
+table = placement_group_table(group)
+@ray.remote
+class Member:
+    def where(self):
+        context = ray.get_runtime_context()
+        return [context.get_node_id(), context.get_actor_name(), context.get_assigned_resources(), ray.util.get_current_placement_group() == get_placement_group("py-group"), context.get_task_function_name()]
+member = Member.options(name="member", num_cpus=1, scheduling_strategy=PlacementGroupSchedulingStrategy(group, 1)).remote()
+@ray.remote
+def inside(): return ray.get_runtime_context().get_node_id(), len(ray.nodes()), ray.available_resources()["CPU"]
+member_says = ray.get(member.where.remote())
+task_says = ray.get(inside.options(placement_group=group, placement_group_bundle_index=0).remote())
+affine = ray.get(inside.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote())[0]
+soft = ray.get(inside.options(scheduling_strategy=NodeLabelSchedulingStrategy({}, soft={"zone": Exists()})).remote())[0]
+def raised(of):
+    try: of(); return None
+    except Exception as e: return type(e).__name__
+huge = placement_group([{"CPU": 1000}])
+not_here = huge.wait(0.2)
+pending = placement_group_table(huge)["state"]
+remove_placement_group(huge)
+def fate(ref):
+    try: return ray.get(ref)
+    except ray.exceptions.RayError: return "ended"
+remove_placement_group(group)
+show([
+    here, table["state"], table["strategy"], list(table["bundles_to_node_id"].values()) == [node, node], member_says[0] == node, member_says[1:], task_says[0] == node, task_says[1:], affine == node, soft == node,
+    not_here, pending, fate(member.where.remote()), placement_group_table(group)["state"], ray.cluster_resources()["CPU"],
+    raised(lambda: get_placement_group("py-group")), raised(lambda: placement_group([{}])), raised(lambda: placement_group([{"CPU": 1}], strategy="NO")), raised(lambda: inside.options(placement_group=group, placement_group_bundle_index=7)),
+    raised(lambda: inside.options(scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_capture_child_tasks=True))),
+])
+`)).toEqual([
+      true, 'CREATED', 'STRICT_PACK', true, true, ['member', { CPU: 1 }, true, 'where'], true, [1, 2], true, true,
+      false, 'PENDING', 'ended', 'REMOVED', 4, 'ValueError', 'ValueError', 'ValueError', 'ValueError', 'NotImplementedError',
+    ]);
+  });
+
+  test('what a tenant asks about nodes and groups tells nothing of others', async () => {
+    const group = await run('g = ray.util.placement_group([{"CPU": 1}], name="theirs", lifetime="detached"); g.wait(30); show(g.id.hex())');
+    expect(await run(`
+from bulkhead.api import ObjectRef
+from bulkhead.groups import PlacementGroup, _described
+octets = bytes.fromhex("${String(group)}")
+def raised(of):
+    try: of(); return None
+    except Exception as e: return type(e).__name__
+show([_described(octets), raised(lambda: ray.util.get_placement_group("theirs")), raised(lambda: ray.util.remove_placement_group(PlacementGroup(ObjectRef(octets), [{"CPU": 1}]))), ray.available_resources()["CPU"]])
+`, 'globex-ana')).toEqual([null, 'ValueError', 'PermissionDeniedError', 4]);
+    await run('ray.util.remove_placement_group(ray.util.get_placement_group("theirs")); show(1)');
+  });
 });

@@ -5,10 +5,11 @@ from __future__ import annotations
 from .. import api as _api
 from ..api import ActorHandle, DynamicObjectRefGenerator, ObjectRef, ObjectRefGenerator, cancel, get, get_actor, get_runtime_context, kill, method, put, remote, wait
 from ..driver import init, is_initialized, shutdown
-from . import actor, exceptions
+from ..cluster import available_resources, cluster_resources, nodes
+from . import actor, exceptions, util
 
 __all__ = [
-    "ActorHandle", "DynamicObjectRefGenerator", "ObjectRef", "ObjectRefGenerator", "actor", "cancel", "exceptions", "get", "get_actor", "get_runtime_context", "init", "is_initialized", "kill", "method", "put", "remote", "shutdown", "wait",
+    "ActorHandle", "DynamicObjectRefGenerator", "ObjectRef", "ObjectRefGenerator", "actor", "available_resources", "cancel", "cluster_resources", "exceptions", "get", "get_actor", "get_runtime_context", "init", "is_initialized", "kill", "method", "nodes", "put", "remote", "shutdown", "util", "wait",
 ]
 
 

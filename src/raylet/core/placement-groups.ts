@@ -138,7 +138,7 @@ function parseWanted(text: string): Wanted {
   };
 }
 
-function amounts({ cpuUnits, memoryBytes, custom }: ResourceVector): Record<string, unknown> {
+export function amounts({ cpuUnits, memoryBytes, custom }: ResourceVector): Record<string, unknown> {
   return { cpus: cpuUnits / 10_000, memoryBytes, ...(custom === undefined ? {} : { resources: Object.fromEntries(Object.entries(custom).map(([name, units]) => [name, units / 10_000])) }) };
 }
 

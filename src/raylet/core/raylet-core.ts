@@ -21,6 +21,7 @@ import { coordinatorClosed, coordinatorNodeGone, expireHolds, tenantHoldsGone } 
 import * as calls from './client-calls.ts';
 import { expireCopies } from './copies.ts';
 import { onGroupState, viewsUpstreamClosed } from './group-views.ts';
+import { onDescribeGroup, onListNodes } from './cluster-view.ts';
 import * as groups from './placement-groups.ts';
 import { expireRounds, groupsNodeGone, groupsUpstreamClosed, jobGroupsEnd, placePending, takeUpEnded, tenantGroupsEnd } from './placement-groups.ts';
 import { Core, idWord, type CoreConfig } from './core.ts';
@@ -274,6 +275,8 @@ export class RayletCore {
       case OP.CREATE_GROUP: return groups.onCreateGroup(core, channel, r);
       case OP.REMOVE_GROUP: return groups.onRemoveGroup(core, channel, r);
       case OP.LOOKUP_GROUP: return groups.onLookupGroup(core, channel, r);
+      case OP.LIST_NODES: return onListNodes(core, channel, r);
+      case OP.DESCRIBE_GROUP: return onDescribeGroup(core, channel, r);
       case OP.PREPARE_BUNDLES: return groups.onPrepareBundles(core, channel, r);
       case OP.COMMIT_BUNDLES: return groups.onCommitBundles(core, channel, r);
       case OP.RELEASE_BUNDLES: return groups.onReleaseBundles(core, channel, r);
