@@ -29,6 +29,8 @@ export const COPY_BYTES_PER_SECOND = 1 * 2 ** 20;
 export const SPREAD_LEASE_MS = 10_000;
 /** Copies that one channel's owner has announced here and nobody has come for; the oldest are forgotten first. */
 export const MAX_SHARES_PER_CHANNEL = 256;
+/** Less memory for objects than this is no configuration, bytes. */
+export const MIN_OBJECT_MEMORY_BYTES = 2 ** 20;
 /** Disk that a node's spilled objects take, where its configuration says nothing, bytes. */
 export const MAX_SPILL_BYTES = 64 * 2 ** 30;
 /** One encrypted piece of a spilled object: as much as is held in memory to verify it. */

@@ -38,6 +38,9 @@ export interface ClusterOptions {
   readonly metrics?: string | undefined;
   readonly cpus: number | undefined;
   readonly memoryBytes: number | undefined;
+  /** Of each raylet: memory that objects may take, and disk beyond it. */
+  readonly objectMemoryBytes?: number | undefined;
+  readonly spillBytes?: number | undefined;
   readonly resources: Readonly<Record<string, number>>;
   /** Labels of all raylets, and those of one by its name. */
   readonly labels?: Labels;
@@ -244,11 +247,12 @@ export class LocalCluster {
   }
 
   #rayletConfig(name: string, joinWith: object | undefined): object {
-    const { dataDir, raylets, cpus, memoryBytes, resources, insecureDev, python } = this.options;
+    const { dataDir, raylets, cpus, memoryBytes, objectMemoryBytes, spillBytes, resources, insecureDev, python } = this.options;
     const head = this.head as HeadReady;
     return this.#configured(name, {
       dataDir: rayletDirectory(dataDir, name), runDir: join(runDirectory(dataDir), name), trustDomain: head.trustDomain, headAddress: head.address, resources, labels: this.#labelsOf(name), insecureDev, ...(python === undefined ? {} : { python }),
       cpus: cpus ?? Math.max(1, Math.floor(availableParallelism() / raylets)), memoryBytes: memoryBytes ?? Math.floor((totalmem() * MEMORY_SHARE) / raylets),
+      ...(objectMemoryBytes === undefined ? {} : { objectMemoryBytes }), ...(spillBytes === undefined ? {} : { spillBytes }),
       ...this.#metricsListen(Number(name.slice(name.lastIndexOf('-') + 1))), ...(joinWith === undefined ? {} : { join: joinWith }),
     });
   }

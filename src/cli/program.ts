@@ -110,7 +110,7 @@ function pythonInterpreter(named: string | undefined): string | undefined {
 }
 
 function clusterCommands(program: Command): void {
-  leaf<{ data?: string; python?: string; raylets: number; listen?: string; metrics?: string; detach?: boolean; cpus?: number; memory?: string; resources?: Record<string, string>; label?: Record<string, string>; insecureDev?: string[] }>(
+  leaf<{ data?: string; python?: string; raylets: number; listen?: string; metrics?: string; detach?: boolean; cpus?: number; memory?: string; objectMemory?: string; spill?: string; resources?: Record<string, string>; label?: Record<string, string>; insecureDev?: string[] }>(
     program, 'up', 'start a cluster on this machine: a head and raylets', { local: true },
     (c) => c
       .option('--data <dir>', 'data directory (default: ~/.bulkhead/cluster)')
@@ -121,6 +121,8 @@ function clusterCommands(program: Command): void {
       .option('--detach', 'return when it is ready and leave it running')
       .option('--cpus <n>', 'CPUs of each raylet (default: an equal share of this machine)', number('CPUs', 0.0001, 10_000, false))
       .option('--memory <amount>', 'memory of each raylet, for example 2GiB')
+      .option('--object-memory <amount>', 'memory that objects may take on each raylet, at least 1MiB (default: 30 % of its memory); the rest goes to disk')
+      .option('--spill <amount>', 'disk that objects may take on each raylet beyond that, encrypted; 0: none (default: 64GiB)')
       .option('--resources <k=v>', 'custom resources of each raylet', assignment)
       .option('--label <k=v,...>', 'labels of the raylets, for example zone=eu; of one of them: raylet-2:zone=us; may be given again', labels)
       .option('--insecure-dev <layer...>', 'isolation layers that may be missing; stamped on every audit record')
@@ -128,6 +130,7 @@ function clusterCommands(program: Command): void {
     async (terminal, _args, o) => {
       const { up } = await import('./commands/up.ts');
       const { parseMemory } = await import('../base/resources.ts');
+      const { MIN_OBJECT_MEMORY_BYTES } = await import('../base/limits.ts');
       const { LAYERS } = await import('../sandbox/jail/layers.ts');
       const unknown = o.insecureDev?.find((layer) => !(LAYERS as readonly string[]).includes(layer));
       if (unknown !== undefined) throw new UsageError(`--insecure-dev: there is no layer '${unknown}'; the layers are: ${LAYERS.join(', ')}`);
@@ -135,9 +138,12 @@ function clusterCommands(program: Command): void {
         if (!/^\d+(\.\d{1,4})?$/.test(amount)) throw new UsageError(`--resources: the amount of ${name} is not a number`);
         return [name, Number(amount)];
       }));
+      const amount = (text: string | undefined): number | undefined => (text === undefined ? undefined : parseMemory(text));
+      const objectMemoryBytes = amount(o.objectMemory);
+      if (objectMemoryBytes !== undefined && objectMemoryBytes < MIN_OBJECT_MEMORY_BYTES) throw new UsageError(`--object-memory: ${o.objectMemory} is less than 1MiB`);
       const { own, of } = labelsByRaylet(o.label ?? {}, o.raylets);
       await up(terminal, {
-        dataDir: dataDirectory(o.data), raylets: o.raylets, listen: o.listen, metrics: o.metrics, cpus: o.cpus, memoryBytes: o.memory === undefined ? undefined : parseMemory(o.memory), resources, labels: own, labelsOf: of, insecureDev: o.insecureDev ?? [], python: pythonInterpreter(o.python), detach: o.detach === true,
+        dataDir: dataDirectory(o.data), raylets: o.raylets, listen: o.listen, metrics: o.metrics, cpus: o.cpus, memoryBytes: amount(o.memory), objectMemoryBytes, spillBytes: amount(o.spill), resources, labels: own, labelsOf: of, insecureDev: o.insecureDev ?? [], python: pythonInterpreter(o.python), detach: o.detach === true,
       });
     },
   );

@@ -95,6 +95,10 @@ function nodeMetrics(m: MetricsText, { raylet, version, connections }: MetricsCo
     m.gauge('bulkhead_node_resources', 'Custom resources of the node.', (total.custom?.[name] ?? 0) / UNITS_PER_CPU, { resource: name });
     m.gauge('bulkhead_node_resources_free', 'Custom resources that nothing holds.', (core.available.custom?.[name] ?? 0) / UNITS_PER_CPU, { resource: name });
   }
+  m.gauge('bulkhead_node_object_memory_bytes', 'Memory that objects take.', core.fileBytes);
+  m.gauge('bulkhead_node_object_memory_limit_bytes', 'Memory that objects may take before some go to disk.', core.config.objectMemoryBytes);
+  m.gauge('bulkhead_node_spilled_bytes', 'Disk that objects take.', core.spilledBytes);
+  m.gauge('bulkhead_node_spill_limit_bytes', 'Disk that objects may take.', core.config.spillBytes);
   m.gauge('bulkhead_node_workers', 'Worker processes of all tenants.', core.workers.size);
   m.gauge('bulkhead_node_workers_limit', 'Worker processes that the node may have.', core.config.maxWorkers);
   m.gauge('bulkhead_node_peers', 'Other nodes that this one knows.', core.nodes.size);

@@ -6,7 +6,7 @@ import { z } from 'zod';
 import { BulkheadError } from '../base/errors.ts';
 import { parseTrustDomain, type TrustDomain } from '../base/ids.ts';
 import { LABEL_KEY, LABEL_VALUE, parseLabels, type Labels } from '../base/labels.ts';
-import { MAX_AUDIT_BYTES_PER_TENANT, MAX_SPILL_BYTES } from '../base/limits.ts';
+import { MAX_AUDIT_BYTES_PER_TENANT, MAX_SPILL_BYTES, MIN_OBJECT_MEMORY_BYTES } from '../base/limits.ts';
 import { parseUnits, UNITS_PER_CPU, type ResourceVector } from '../base/resources.ts';
 
 const address = z.string().regex(/^(?:[A-Za-z0-9._-]{1,253}|\[[0-9a-fA-F:]{2,45}\]):\d{1,5}$/, "expected 'host:port' (port 0: any free one)");
@@ -27,7 +27,7 @@ const ConfigSchema = z.strictObject({
   cpus: z.number().positive().max(10_000).optional(),
   memoryBytes: z.int().positive().optional(),
   /** Memory (tmpfs) and disk that objects' files may take; beyond the first they are moved to disk, encrypted. */
-  objectMemoryBytes: z.int().min(2 ** 20).optional(),
+  objectMemoryBytes: z.int().min(MIN_OBJECT_MEMORY_BYTES).optional(),
   spillBytes: z.int().nonnegative().default(MAX_SPILL_BYTES),
   /** Where, on a disk; in the data directory when left out. Emptied at each start. */
   spillDir: directory.optional(),

@@ -85,7 +85,7 @@ const gone = (pid: number): boolean => !existsSync(`/proc/${pid}`) || /^\d+ \(.*
 beforeAll(async () => {
   home = mkdtempSync(join(tmpdir(), 'bulkhead-cli-'));
   data = join(home, '.bulkhead', 'cluster');
-  const up = await json<{ raylets: unknown[]; ready: boolean }>('up --detach --raylets 2 --cpus 1 --memory 512MiB --resources tape=1');
+  const up = await json<{ raylets: unknown[]; ready: boolean }>('up --detach --raylets 2 --cpus 1 --memory 512MiB --object-memory 96MiB --spill 1GiB --resources tape=1');
   expect(up).toMatchObject({ ready: true, dataDir: data, address: expect.stringMatching(/^127\.0\.0\.1:\d+$/) });
   expect(up.raylets).toHaveLength(2);
 }, TEST_TIMEOUT_MS);
@@ -121,6 +121,7 @@ describe('a detached cluster', () => {
     expect(await ok('list nodes')).toMatch(/NODE +STATE[^]*tape=1/);
     const [first] = status.nodes;
     expect(await json(`get node ${first?.nodeId}`)).toMatchObject({ nodeId: first?.nodeId, state: 'alive' });
+    expect(await ok(`metrics --node ${first?.nodeId}`)).toMatch(new RegExp(`bulkhead_node_object_memory_limit_bytes ${96 * 2 ** 20}\n[^]*bulkhead_node_spill_limit_bytes ${2 ** 30}\n`));
   }, TEST_TIMEOUT_MS);
 
   test('a second one in the same directory is refused; the first is not disturbed', async () => {

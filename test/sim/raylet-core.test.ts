@@ -147,6 +147,52 @@ describe('a denied principal', () => {
   });
 });
 
+describe('an id whose owner’s node is lost', () => {
+  it('tells its own tenant so, for objects and actors, and to another tenant it is what any id is that nobody has', () => {
+    const world = new World({ nodes: 2, cpus: 1, seed: 12 });
+    const owner = world.client(1, 1);
+    const [known, unknown] = [owner.putSmall(), owner.putSmall()];
+    const actor = owner.putSmall();
+    const reader = world.client(0, 1, 'bob');
+    owner.flush();
+    world.run(1_000);
+    // One of them was read here while the node was there.
+    expect(reader.get([known]).answers).toEqual([undefined]);
+    reader.flush();
+    world.run(1_000);
+    reader.release([known]);
+    reader.flush();
+    world.run(1_000);
+    world.loseNode(world.nodes[1] as SimNode);
+    world.run(1_000);
+    const made = makeId(unknown.slice(0, 20).fill(7, 8), 1);
+    const tries = (client: SimClient): { failed: string[]; refused: string[]; reasons: string[] } => {
+      const before = [client.failed.length, client.refused.length] as const;
+      client.define(1, CALL_KIND.TASK, {});
+      client.define(5, CALL_KIND.ACTOR_METHOD, {}, 'add');
+      for (const id of [known, unknown, made]) {
+        client.get([id]);
+        client.get([client.call(OP.SUBMIT, 1, DO.RETURN, [id])]);
+      }
+      client.get([client.call(OP.CALL_ACTOR, 5, DO.RETURN, [], actor)]);
+      client.out.begin(OP.KILL).u32(0).u32(client.nextRequest++).raw(actor).u8(0).end();
+      client.cancel(unknown, true);
+      client.flush();
+      world.run(1_000);
+      return { failed: client.failed.slice(before[0]), refused: client.refused.slice(before[1]), reasons: client.reasons.slice(before[0]) };
+    };
+    const own = tries(reader);
+    expect(own.failed.toSorted()).toEqual(['ACTOR_DIED', ...Array.from({ length: 6 }, () => 'OBJECT_LOST')]);
+    expect(own.refused.toSorted()).toEqual(['ACTOR_DIED', 'OBJECT_LOST']);
+    expect(own.reasons.filter((reason) => !/the node that owned|another node/.test(reason))).toEqual([]);
+    const thief = world.client(0, 2);
+    const foreign = tries(thief);
+    expect([new Set(foreign.failed), new Set(foreign.refused), new Set(foreign.reasons).size]).toEqual([new Set(['DENIED']), new Set(['DENIED']), 1]);
+    expect(foreign.failed.length).toBe(7);
+    expectAtRest(world);
+  });
+});
+
 describe('a ref inside an argument', () => {
   it('keeps its object for the actor that may hold it, until the actor is gone', () => {
     const world = new World({ nodes: 1, cpus: 1, seed: 9 });

@@ -16,7 +16,7 @@ import { cancelTask } from './endings.ts';
 import { giveSame, remember, submittedBefore } from './idempotency.ts';
 import { giveMemory, noMemoryFor, takeMemory } from './memory-books.ts';
 import { parseFunctionOptions } from './function-options.ts';
-import { answerWait, awaitEntry, block, borrow, checkStagedSize, createEntry, DENIED, findEntry, isLocal, isReady, lendOne, LOST, refuseValue, releaseIndex, settleFailed, settleFile, settleInline, takeBack, unpin, writeValue } from './objects.ts';
+import { answerWait, awaitEntry, block, borrow, checkStagedSize, createEntry, DENIED, findEntry, isLocal, isReady, lendOne, LOST, OWNER_GONE, refuseValue, releaseIndex, settleFailed, settleFile, settleInline, takeBack, unpin, writeValue } from './objects.ts';
 import { holderGaveBack } from './broadcast.ts';
 import { decideOn, done, failRequest } from './deciding.ts';
 import { decideUse } from './group-rights.ts';
@@ -222,7 +222,7 @@ function makeTask(core: Core, channel: Channel, r: FrameReader, call: ParsedCall
       const id = r.id();
       // An argument is read on the caller's behalf, so it is decided as the caller's own reading would be.
       const entry = decideArgument(core, channel, id);
-      if (entry === undefined) missing ??= DENIED;
+      if ('code' in entry) missing ??= entry;
       else deps.push(entry);
     }
   }
@@ -281,17 +281,26 @@ function decideForeign(core: Core, channel: Channel, action: Action, id: Uint8Ar
   const decided = decideOn(core, channel, action, target, prefixHex, idIndex(id), 1, detail, id);
   const seq = decided < 0 ? ~decided : decided;
   if (decided >= 0 && entry !== undefined) return { entry, seq, failure: undefined };
-  return { entry: undefined, seq, failure: decided >= 0 && idWord(id, 0) === channel.job.tenant.number ? LOST : DENIED };
+  return { entry: undefined, seq, failure: decided >= 0 && idWord(id, 0) === channel.job.tenant.number ? (ownerGone(core, id) ? OWNER_GONE : LOST) : DENIED };
 }
 
-function decideArgument(core: Core, channel: Channel, id: Uint8Array): ObjectEntry | undefined {
+/** Its node is none of the cluster's: it died, or never was. To be said of the caller's own tenant's ids only. */
+function ownerGone(core: Core, id: Uint8Array): boolean {
+  const node = idWord(id, 4);
+  return node !== core.config.nodeNumber && !core.nodes.has(node);
+}
+
+function decideArgument(core: Core, channel: Channel, id: Uint8Array): ObjectEntry | Failure {
   const session = core.sessionOf(channel, id);
   const index = idIndex(id);
-  if (session === undefined) return decideForeign(core, channel, 'object.get', id, 'argument').entry;
+  if (session === undefined) {
+    const foreign = decideForeign(core, channel, 'object.get', id, 'argument');
+    return foreign.entry ?? foreign.failure ?? LOST;
+  }
   const entry = findEntry(core, channel, id);
   const label = entry?.label ?? '';
   const target = label === '' ? session.objectResource : resource('object', { tenant: session.tenant.name, owner: session.ownerId, label });
-  return core.decide(channel, 'object.get', target, session.prefixHex, index, 1, 'argument') < 0 ? undefined : entry;
+  return core.decide(channel, 'object.get', target, session.prefixHex, index, 1, 'argument') < 0 ? DENIED : (entry ?? LOST);
 }
 
 /** A call in a placement group uses that too, each time: `seq` as of `decide`. */
@@ -461,7 +470,7 @@ export function onCallActor(core: Core, channel: Channel, r: FrameReader): void 
   const seq = decideOn(core, channel, 'actor.call', target, name, idIndex(actorId), 1, template.detail, actorId);
   if (seq < 0 || (actor === undefined && !elsewhere)) {
     r.skipRest();
-    return failReturns(core, channel, call.seq, returns, DENIED);
+    return failReturns(core, channel, call.seq, returns, seq >= 0 && actorGone(core, channel, actorId) ? ACTOR_GONE : DENIED);
   }
   const copied = elsewhere ? actorId.slice() : undefined;
   const task = makeTask(core, channel, r, call, template, seq);
@@ -469,6 +478,12 @@ export function onCallActor(core: Core, channel: Channel, r: FrameReader): void 
   setProducer(channel, task, Math.max(returns, 1));
   if (actor !== undefined) callActor(core, actor, task);
   else core.remoteCalls.push({ task, actorId: copied as Uint8Array });
+}
+
+const ACTOR_GONE: Failure = { code: 'ACTOR_DIED', message: 'the node that owned the actor is not in the cluster any more: make it again, or look it up by its name if it is detached', stack: '' };
+
+function actorGone(core: Core, channel: Channel, id: Uint8Array): boolean {
+  return channel.kind !== CHANNEL_KIND.PEER && idWord(id, 0) === channel.job.tenant.number && ownerGone(core, id);
 }
 
 /** A resource of which nothing is known here but the tenant number in its id. */
@@ -764,7 +779,7 @@ export function onCancel(core: Core, channel: Channel, r: FrameReader): void {
   const target = session === undefined ? foreignResource(core, 'object', id, undefined) : resource('task', { tenant: session.tenant.name, owner: session.ownerId, function: entry?.producer?.template.exportName ?? '' });
   const seq = decideOn(core, channel, 'task.cancel', target, hex(id.subarray(0, SESSION_PREFIX_BYTES)), idIndex(id), 1, force ? 'force' : '', id);
   const needed = seq < 0 ? ~seq : seq;
-  if (seq < 0 || session === undefined) return failRequest(core, channel, request, DENIED, needed);
+  if (seq < 0 || session === undefined) return failRequest(core, channel, request, seq >= 0 && idWord(id, 0) === channel.job.tenant.number && ownerGone(core, id) ? OWNER_GONE : DENIED, needed);
   const task = entry?.producer;
   // An actor in the making is killed, which is another permission; only the raylet that has it made here takes it back like this.
   const own = task?.template.kind !== CALL_KIND.ACTOR_CLASS || (channel.kind === CHANNEL_KIND.PEER && session === channel.session);
@@ -784,7 +799,7 @@ export function onKill(core: Core, channel: Channel, r: FrameReader): void {
   const target = actor === undefined ? foreignResource(core, 'actor', id, elsewhere ? channel.job.tenant.name : undefined) : actorResource(actor);
   const seq = decideOn(core, channel, 'actor.kill', target, hex(id.subarray(0, SESSION_PREFIX_BYTES)), idIndex(id), 1, restart ? 'restart' : '', id);
   const needed = seq < 0 ? ~seq : seq;
-  if (seq < 0 || (actor === undefined && !elsewhere)) return failRequest(core, channel, request, DENIED, needed);
+  if (seq < 0 || (actor === undefined && !elsewhere)) return failRequest(core, channel, request, seq >= 0 && actorGone(core, channel, id) ? ACTOR_GONE : DENIED, needed);
   if (actor === undefined) core.remoteKills.push({ channel, id: id.slice(), restart });
   else if (restart) actorLost(core, actor, refused('ACTOR_DIED', 'it was killed, to be started again'));
   else actorDied(core, actor, refused('ACTOR_DIED', 'it was killed'));

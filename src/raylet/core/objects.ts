@@ -12,6 +12,8 @@ import { CHANNEL_KIND, OBJECT_STATUS, ObjectEntry, PENDING_KIND, PendingCall, TA
 export const LOST: Failure = { code: 'OBJECT_LOST', message: 'the object does not exist: it was released, or never created', stack: '' };
 /** Of a call that streams. */
 export const ABANDONED: Failure = { code: 'CANCELLED', message: 'its reader went away', stack: '' };
+/** Of an id of the caller's own tenant, when the caller may know: another tenant's is DENIED, dead owner or not. */
+export const OWNER_GONE: Failure = { code: 'OBJECT_LOST', message: 'the node that owned the object is not in the cluster any more, and the object went with it: make it again', stack: '' };
 export const ALTERED: Failure = { code: 'OBJECT_LOST', message: 'the object was changed after it was sealed: put it again', stack: '' };
 export const DENIED: Failure = { code: 'DENIED', message: DENIED_TEXT, stack: '' };
 
