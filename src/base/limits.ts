@@ -177,6 +177,8 @@ export const MAX_OPEN_JOBS_PER_TENANT = 1_000;
 export const MAX_ENDED_JOBS_PER_TENANT = 1_000;
 /** Drivers of one job. */
 export const MAX_SESSIONS_PER_JOB = 64;
+/** Nodes in what a raylet says of who wants a job there: the last ones. A count is one octet. */
+export const MAX_ROOT_NODES = 255;
 export const MAX_JOB_TEXT_CHARS = 1_024;
 /** A success may be taken back this long by the session that reported it: a process can only fail after it has closed its connection. */
 export const SECOND_THOUGHTS_MS = 5_000;

@@ -162,8 +162,8 @@ export function checkRaylet(raylet: SimRaylet): void {
   for (const path of raylet.files.keys()) if (!files.has(path)) fail(`files: ${path} is of no object`);
 }
 
-/** Nobody is left: no call, no resource. `alone`: no object, job or file either; between nodes some stay held today (docs/TESTING.md). */
-export function checkEmpty(raylet: SimRaylet, alone: boolean): void {
+/** Nobody is left: no call, no resource, no object, job or file. */
+export function checkEmpty(raylet: SimRaylet): void {
   const core = raylet.core.state;
   const fail = (what: string): never => {
     throw new Error(`node ${raylet.number} at the end: ${what}`);
@@ -172,7 +172,6 @@ export function checkEmpty(raylet: SimRaylet, alone: boolean): void {
   if (core.available.cpuUnits !== core.config.total.cpuUnits) fail(`${core.available.cpuUnits} of ${core.config.total.cpuUnits} units are free`);
   if (core.callsInFlight > 0) fail(`${core.callsInFlight} calls are left`);
   for (const tenant of core.tenants.values()) if (tenant.tasks + tenant.actors !== 0) fail(`${tenant.name} has ${tenant.tasks} tasks, ${tenant.actors} actors`);
-  if (!alone) return;
   for (const session of core.sessions.values()) if (session.objects.size > 0) fail(`objects of session ${session.prefixHex} are left: ${[...session.objects].map(([i, o]) => `${i}: ${o.handles} handles, ${o.pins} pins, status ${o.status}`).join('; ')}`);
   if (core.jobs.size > 0) fail(`jobs are left: ${[...core.jobs.values()].map((job) => `${job.id} with ${[...job.channels].map((c) => `channel ${c.number} of kind ${c.kind}`).join(', ')} and ${job.actors.size} actors`).join('; ')}`);
   if (core.callsInFlight > 0) fail(`${core.callsInFlight} calls are left`);

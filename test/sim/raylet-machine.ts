@@ -297,6 +297,12 @@ export class SimRaylet {
     this.flush();
   }
 
+  releaseDrivers(id: Parameters<RayletCore['releaseDrivers']>[0]): void {
+    this.core.state.nowMs = this.nowMs();
+    this.core.releaseDrivers(id, 'ended');
+    this.flush();
+  }
+
   // --- effects ----------------------------------------------------------------------------------------------------------
 
   flush(): void {

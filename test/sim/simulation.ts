@@ -46,7 +46,7 @@ class Simulation {
   readonly random: () => number;
   readonly #bugs: Bugs;
   readonly #head: SimHead;
-  readonly #raylets: SimRaylet[] = [];
+  readonly raylets: SimRaylet[] = [];
   readonly #logs: ReadonlyMap<number, LogFiles>[] = [];
   readonly #drivers: SimDriver[] = [];
   readonly #connections = new Set<Connection>();
@@ -152,7 +152,7 @@ class Simulation {
 
   #start(number: number): SimRaylet {
     const raylet = new SimRaylet(this.#world, number, this.#cpus, this.#logs[number - 1] as ReadonlyMap<number, LogFiles>, this.#quota);
-    this.#raylets[number - 1] = raylet;
+    this.raylets[number - 1] = raylet;
     this.#heartbeat(raylet);
     return raylet;
   }
@@ -166,12 +166,12 @@ class Simulation {
       files.full = false;
     }
     for (const driver of this.#drivers) if (driver.raylet === raylet) driver.closed = true;
-    for (const other of this.#raylets) other.mayLose = true;
+    for (const other of this.raylets) other.mayLose = true;
     for (const c of [...this.#connections]) if (c.from === raylet || c.target === raylet) this.#sever(c);
   }
 
   #down(): number[] {
-    return this.#raylets.filter((r) => !r.alive).map((r) => r.number);
+    return this.raylets.filter((r) => !r.alive).map((r) => r.number);
   }
 
   // --- between nodes ------------------------------------------------------------------------------------------------------
@@ -181,7 +181,7 @@ class Simulation {
     this.#connections.add(c);
     this.#queue(`link ${raylet.number}>${c.to}`, `${raylet.number}>${c.to}`).push(() => {
       if (c.dead) return;
-      const target = this.#raylets[c.to - 1] as SimRaylet;
+      const target = this.raylets[c.to - 1] as SimRaylet;
       if (!target.alive) return this.#sever(c);
       c.target = target;
       const { job, asJob } = upstream;
@@ -340,7 +340,8 @@ class Simulation {
     const snapshot = head.snapshot();
     const revocations = { version: head.revocations.version, identities: head.revocations.all().map((r) => ({ spiffeId: r.spiffeId, revokedBeforeMs: r.issuedBeforeMs })) };
     const nodes = head.nodes.alive().map((n) => ({ number: n.number, id: n.id, total: n.total, available: n.available }));
-    const stopped = [...head.jobs.stopped(this.#nowMs), ...head.jobs.ended(this.#nowMs)] as JobId[];
+    const stopped = head.jobs.stopped(this.#nowMs) as JobId[];
+    const ended = head.jobs.ended(this.#nowMs) as JobId[];
     this.#unreliable(`down ${raylet.number}`, () => {
       if (!raylet.alive) return;
       raylet.install(snapshot);
@@ -356,6 +357,7 @@ class Simulation {
           raylet.mayLose = true;
         }
         for (const job of stopped) raylet.stopJob(job);
+        for (const job of ended) raylet.releaseDrivers(job);
       }
       raylet.flush();
     });
@@ -365,7 +367,7 @@ class Simulation {
 
   #attach(): void {
     const head = this.#head;
-    const raylet = this.#pick(this.#raylets.filter((r) => r.alive));
+    const raylet = this.#pick(this.raylets.filter((r) => r.alive));
     if (!head.up || raylet === undefined || raylet.live.version === 0) return;
     const tenantNumber = 1 + Math.floor(this.random() * 2);
     const tenantName = TENANTS[tenantNumber - 1] as string;
@@ -429,9 +431,9 @@ class Simulation {
 
   #fault(): void {
     const { random } = this;
-    const raylet = this.#pick(this.#raylets.filter((r) => r.alive));
-    const a = 1 + Math.floor(random() * this.#raylets.length);
-    const b = 1 + Math.floor(random() * this.#raylets.length);
+    const raylet = this.#pick(this.raylets.filter((r) => r.alive));
+    const a = 1 + Math.floor(random() * this.raylets.length);
+    const b = 1 + Math.floor(random() * this.raylets.length);
     const head = this.#head;
     const dice = Math.floor(random() * 14);
     const harmless = this.#calm && dice < 7;
@@ -519,7 +521,7 @@ class Simulation {
     if (!all) return;
     // Everybody may give back and kill what is theirs.
     TENANTS.forEach((_, i) => this.#head.apply(i, 0, this.#nowMs));
-    for (const raylet of this.#raylets) {
+    for (const raylet of this.raylets) {
       raylet.full = false;
       for (const files of (this.#logs[raylet.number - 1] as ReadonlyMap<number, LogFiles>).values()) files.full = false;
       // A log that failed takes nothing until its node is started again.
@@ -537,7 +539,7 @@ class Simulation {
       this.#head.nodes.step({ type: 'tick' }, this.#nowMs, []);
       this.#head.commit(this.#nowMs, (out) => this.#head.jobs.step({ type: 'tick' }, this.#nowMs, out));
     }
-    for (const raylet of this.#raylets) {
+    for (const raylet of this.raylets) {
       if (!raylet.alive) continue;
       raylet.tick();
       this.#heartbeat(raylet);
@@ -546,7 +548,7 @@ class Simulation {
   }
 
   #disks(): void {
-    for (const raylet of this.#raylets) if (raylet.alive) for (const log of raylet.logs.values()) if (this.random() < 0.3) log.work(false);
+    for (const raylet of this.raylets) if (raylet.alive) for (const log of raylet.logs.values()) if (this.random() < 0.3) log.work(false);
   }
 
   /** One thing happens, somewhere. */
@@ -565,7 +567,7 @@ class Simulation {
       if (this.steps % 25 === 0) this.#pass(5);
     }
     this.#disks();
-    for (const raylet of this.#raylets) if (raylet.alive && raylet.touched) {
+    for (const raylet of this.raylets) if (raylet.alive && raylet.touched) {
       raylet.touched = false;
       checkRaylet(raylet);
     }
@@ -573,7 +575,7 @@ class Simulation {
 
   /** Nothing is under way. */
   #quiet(): boolean {
-    for (const raylet of this.#raylets) {
+    for (const raylet of this.raylets) {
       if (!raylet.alive || raylet.core.state.callsInFlight > 0) return false;
       for (const log of raylet.logs.values()) if (!log.idle) return false;
     }
@@ -585,7 +587,7 @@ class Simulation {
     while (!this.#quiet()) {
       if (this.steps >= until) {
         const waiting = this.#drivers.filter((d) => !d.closed && !d.hostile && d.pending > 0).map((d) => `driver ${d.channel.number} on node ${d.raylet.number} waits for ${d.pending} answers`);
-        const left = this.#raylets.map((r) => `node ${r.number} has ${describeCalls(r) || 'nothing in flight'}`);
+        const left = this.raylets.map((r) => `node ${r.number} has ${describeCalls(r) || 'nothing in flight'}`);
         throw new Error(`${what}: not everything has ended after ${QUIET_STEPS} steps: ${[...waiting, ...left].join('; ')}`);
       }
       // An actor that sits on all cpus for good makes what waits for them infeasible.
@@ -625,17 +627,17 @@ class Simulation {
     }
     this.#settle('after the drivers left');
     for (let i = 0; i < 600; i++) this.step();
-    for (const raylet of this.#raylets) checkEmpty(raylet, this.#raylets.length === 1);
+    for (const raylet of this.raylets) checkEmpty(raylet);
     // Power goes once more: what the logs hold is what was acknowledged.
-    for (const raylet of this.#raylets) this.#crash(raylet, 0);
+    for (const raylet of this.raylets) this.#crash(raylet, 0);
     this.#mend(true);
     if (this.#head.up) this.#head.crash();
     this.#head.restart();
-    for (const raylet of this.#raylets) for (const log of raylet.logs.values()) log.checkpoint();
+    for (const raylet of this.raylets) for (const log of raylet.logs.values()) log.checkpoint();
   }
 
   runs(): number {
-    return this.#raylets.reduce((n, r) => n + r.runs, 0);
+    return this.raylets.reduce((n, r) => n + r.runs, 0);
   }
 }
 
@@ -657,13 +659,15 @@ function without(batch: Uint8Array, op: number): Uint8Array {
   return out.take();
 }
 
-export function simulate(seed: number, bugs: Bugs = NO_BUGS): Outcome {
+/** `look` sees the raylets of a run that failed, as they were then. */
+export function simulate(seed: number, bugs: Bugs = NO_BUGS, look?: (raylets: readonly SimRaylet[]) => void): Outcome {
   const simulation = new Simulation(seed, bugs);
   let failure = '';
   try {
     simulation.run();
   } catch (error) {
     failure = error instanceof Error ? (error.stack ?? error.message) : String(error);
+    look?.(simulation.raylets);
   }
   return { seed, failure, digest: simulation.digest(), steps: simulation.steps, lastEvents: simulation.lastEvents, counts: simulation.counts };
 }

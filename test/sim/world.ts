@@ -9,7 +9,7 @@ import { parseTenantName, type JobId } from '../../src/base/ids.ts';
 import { principalFromSpiffeId } from '../../src/base/principal.ts';
 import { makeId } from '../../src/raylet/core/core.ts';
 import { RayletCore } from '../../src/raylet/core/raylet-core.ts';
-import { CHANNEL_KIND, NO_QUOTA, type Channel, type Failure, type HeldBatch, type Slot, type TenantQuota, type Upstream, type Worker } from '../../src/raylet/core/state.ts';
+import { CHANNEL_KIND, NO_QUOTA, type Channel, type Failure, type HeldBatch, type Job, type Slot, type TenantQuota, type TenantState, type Upstream, type Worker } from '../../src/raylet/core/state.ts';
 
 /** mulberry32: small, fast and good enough to choose what happens next. */
 export function seeded(seed: number): () => number {
@@ -328,7 +328,17 @@ export class World {
     const id = `job-${String(this.clients.length).padStart(24, '0')}` as JobId;
     const user = principalFromSpiffeId(`spiffe://sim/tenant/${tenant.name}/user/${name}`);
     const job = node.core.ensureJob(id, tenant, user, principalFromSpiffeId(`spiffe://sim/tenant/${tenant.name}/job/${id}`, { kind: 'user', name }), 'credential', Number.POSITIVE_INFINITY, 0, project);
-    const client = new SimClient(this, node, node.core.openChannel(CHANNEL_KIND.DRIVER, job, user, 0, {}));
+    return this.#attach(node, job);
+  }
+
+  /** Another driver of the same job, on this node or another. */
+  attach(nodeIndex: number, { channel: { job: { id, submitter, principal, project, tenant } } }: SimClient): SimClient {
+    const node = this.nodes[nodeIndex] as SimNode;
+    return this.#attach(node, node.core.ensureJob(id, node.core.state.tenants.get(tenant.number) as TenantState, submitter, principal, 'credential', Number.POSITIVE_INFINITY, 0, project.name));
+  }
+
+  #attach(node: SimNode, job: Job): SimClient {
+    const client = new SimClient(this, node, node.core.openChannel(CHANNEL_KIND.DRIVER, job, job.submitter, 0, {}));
     this.clients.push(client);
     client.out.begin(OP.CODE).raw(CODE_DIGEST).u32(CODE.length).u32(0).raw(CODE).end();
     this.drain(node);
@@ -498,6 +508,16 @@ export class World {
           case 'delete-spill':
             node.spills.delete(e.spillName);
             break;
+          case 'close-channel': {
+            const opener = this.#openers.get(e.channel);
+            if (opener === undefined) break;
+            this.push(opener.back, () => {
+              if (opener.upstream.closed || this.#lost.has(opener.node)) return;
+              opener.node.core.upstreamClosed(opener.upstream, { code: 'UNAUTHENTICATED', message: e.reason, stack: '' });
+              this.drain(opener.node);
+            });
+            break;
+          }
           case 'open-upstream':
             this.#openUpstream(node, e.upstream, e.depth);
             break;
@@ -614,6 +634,8 @@ export class World {
   readonly #lost = new Set<SimNode>();
   readonly #peers = new Map<Upstream, { send(batch: Uint8Array): void; close(): void }>();
   readonly #peerOf = new Map<Channel, (batch: Uint8Array) => void>();
+  /** Who opened a channel that raylets serve each other. */
+  readonly #openers = new WeakMap<Channel, { readonly node: SimNode; readonly upstream: Upstream; readonly back: string }>();
 
   #openUpstream(node: SimNode, upstream: Upstream, depth: number): void {
     const other = this.nodes[upstream.nodeNumber - 1] as SimNode;
@@ -637,6 +659,7 @@ export class World {
       channel = other.core.openChannel(CHANNEL_KIND.PEER, theirs, upstream.asJob ? theirs.principal : theirs.submitter, depth, {});
       channel.peer = node.core.state.config.nodeId;
       this.#cameFrom.set(channel, node);
+      this.#openers.set(channel, { node, upstream, back });
       this.#peerOf.set(channel, (batch) => this.pushBatch(back, node, batch, (budget, at) => (upstream.closed || this.#lost.has(node) || this.#lost.has(other) ? batch.length : node.core.upstreamBatch(upstream, batch, this.nowMs, budget, at))));
       this.drain(other);
     });

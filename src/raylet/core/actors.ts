@@ -23,6 +23,7 @@ import { MAX_DEAD_ACTORS_PER_TENANT, MAX_RESTART_BACKOFF_MS } from '../../base/l
 import { isStarting, placeActor, seated, takeBack, unseat } from './actor-seats.ts';
 import { idIndex, makeId, type Core } from './core.ts';
 import { concludeTask, sendExec } from './dispatch.ts';
+import { keepsJob } from './job-roots.ts';
 import { awaitEntry, forgetSession, isLocal, settleInline, unpin } from './objects.ts';
 import { failedArgument, workersFailure } from './scheduler.ts';
 import { forward } from './upstreams.ts';
@@ -281,6 +282,7 @@ export function actorDied(core: Core, actor: Actor, failure: Failure, lost = fal
   if (failure.code === 'QUOTA_EXCEEDED') actor.refused = failure;
   actor.inFlight = 0;
   actor.job.actors.delete(actor);
+  if (actor.template.options.detached) core.rootsChanged.push(actor.job);
   if (creation.channel.kind !== CHANNEL_KIND.PEER) tenant.actors--;
   core.waitingActors.delete(actor);
   core.lifecycle(tenant, 'actor.died', session.ownerId, 'actor', session.prefixHex, index, `${failure.code} ${actor.template.detail}`);
@@ -329,7 +331,7 @@ export function endUnreachable(core: Core): void {
 /** The client that made these actors is gone: they end, but for detached ones and those that others have handles to. */
 export function ownerEnded(core: Core, session: Session): void {
   for (const actor of [...session.actors.values()]) {
-    if (actor.state === 'DEAD' || actor.template.options.detached) continue;
+    if (actor.state === 'DEAD' || keepsJob(actor)) continue;
     const entry = session.objects.get(actor.index);
     if (actor.creation.channel.kind === CHANNEL_KIND.PEER || entry === undefined || entry.pins === 0 || entry.status === OBJECT_STATUS.FAILED) actorDied(core, actor, { code: 'ACTOR_DIED', message: 'its owner ended', stack: '' });
   }

@@ -12,6 +12,7 @@
 import { OP, type FrameReader } from '../../base/frame.ts';
 import { MAX_REFS_PER_CALL } from '../../base/limits.ts';
 import { idWord, type Core } from './core.ts';
+import { isUnwanted } from './job-roots.ts';
 import { confirm, entryOf, returnTo, unpin } from './objects.ts';
 import { upstreamTo, whenOpen } from './upstream-channels.ts';
 import type { ObjectEntry, Upstream, UpstreamRequest } from './state.ts';
@@ -24,7 +25,7 @@ export function takeUpBorrows(core: Core): void {
   for (const { entry, job, asJob } of asked) {
     const { session } = entry;
     if (session.objects.get(entry.index) !== entry) continue;
-    if (!core.nodes.has(session.nodeNumber) || !core.jobs.has(job.id)) {
+    if (!core.nodes.has(session.nodeNumber) || isUnwanted(job)) {
       if (entry.unconfirmed === 0) confirm(entry);
       continue;
     }
@@ -127,7 +128,7 @@ export function endBorrowing(core: Core, upstream: Upstream): void {
     for (const entry of entries) unpin(core, entry);
   }
   for (const request of borrowing.keys()) onBorrowed(upstream, request);
-  const again = upstream.prefix !== undefined && core.jobs.has(job.id) && core.nodes.has(upstream.nodeNumber) && core.reachable(upstream.nodeNumber);
+  const again = upstream.prefix !== undefined && !isUnwanted(job) && core.nodes.has(upstream.nodeNumber) && core.reachable(upstream.nodeNumber);
   for (const session of job.tenant.sessions) {
     if (session.nodeNumber === core.config.nodeNumber) continue;
     for (const entry of session.objects.values()) if (entry.lenders?.delete(upstream) === true && again && session.nodeNumber === upstream.nodeNumber) core.borrows.push({ entry, job, asJob });

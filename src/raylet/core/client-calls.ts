@@ -21,7 +21,7 @@ import { holderGaveBack } from './broadcast.ts';
 import { decideOn, done, failRequest } from './deciding.ts';
 import { decideUse } from './group-rights.ts';
 import { countTask, overRate } from './quota-tree.ts';
-import { classFor, enqueue } from './scheduler.ts';
+import { classFor, enqueue, JOB_ENDED } from './scheduler.ts';
 import { Actor, CHANNEL_KIND, failureOf, FunctionStats, OBJECT_STATUS, PENDING_KIND, PendingCall, Stream, Task, TASK_STATE, Template, type Channel, type Failure, type ObjectEntry, type Session, type TenantState } from './state.ts';
 
 const MAX_OPTIONS_BYTES = 16_384;
@@ -427,6 +427,10 @@ export function onCreateActor(core: Core, channel: Channel, r: FrameReader): voi
   makeReturns(channel, call.seq, 1);
   noteCreated(call, channel, 1);
   const seq = decideCall(core, channel, 'actor.create', template, call.seq, template.detail);
+  if (seq >= 0 && channel.job.ended) {
+    r.skipRest();
+    return failReturns(core, channel, call.seq, 1, JOB_ENDED);
+  }
   const task = seq < 0 ? DENIED : makeTask(core, channel, r, call, template, seq);
   if (seq < 0) r.skipRest();
   if (!(task instanceof Task)) {
@@ -732,8 +736,9 @@ export function onRelease(core: Core, channel: Channel, r: FrameReader): void {
   let runCount = 0;
   const flush = (): void => {
     if (runCount === 0) return;
-    // A denied release lets nothing go: what it names stays until its session ends.
-    if (core.decide(channel, 'object.release', session.objectResource, session.prefixHex, runFirst, runCount, '') >= 0) for (let i = 0; i < runCount; i++) letGo(core, channel, runFirst + i);
+    // A denied release lets nothing go: what it names stays until its session ends. What another raylet had made here it may always give up, as by closing
+    // its channel: who may ask for that was decided there, and what an end brings about nobody asks for.
+    if (channel.kind === CHANNEL_KIND.PEER || core.decide(channel, 'object.release', session.objectResource, session.prefixHex, runFirst, runCount, '') >= 0) for (let i = 0; i < runCount; i++) letGo(core, channel, runFirst + i);
     runCount = 0;
   };
   for (let i = 0; i < n; i++) {
@@ -776,14 +781,17 @@ export function onCancel(core: Core, channel: Channel, r: FrameReader): void {
   r.finish();
   const session = core.sessionOf(channel, id);
   const entry = session?.objects.get(idIndex(id));
+  const task = entry?.producer;
+  if (channel.kind === CHANNEL_KIND.PEER && session === channel.session) {
+    if (task !== undefined && task.state !== TASK_STATE.DONE) cancelTask(core, task, force);
+    return;
+  }
   const target = session === undefined ? foreignResource(core, 'object', id, undefined) : resource('task', { tenant: session.tenant.name, owner: session.ownerId, function: entry?.producer?.template.exportName ?? '' });
   const seq = decideOn(core, channel, 'task.cancel', target, hex(id.subarray(0, SESSION_PREFIX_BYTES)), idIndex(id), 1, force ? 'force' : '', id);
   const needed = seq < 0 ? ~seq : seq;
   if (seq < 0 || session === undefined) return failRequest(core, channel, request, seq >= 0 && idWord(id, 0) === channel.job.tenant.number && ownerGone(core, id) ? OWNER_GONE : DENIED, needed);
-  const task = entry?.producer;
-  // An actor in the making is killed, which is another permission; only the raylet that has it made here takes it back like this.
-  const own = task?.template.kind !== CALL_KIND.ACTOR_CLASS || (channel.kind === CHANNEL_KIND.PEER && session === channel.session);
-  const found = task !== undefined && task.state !== TASK_STATE.DONE && own;
+  // An actor in the making is killed, which is another permission.
+  const found = task !== undefined && task.state !== TASK_STATE.DONE && task.template.kind !== CALL_KIND.ACTOR_CLASS;
   if (found) cancelTask(core, task, force);
   done(core, channel, request, JSON.stringify({ cancelled: found }), needed);
 }
@@ -795,6 +803,7 @@ export function onKill(core: Core, channel: Channel, r: FrameReader): void {
   const restart = r.u8() !== 0;
   r.finish();
   const actor = findActor(core, channel, id);
+  if (channel.kind === CHANNEL_KIND.PEER && actor?.session === channel.session) return actorDied(core, actor, refused('ACTOR_DIED', 'it was killed'));
   const elsewhere = actor === undefined && idWord(id, 0) === channel.job.tenant.number && core.nodes.has(idWord(id, 4)) && channel.kind !== CHANNEL_KIND.PEER;
   const target = actor === undefined ? foreignResource(core, 'actor', id, elsewhere ? channel.job.tenant.name : undefined) : actorResource(actor);
   const seq = decideOn(core, channel, 'actor.kill', target, hex(id.subarray(0, SESSION_PREFIX_BYTES)), idIndex(id), 1, restart ? 'restart' : '', id);

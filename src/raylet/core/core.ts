@@ -164,6 +164,8 @@ export class Core {
   readonly spreading = new Set<Spread>();
   readonly pullsUnderWay = new Set<Pull>();
   readonly copyChannels = new Set<Upstream>();
+  /** Jobs of which somebody else may want them now, or nobody any more (job-roots.ts). */
+  rootsChanged: Job[] = [];
   /** Lost objects whose tasks are to run again: taken up at the end of the step. */
   rebuilds: Task[] = [];
   /** Entries and sessions of other nodes that this step made; those that nothing holds at its end go. */

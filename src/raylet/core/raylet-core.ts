@@ -26,7 +26,9 @@ import * as groups from './placement-groups.ts';
 import { expireRounds, groupsNodeGone, groupsUpstreamClosed, jobGroupsEnd, placePending, takeUpEnded, tenantGroupsEnd } from './placement-groups.ts';
 import { Core, idWord, type CoreConfig } from './core.ts';
 import { cancelTask, closeSlotChannel, enforceLimits, execEnded, leaveStream, remoteEnded, remoteLost, slotDied, workerDied } from './endings.ts';
+import { concludeTask } from './dispatch.ts';
 import { expireKeys, forgetKeys } from './idempotency.ts';
+import { keepsJob, lookForRoots, onRoots } from './job-roots.ts';
 import { onExit, onFailure, onLog, onResult, onRetry } from './guest-results.ts';
 import { ABANDONED, ALTERED, answerDeferred, dropDeferred, expireWaits, forgetFresh, loseFile, LOST, mayCross, refuseValue, releaseSession, takeAllBack } from './objects.ts';
 import { giveMemory } from './memory-books.ts';
@@ -34,7 +36,7 @@ import { relieve, restored, spilled, takeUpRestores, tickMemory } from './object
 import { takeUpDelayed } from './retries.ts';
 import { preempt } from './preemption.ts';
 import { divide, leaveProject, limit, projectOf } from './quota-tree.ts';
-import { dropLease, enqueue, parkClasses, pump, retireIdleWorkers, workerNotStarted, workerStarted } from './scheduler.ts';
+import { dropLease, enqueue, JOB_ENDED, parkClasses, pump, retireIdleWorkers, workerNotStarted, workerStarted } from './scheduler.ts';
 import { onItem, onMore } from './streams.ts';
 import { closeUpstream, fileChecked, forward, killRemote, onUpstreamFrame, takeUpFetches, transferFailed } from './upstreams.ts';
 import { upstreamTo } from './upstream-channels.ts';
@@ -159,6 +161,7 @@ export class RayletCore {
     job.channels.add(channel);
     channel.out.begin(OP.WELCOME).raw(session.prefix).text(JSON.stringify({ job: job.id, tenant: job.tenant.name, node: core.config.nodeId, ...info })).end();
     core.markChannel(channel, -1);
+    if (kind === CHANNEL_KIND.DRIVER) this.#look(job);
     return channel;
   }
 
@@ -182,30 +185,42 @@ export class RayletCore {
     takeAllBack(core, channel);
     dropDeferred(core, channel);
     releaseSession(core, channel.session);
-    if (channel.kind === CHANNEL_KIND.DRIVER) this.#leaveOthers(channel.job);
-    this.#endJobIfIdle(channel.job);
+    if (channel.kind === CHANNEL_KIND.DRIVER) this.#endGroups(channel.job);
+    this.#look(channel.job);
     this.settle();
   }
 
-  /**
-   * With its last driver here a job lets go of the other raylets. They hold channels back to this one for the same job; if each
-   * side waited for the other's to close, none would ever end.
-   */
-  #leaveOthers(job: Job): void {
+  /** With a job's last driver here go the groups that its drivers made. */
+  #endGroups(job: Job): void {
     for (const channel of job.channels) if (channel.kind === CHANNEL_KIND.DRIVER) return;
     jobGroupsEnd(this.state, job);
-    for (const actor of job.actors) if (actor.template.options.detached) return;
+  }
+
+  /** Somebody more or less wants the job here. When nobody does any more it lets go of the other raylets, and ends when they have let go of it. */
+  #look(job: Job): void {
+    if (lookForRoots(this.state, job)) this.#leaveOthers(job);
+    this.#endJobIfIdle(job);
+  }
+
+  #leaveOthers(job: Job): void {
     for (const upstream of [...this.state.upstreams.values()]) if (upstream.job === job) this.upstreamClosed(upstream, { code: 'CANCELLED', message: 'its job ended', stack: '' });
   }
 
-  /** With its last driver a job ends here: leases and isolates of the job go; detached actors keep it. */
+  /** With its last driver a job ends here: leases and isolates of the job go; detached actors keep it, and raylets where somebody wants it. */
   #endJobIfIdle(job: Job): void {
     const core = this.state;
-    if (!job.stopped) for (const channel of job.channels) if (channel.kind !== CHANNEL_KIND.SLOT) return;
-    for (const actor of [...job.actors]) {
-      if (!job.stopped && actor.template.options.detached) return;
-      actorDied(core, actor, { code: 'ACTOR_DIED', message: 'its job ended', stack: '' });
+    if (job.ended) return;
+    if (!job.stopped) {
+      for (const { kind, roots } of job.channels) if (kind === CHANNEL_KIND.DRIVER || (kind === CHANNEL_KIND.PEER && roots?.length !== 0)) return;
+      for (const actor of job.actors) if (keepsJob(actor)) return;
+      for (const channel of [...job.channels]) {
+        if (channel.kind !== CHANNEL_KIND.PEER) continue;
+        core.out.push({ type: 'close-channel', channel, reason: 'its job ended' });
+        this.closeChannel(channel);
+      }
+      if (core.jobs.get(job.id) !== job) return;
     }
+    for (const actor of [...job.actors]) actorDied(core, actor, { code: 'ACTOR_DIED', message: 'its job ended', stack: '' });
     jobGroupsEnd(core, job);
     job.ended = true;
     for (const c of job.classes.values()) {
@@ -219,7 +234,7 @@ export class RayletCore {
       core.classes.delete(c);
     }
     if (core.jobs.has(job.id)) job.tenant.classes -= job.classes.size;
-    for (const upstream of [...core.upstreams.values()]) if (upstream.job === job) this.upstreamClosed(upstream, { code: 'CANCELLED', message: 'its job ended', stack: '' });
+    this.#leaveOthers(job);
     forgetKeys(core, job);
     core.jobs.delete(job.id);
     job.tenant.jobs.delete(job);
@@ -300,6 +315,9 @@ export class RayletCore {
         break;
       case OP.SHARED:
         if (channel.kind === CHANNEL_KIND.PEER) return onShared(core, channel, r);
+        break;
+      case OP.ROOTS:
+        if (channel.kind === CHANNEL_KIND.PEER) return onRoots(core, channel, r);
         break;
       case OP.RESOLVE:
         if (channel.kind === CHANNEL_KIND.PEER) return calls.onGet(core, channel, r, PENDING_KIND.RESOLVE);
@@ -607,6 +625,10 @@ export class RayletCore {
       takeUpFetches(core);
       for (const { slot, task, failure } of core.refusedExecs.splice(0)) if (task.slot === slot) execEnded(core, slot, task, failure, 1);
     } while (core.woken.length > 0 || core.remoteCalls.length > 0 || core.refusedExecs.length > 0 || core.unreachable.length > 0 || core.endedStreams.length > 0 || core.rebuilds.length > 0 || core.roomFreed || core.endedGroups.length > 0);
+    if (core.rootsChanged.length > 0) {
+      for (const job of core.rootsChanged.splice(0)) this.#look(job);
+      return this.settle();
+    }
     if (core.borrows.length > 0) takeUpBorrows(core);
     if (core.returned.length > 0) takeUpReturned(core);
     if (core.fresh.length > 0 || core.freshSessions.length > 0) forgetFresh(core);
@@ -618,12 +640,17 @@ export class RayletCore {
     core.remoteCalls = [];
     for (const { task, actorId } of remote) {
       if (task.state === TASK_STATE.DONE) continue;
+      // An isolate may speak on for a moment after its job has ended.
+      if (task.channel.job.ended) {
+        concludeTask(core, task, JOB_ENDED);
+        continue;
+      }
       const upstream = upstreamTo(core, idWord(actorId, 4), task.channel.job, task.channel.principal.kind === 'job', task.depth);
       forward(core, upstream, task, OP.CALL_ACTOR, actorId);
     }
     const kills = core.remoteKills;
     core.remoteKills = [];
-    for (const { channel, id, restart } of kills) killRemote(core, upstreamTo(core, idWord(id, 4), channel.job, channel.principal.kind === 'job', 0), id, restart);
+    for (const { channel, id, restart } of kills) if (!channel.job.ended) killRemote(core, upstreamTo(core, idWord(id, 4), channel.job, channel.principal.kind === 'job', 0), id, restart);
   }
 }
 

@@ -75,7 +75,7 @@ function revive(core: Core, c: SchedulingClass): void {
 }
 
 /** Of what was running when its job ended: its class, and with it its queue, is gone. */
-const JOB_ENDED: Failure = { code: 'CANCELLED', message: 'its job ended', stack: '' };
+export const JOB_ENDED: Failure = { code: 'CANCELLED', message: 'its job ended', stack: '' };
 
 /** A task whose arguments are ready (or have failed: then it fails with the same error, as in Ray). */
 export function enqueue(core: Core, task: Task): void {

@@ -138,6 +138,8 @@ export class Job {
   readonly classes = new Map<string, SchedulingClass>();
   /** Tasks that were submitted under a key, by principal and key, the oldest first. */
   readonly once = new Map<string, Once>();
+  /** Over which nodes it is wanted here, as told to other raylets; empty: nobody wants it; undefined: not known yet (job-roots.ts). */
+  roots: readonly number[] | undefined = undefined;
   /** Measured time of a run by function, across the job's channels. */
   readonly functions = new Map<string, FunctionStats>();
   readonly project: ProjectState;
@@ -401,6 +403,8 @@ export class Channel {
   readonly slot: Slot | undefined;
   /** Which node, where it is another raylet's. */
   peer = '';
+  /** Of another raylet's: over which nodes its job is wanted there, that one last; empty: nobody wants it; undefined: not said yet. */
+  roots: readonly number[] | undefined = undefined;
   readonly out = new FrameWriter();
   /** The audit record that must be on disk before `out` may leave. */
   needed = -1;

@@ -10,6 +10,7 @@ import { idWord, makeId, type Core } from './core.ts';
 import { COPY_OUTCOME, onShare } from './broadcast.ts';
 import { endBorrowing, onBorrowed, onReturned, onValueRefs } from './borrowing.ts';
 import { copyChannelClosed, copyFailed, dropElsewhere, dropUpload, endCopy, onElsewhere, tellOwner } from './copies.ts';
+import { tellRoots } from './job-roots.ts';
 import { loseEntry } from './lineage.ts';
 import { upstreamTo, whenOpen } from './upstream-channels.ts';
 import { giveMemory, noMemoryFor, takeMemory } from './memory-books.ts';
@@ -140,6 +141,11 @@ export function takeUpFetches(core: Core): void {
     const id = entry.remoteId as Uint8Array;
     const job = firstJob(entry);
     if (job === undefined) continue;
+    // An isolate may speak on for a moment after its job has ended.
+    if (job.job.ended) {
+      settleFailed(core, entry, { code: 'CANCELLED', message: 'its job ended', stack: '' });
+      continue;
+    }
     entry.fetching = true;
     const upstream = entry.remote ?? upstreamTo(core, idWord(id, 4), job.job, job.asJob, 0);
     // A borrowed id that was only spelled out by a client is not ours to release over there: remote stays undefined.
@@ -168,6 +174,7 @@ export function onUpstreamFrame(core: Core, upstream: Upstream, reader: FrameRea
     case OP.WELCOME: {
       upstream.prefix = reader.raw(SESSION_PREFIX_BYTES).slice();
       reader.text(65_536);
+      tellRoots(core, upstream);
       const deferred = upstream.deferred;
       upstream.deferred = [];
       upstream.deferredFetches = [];
