@@ -148,3 +148,18 @@ it('what one raylet had made on another it may take back, whatever the policy ha
   world.run(10_000);
   expect([peer?.job.actors.size, peer?.session.objects.size, there?.available.cpuUnits, client.channel.closed]).toEqual([0, 1, 10_000, false]);
 });
+
+it('an actor that is killed while the word that it lives is on its way does not stay', () => {
+  for (let wait = 0; wait < 40; wait++) {
+    const world = new World({ nodes: 2, cpus: 1, seed: 8 });
+    const { client } = holder(world, world.client(0, 1), { cpus: 1 });
+    const far = client.call(OP.CREATE_ACTOR, 1, DO.RETURN);
+    client.flush();
+    for (let i = 0; i < wait; i++) world.step();
+    client.out.begin(OP.KILL).u32(0).u32(client.nextRequest++).raw(far).u8(0).end();
+    client.flush();
+    world.run(10_000);
+    const there = world.nodes[1]?.core.state;
+    expect([[...(there?.jobs.values() ?? [])].flatMap((job) => [...job.actors]).length, there?.available.cpuUnits], `after ${wait} events`).toEqual([0, 10_000]);
+  }
+});

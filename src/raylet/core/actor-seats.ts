@@ -5,7 +5,7 @@
 import { OP } from '../../base/frame.ts';
 import { MAX_ACTORS_PER_WORKER } from '../../base/limits.ts';
 import { fits, subtract, UNITS_PER_CPU } from '../../base/resources.ts';
-import type { Core } from './core.ts';
+import { makeId, type Core } from './core.ts';
 import { openSlot, sendExec } from './dispatch.ts';
 import { giveTo, takeFrom, type BundleHold } from './bundle.ts';
 import { misfit, viewOf } from './group-views.ts';
@@ -13,7 +13,7 @@ import { allowedPlaces, type Place, type Placement } from './placement.ts';
 import { mayHold } from './quota-tree.ts';
 import { isolateBytes, NO_BUNDLE, roomForWorker } from './scheduler.ts';
 import { CHANNEL_KIND, TASK_STATE, Worker, type Actor, type Failure, type RemoteNode, type Task } from './state.ts';
-import { cancelRemote, forward, killRemote, takeBackTasks } from './upstreams.ts';
+import { forward, killRemote, takeBackTasks } from './upstreams.ts';
 import { upstreamTo } from './upstream-channels.ts';
 
 /** Its constructor is to run, for the first time or again. */
@@ -222,8 +222,9 @@ export function unseat(core: Core, actor: Actor): Task[] {
   if (upstream !== undefined) {
     const { creation, remoteId } = actor;
     if (creation.remoteSeq !== 0) upstream.actors.delete(creation.remoteSeq);
+    // It may be alive there by now, and the word of that on its way.
     if (remoteId !== undefined) killRemote(core, upstream, remoteId, false);
-    else if (creation.upstream === upstream) cancelRemote(core, upstream, creation, true);
+    else if (creation.upstream === upstream && creation.remoteSeq !== 0 && upstream.prefix !== undefined) killRemote(core, upstream, makeId(upstream.prefix, creation.remoteSeq), false);
     for (const task of takeBackTasks(core, upstream, (t) => t.actor === actor || t === creation)) if (task !== creation) given.push(task);
   }
   actor.remoteId = undefined;

@@ -803,7 +803,10 @@ export function onKill(core: Core, channel: Channel, r: FrameReader): void {
   const restart = r.u8() !== 0;
   r.finish();
   const actor = findActor(core, channel, id);
-  if (channel.kind === CHANNEL_KIND.PEER && actor?.session === channel.session) return actorDied(core, actor, refused('ACTOR_DIED', 'it was killed'));
+  if (channel.kind === CHANNEL_KIND.PEER && core.sessionOf(channel, id) === channel.session) {
+    if (actor !== undefined) actorDied(core, actor, refused('ACTOR_DIED', 'it was killed'));
+    return;
+  }
   const elsewhere = actor === undefined && idWord(id, 0) === channel.job.tenant.number && core.nodes.has(idWord(id, 4)) && channel.kind !== CHANNEL_KIND.PEER;
   const target = actor === undefined ? foreignResource(core, 'actor', id, elsewhere ? channel.job.tenant.name : undefined) : actorResource(actor);
   const seq = decideOn(core, channel, 'actor.kill', target, hex(id.subarray(0, SESSION_PREFIX_BYTES)), idIndex(id), 1, restart ? 'restart' : '', id);
