@@ -26,6 +26,10 @@ export interface ClusterOptions {
   readonly cpus?: number;
   /** Options of the node binary for head and raylets: profiling. */
   readonly nodeArgs?: readonly string[];
+  /** Interpreter of Python sandboxes. */
+  readonly python?: string;
+  /** Besides the two: tenants with a profile each that have done nothing yet. */
+  readonly fresh?: number;
 }
 
 export interface BenchCluster extends AsyncDisposable {
@@ -33,6 +37,7 @@ export interface BenchCluster extends AsyncDisposable {
   readonly rayletPids: readonly number[];
   /** Directory of a profile for each tenant. */
   readonly profiles: Readonly<Record<(typeof TENANTS)[number], string>>;
+  readonly freshProfiles: readonly string[];
   /** From the first process to the last one that said it is ready, ms. */
   readonly readyMs: number;
   readonly directory: string;
@@ -81,7 +86,7 @@ async function end(child: ChildProcess): Promise<void> {
 }
 
 export async function startCluster(options: ClusterOptions = {}): Promise<BenchCluster> {
-  const { raylets: count = 1, cpus = 2, nodeArgs = [] } = options;
+  const { raylets: count = 1, cpus = 2, nodeArgs = [], python, fresh = 0 } = options;
   const directory = mkdtempSync(join(tmpdir(), 'bulkhead-bench-'));
   const runDirectory = mkdtempSync('/dev/shm/bulkhead-bench-');
   // Workers run as users of their own and must reach their directories below.
@@ -116,22 +121,26 @@ export async function startCluster(options: ClusterOptions = {}): Promise<BenchC
       await Promise.all(started.map(async (raylet, i) => {
         const { token, attestationAddress, trustBundle } = await identities.createJoinToken({ nodeId: `node-${i + 1}` });
         await raylet.configure({
-          dataDir: join(directory, `raylet-${i}`), runDir: join(runDirectory, `raylet-${i}`), trustDomain: TRUST_DOMAIN, headAddress: address, cpus,
+          dataDir: join(directory, `raylet-${i}`), runDir: join(runDirectory, `raylet-${i}`), trustDomain: TRUST_DOMAIN, headAddress: address, cpus, ...(python === undefined ? {} : { python }),
           join: { token, attestationAddress, trustBundle },
         });
       }));
       const readyMs = performance.now() - begun;
       const tenants = client(Tenants, channel);
-      const profiles = {} as Record<(typeof TENANTS)[number], string>;
-      for (const tenant of TENANTS) {
+      const profileOf = async (tenant: string): Promise<string> => {
         await tenants.create({ name: tenant, quota: {} });
         const { privateKey } = generateKeyPairSync('ec', { namedCurve: 'P-256' });
         const issued = await identities.issue({ tenant, kind: 'user', name: 'bench', roles: ['tenant-admin'], csr: createCsr(privateKey) });
         const svid = svidMaterial({ trustDomain: admin.svid.trustDomain, keyPem: privateKey.export({ format: 'pem', type: 'pkcs8' }) as string, certificateChainPem: issued.svidChain, trustBundlePem: issued.trustBundle });
-        profiles[tenant] = join(directory, `profile-${tenant}`);
-        await writeProfile(profiles[tenant], { address, gateway: undefined, svid });
-      }
-      return { headPid: head.process.pid ?? 0, rayletPids: started.map((s) => s.process.pid ?? 0), profiles, readyMs, directory, runDirectory, stop, [Symbol.asyncDispose]: stop };
+        const profile = join(directory, `profile-${tenant}`);
+        await writeProfile(profile, { address, gateway: undefined, svid });
+        return profile;
+      };
+      const profiles = {} as Record<(typeof TENANTS)[number], string>;
+      for (const tenant of TENANTS) profiles[tenant] = await profileOf(tenant);
+      const freshProfiles: string[] = [];
+      for (let i = 1; i <= fresh; i++) freshProfiles.push(await profileOf(`fresh-${i}`));
+      return { headPid: head.process.pid ?? 0, rayletPids: started.map((s) => s.process.pid ?? 0), profiles, freshProfiles, readyMs, directory, runDirectory, stop, [Symbol.asyncDispose]: stop };
     } finally {
       channel.close();
     }

@@ -48,9 +48,11 @@ export interface RayAnswer {
   readonly readyMs?: number;
   readonly firstTaskMs?: number;
   readonly pid?: number;
+  readonly address?: string;
+  readonly ready?: boolean;
 }
 
-/** One Python process that answers commands. */
+/** One Python process that answers commands: Ray's side, or with another program either side. */
 export class RayProcess {
   readonly #child: ChildProcess;
   readonly #lines: Interface;
@@ -59,8 +61,8 @@ export class RayProcess {
   #waiting: (() => void) | undefined;
   #ended = false;
 
-  constructor(python: string, args: readonly string[]) {
-    this.#child = spawn(python, [fileURLToPath(new URL('./ray_rows.py', import.meta.url)), ...args], { stdio: ['pipe', 'pipe', process.env['BENCH_RAY_LOG'] === undefined ? 'ignore' : 'inherit'] });
+  constructor(python: string, args: readonly string[], { program = 'ray_rows.py', env = {} }: { readonly program?: string; readonly env?: Readonly<Record<string, string>> } = {}) {
+    this.#child = spawn(python, [fileURLToPath(new URL(`./${program}`, import.meta.url)), ...args], { env: { ...process.env, ...env }, stdio: ['pipe', 'pipe', process.env['BENCH_RAY_LOG'] === undefined ? 'ignore' : 'inherit'] });
     this.#forget = owned(() => this.stop());
     this.#child.stdin?.on('error', () => undefined);
     this.#lines = createInterface(this.#child.stdout as NodeJS.ReadableStream);
@@ -104,7 +106,7 @@ export class RayProcess {
   async ask(command: object): Promise<RayAnswer> {
     this.tell(command);
     const answer = await this.answer();
-    if (answer.error !== undefined) throw new Error(`Ray: ${answer.error}`);
+    if (answer.error !== undefined) throw new Error(answer.error);
     return answer;
   }
 
