@@ -69,13 +69,15 @@ def connected() -> bool:
 class ObjectRef(Generic[T]):
     """A value that is or will be somewhere in the cluster. Possession of one grants nothing."""
 
-    __slots__ = ("_id", "_core", "_known", "__weakref__")
+    __slots__ = ("_id", "_core", "_known", "_ready", "__weakref__")
 
     def __init__(self, ref_id: bytes, core: ClientCore | None = None) -> None:
         self._id = ref_id
         self._core = core if core is not None else runtime().core
         # A small value that was put or read by this very ref is not asked for again.
         self._known: bytes | None = None
+        # Whether a wait has said so: what is ready stays it.
+        self._ready = False
         self._core.hold(ref_id)
 
     def __del__(self) -> None:
@@ -207,13 +209,25 @@ def wait(ray_waitables: Sequence[ObjectRef[Any]], *, num_returns: int = 1, timeo
     refs = list(ray_waitables)
     if isinstance(ray_waitables, ObjectRef):
         raise TypeError("wait() expected a list of ray.ObjectRef, got a single ray.ObjectRef")
-    if len(set(refs)) != len(refs):
+    plain = {ObjectRef}.issuperset(map(type, refs))
+    ids = [ref._id for ref in refs] if plain else []
+    if len(set(ids if plain else refs)) != len(refs):
         raise ValueError("Wait requires a list of unique object refs.")
     if num_returns <= 0:
         raise ValueError(f"Invalid number of objects to return {num_returns}.")
     if num_returns > len(refs):
         raise ValueError(f"num_returns cannot be greater than the number of objects provided to ray.wait. num_returns: {num_returns}, number of objects: {len(refs)}")
-    if any(isinstance(ref, StreamGenerator) for ref in refs):
+    if plain:
+        if num_returns == 1:
+            # The loop that takes one after the other: most of them were told to be ready by the answer about the first.
+            for i, ref in enumerate(refs):
+                if ref._ready and ref._core.closed is None:
+                    del refs[i]
+                    return [ref], refs
+        for position in _translated(runtime().core.wait, ids, num_returns, timeout):
+            refs[position]._ready = True
+        ready = {i for i, ref in enumerate(refs) if ref._ready}
+    elif any(isinstance(ref, StreamGenerator) for ref in refs):
         ready = _wait_mixed(refs, num_returns, timeout)
     else:
         ready = set(_translated(runtime().core.wait, _ids(refs, "ray.wait()"), num_returns, timeout))
@@ -440,6 +454,10 @@ def pack_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[value
     """Arguments as octets, the refs that are resolved before the call, and what must stay alive until it is sent."""
     deps: list[tuple[int, bytes]] = []
     kept: list[ObjectRef[Any]] = []
+    if values.all_plain(args) and values.all_plain(kwargs.values()):
+        packed = values.encode_plain((args, kwargs))
+        if packed.size <= f.MAX_INLINE_BYTES:
+            return packed, deps, kept
 
     def swap(value: Any) -> Any:
         if isinstance(value, ObjectRef):
@@ -466,7 +484,8 @@ def unpack_arguments(octets: Any, found: list[Any]) -> tuple[list[Any], dict[str
     return [found[a.n] if type(a) is _Dep else a for a in args], {k: found[v.n] if type(v) is _Dep else v for k, v in kwargs.items()}
 
 
-_NO_ARGS = values.encode(((), {}))
+_NO_ARGS = values.encode_plain(((), {}))
+_NO_ARGS.shared = True
 
 
 def _submit(op: int, template: Template, actor: bytes | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

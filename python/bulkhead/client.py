@@ -9,9 +9,11 @@ from __future__ import annotations
 import base64
 import json
 import pickle
+import struct
 import threading
 import time
 import traceback
+from collections import deque
 from hashlib import sha256
 from typing import Any, Callable, Iterable, Protocol, Sequence
 
@@ -23,6 +25,8 @@ from .streams import WINDOW_ITEMS, Reading
 MAX_DEPENDENCIES = 1_024
 MAX_REFS_PER_CALL = 100_000
 KEPT_BYTES = 4_096
+_CALL = struct.Struct("<IBIII")
+_PLACE = struct.Struct("<II")
 # How a ref, or a handle of an actor, is named in a pickle.
 _REF_MARK = b"bulkhead.api"
 # Behind the stack of a failed Python call: the exception itself, for the tenant's own programs.
@@ -94,7 +98,7 @@ def split_stack(stack: str, foreign: bool) -> tuple[str, BaseException | None]:
 class Template:
     """What DEFINE says about a function, class or method."""
 
-    __slots__ = ("kind", "digest", "source", "export", "method", "options", "returns", "window", "known")
+    __slots__ = ("kind", "digest", "source", "export", "method", "options", "returns", "window", "known", "tail", "tail_actor")
 
     def __init__(self, kind: int, digest: bytes, source: bytes | None, export: str, method: str, options: str, returns: int) -> None:
         self.kind = kind
@@ -106,6 +110,8 @@ class Template:
         self.returns = returns
         self.window = int(json.loads(options).get("streamItems", WINDOW_ITEMS)) if returns < 0 else 0
         self.known: tuple[ClientCore, int] | None = None
+        self.tail: bytes | None = None
+        self.tail_actor: bytes | None = None
 
 
 class ClientCore:
@@ -127,7 +133,11 @@ class ClientCore:
         self._pending: dict[int, Pending] = {}
         self._rejected: dict[int, BaseException] = {}
         self._counts: dict[bytes, int] = {}
-        self._released: list[bytes] = []
+        # Refs made and dropped since the last look. The collector appends to the second, in any thread and at any moment: nothing may wait there.
+        self._held: deque[bytes] = deque()
+        self._released: deque[bytes] = deque()
+        self.hold: Callable[[bytes], None] = self._held.append
+        self.drop: Callable[[bytes], None] = self._released.append
         self._streams: dict[int, Reading] = {}
         # Streams that nobody reads any more.
         self.closing: list[Reading] = []
@@ -135,27 +145,25 @@ class ClientCore:
 
     # --- refs ---
 
-    def hold(self, ref_id: bytes) -> None:
-        with self.lock:
-            self._counts[ref_id] = self._counts.get(ref_id, 0) + 1
-
-    def drop(self, ref_id: bytes) -> None:
-        """Called by the collector, in any thread and at any moment: it must not wait."""
-        self._released.append(ref_id)
-
     def _write_releases(self) -> None:
         if self.closing:
             self._close_streams()
-        if not self._released:
+        # Drops are counted before holds are read: whatever was dropped was held before.
+        dropped = len(self._released)
+        if dropped == 0:
             return
-        dropped, self._released = self._released, []
+        counts = self._counts
+        for _ in range(len(self._held)):
+            ref_id = self._held.popleft()
+            counts[ref_id] = counts.get(ref_id, 0) + 1
         gone: list[bytes] = []
-        for ref_id in dropped:
-            left = self._counts.get(ref_id, 1) - 1
+        for _ in range(dropped):
+            ref_id = self._released.popleft()
+            left = counts.get(ref_id, 1) - 1
             if left > 0:
-                self._counts[ref_id] = left
+                counts[ref_id] = left
             else:
-                self._counts.pop(ref_id, None)
+                counts.pop(ref_id, None)
                 gone.append(ref_id)
         for start in range(0, len(gone), 1_024):
             self._put(f.frame(f.RELEASE, f.refs(gone[start : start + 1_024])))
@@ -298,17 +306,23 @@ class ClientCore:
         for _, ref_id in deps:
             if self.is_foreign(ref_id):
                 raise BulkheadError("DENIED", "a ref of another tenant cannot be an argument of a Python task: what it holds may be code; get its data first")
-        parent = f.u32(self.host.parent())
+        # Where the actor's id and the arguments are the same for every call, they are put together once.
+        tail = template.tail if args.shared and actor is template.tail_actor else None
+        if tail is None:
+            tail = b"".join([actor or b"", f.u16(len(deps)), *(f.u16(position) + ref_id for position, ref_id in deps), f.refs(contained), *args.parts])
+            if args.shared:
+                template.tail, template.tail_actor = tail, actor
+        size = len(tail) + 13
+        if size > f.MAX_FRAME_BYTES:
+            raise BulkheadError("RESOURCE_EXHAUSTED", f"a frame of {size} bytes exceeds the limit of {f.MAX_FRAME_BYTES}: put large arguments first and pass their refs")
+        parent = self.host.parent()
         with self.lock:
             self._open()
-            number = self.template_number(template)
+            known = template.known
+            number = known[1] if known is not None and known[0] is self else self.template_number(template)
             index = self._index
-            self._index += max(1, template.returns)
-            octets = f.frame(
-                op, parent, f.u32(index), f.u32(number), actor or b"", f.u16(len(deps)), b"".join(f.u16(position) + ref_id for position, ref_id in deps),
-                f.refs(contained), *args.parts,
-            )
-            self._put(octets)
+            self._index = index + max(1, template.returns)
+            self._put(_CALL.pack(size, op, parent, index, number) + tail)
         self.host.touched()
         return self.prefix + f.u32(index)
 
@@ -353,7 +367,8 @@ class ClientCore:
     def _ask(self, ids: Sequence[bytes], count: int, frame: Callable[[bytes], bytes]) -> tuple[int, Pending]:
         if len(ids) > MAX_REFS_PER_CALL:
             raise BulkheadError("INVALID_ARGUMENT", f"{len(ids)} refs in one call; at most {MAX_REFS_PER_CALL}")
-        pending = Pending(ids, count, [self.is_foreign(i) for i in ids])
+        tenant = self.tenant
+        pending = Pending(ids, count, [i[:4] != tenant for i in ids])
         with self.lock:
             self._open()
             request = self._request
@@ -410,8 +425,11 @@ class ClientCore:
         """Handles one frame of a raylet to its client; False when it is none."""
         op = r.op
         if op == f.VALUE:
-            request, position = r.u32(), r.u32()
-            self._value(request, position, bytes(r.rest()))
+            if r.remaining < 8:
+                raise BulkheadError("INVALID_ARGUMENT", "malformed frame: a value without its place")
+            body = r.rest()
+            request, position = _PLACE.unpack_from(body)
+            self._value(request, position, body[8:].tobytes())
         elif op == f.VALUE_CHUNK:
             request, position, total, offset = r.u32(), r.u32(), r.u64(), r.u64()
             self._chunk(request, position, total, offset, r.rest())
@@ -499,8 +517,9 @@ class ClientCore:
         pending.values[position] = value
         if len(octets) <= KEPT_BYTES and position < len(pending.keep) and not pending.foreign[position]:
             # One that names refs would have to hold them: only plain pickles are kept.
-            if _REF_MARK not in bytes(octets):
-                pending.keep[position]._known = bytes(octets)
+            kept = octets if type(octets) is bytes else bytes(octets)
+            if _REF_MARK not in kept:
+                pending.keep[position]._known = kept
         pending.missing -= 1
         if pending.missing == 0:
             self._settle(request, pending)

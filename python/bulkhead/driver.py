@@ -1,4 +1,5 @@
-"""A driver's connection: a session at the head, a batch stream to one raylet, one thread that reads and one that writes.
+"""A driver's connection: a session at the head, a batch stream to one raylet. Who waits for a result sends and reads for itself; two threads do both for what nobody
+waits for.
 
 Must never: send the credential to a raylet other than the one that the head named, or leave a job open that it opened.
 """
@@ -24,9 +25,14 @@ from .transport import BEAT_SECONDS, BatchStream, HeadCalls, Profile, fields, me
 SESSIONS = "bulkhead.v1.Sessions"
 WELCOME_SECONDS = 20.0
 RENEW_AGAIN_SECONDS = 5.0
-GATHER_SECONDS = 0.0002
-# A driver that is far ahead of the raylet waits here instead of in memory.
-HIGH_WATER_BYTES = 32 * 2**20
+# What is sent while nobody waits for a result leaves at this pace, or when so much is there: a thread that is woken for each call costs more than the call.
+GATHER_SECONDS = 0.001
+GATHER_BYTES = 16 * 2**10
+QUIET_TURNS = 20
+# Then beats and renewals have their turn.
+MOST_TURNS = 1_000
+# So long after a thread has read for itself it will probably do so again: the reading thread keeps away.
+LINGER_SECONDS = 0.005
 
 
 class Driver:
@@ -51,8 +57,12 @@ class Driver:
         self.info: dict[str, Any] = {}
         self._welcome = threading.Event()
         self._wake = threading.Event()
-        self._room = threading.Event()
-        self._room.set()
+        self._hot = False
+        self._turn = threading.Condition(threading.Lock())
+        self._reading = False
+        self._waiters = 0
+        self._waited = 0.0
+        self._inside = False
         self._closing = False
         self._renew_at = 0.0
         self._over = threading.Event()
@@ -79,10 +89,10 @@ class Driver:
     # --- what the core needs ---
 
     def touched(self) -> None:
-        core = self.core
-        if core.out_bytes > HIGH_WATER_BYTES:
+        if self.core.out_bytes > GATHER_BYTES:
             self.flush()
-        elif not self._wake.is_set():
+        elif not self._hot:
+            self._hot = True
             self._wake.set()
 
     def parent(self) -> int:
@@ -95,12 +105,32 @@ class Driver:
         raise BulkheadError("INTERNAL", "a driver has no attachments")
 
     def block(self, pending: Pending, timeout: float | None) -> bool:
+        """Waits. This thread reads the connection meanwhile, if no other does: a result that another thread hands over comes later."""
         self.flush()
-        with self.core.lock:
-            if pending.done:
-                return True
-            event = pending.event = threading.Event()
-        return event.wait(timeout)
+        end = None if timeout is None else time.monotonic() + timeout
+        turn = self._turn
+        while not pending.done:
+            left = None if end is None else end - time.monotonic()
+            if left is not None and left <= 0:
+                return False
+            with turn:
+                if pending.done:
+                    break
+                if self._reading or self._over.is_set():
+                    self._waiters += 1
+                    turn.wait(left)
+                    self._waiters -= 1
+                    continue
+                self._reading = True
+            try:
+                self._read_once(left)
+            finally:
+                with turn:
+                    self._reading = False
+                    self._waited = time.monotonic()
+                    if self._waiters:
+                        turn.notify_all()
+        return True
 
     def context(self) -> dict[str, Any]:
         return {"jobId": self.job_id, **self.info}
@@ -119,8 +149,16 @@ class Driver:
             while not self._closing and not self._over.is_set():
                 self._wake.wait(min(BEAT_SECONDS, max(0.05, beat - time.monotonic())))
                 self._wake.clear()
-                # Who asks for a result sends for itself; what else comes in this moment leaves together.
-                time.sleep(GATHER_SECONDS)
+                quiet = turns = 0
+                while self._hot and quiet < QUIET_TURNS and turns < MOST_TURNS and not self._over.is_set():
+                    time.sleep(GATHER_SECONDS)
+                    quiet += 1
+                    turns += 1
+                    if self.core.out_bytes:
+                        self.flush()
+                        quiet = 0
+                self._hot = False
+                # Also what came while this thread was still taken for awake, and the refs that were dropped.
                 self.flush()
                 if time.monotonic() >= beat:
                     self._stream.beat()
@@ -142,15 +180,37 @@ class Driver:
         return time.time() + max(1.0, (self._expires - time.time()) / 2)
 
     def _read(self) -> None:
+        """Reads while nobody does it for himself."""
+        turn = self._turn
+        while not self._over.is_set():
+            with turn:
+                while self._reading or time.monotonic() - self._waited < LINGER_SECONDS:
+                    turn.wait(LINGER_SECONDS)
+                self._reading = True
+            self._read_once(None)
+            with turn:
+                self._reading = False
+                if self._waiters:
+                    self._waited = time.monotonic()
+                    turn.notify_all()
+
+    def _read_once(self, timeout: float | None) -> None:
+        """One look at the connection. The caller has taken `_reading`."""
         try:
-            self._stream.read(self._batch)
-            self._lost(RaySystemError("the connection was closed"))
+            if not self._stream.read_once(self._batch, timeout):
+                self._lost(RaySystemError("the connection was closed"))
         except BulkheadError as thrown:
             self._lost(error_of(thrown.code, thrown.message, thrown.stack, None))
-        except BaseException as thrown:  # noqa: BLE001 - whatever it was, those who wait must hear of it
+        except Exception as thrown:  # whatever it was, those who wait must hear of it
             self._lost(RaySystemError(f"the connection to the raylet failed: {type(thrown).__name__}: {thrown}"))
+        except BaseException:
+            # Ctrl-C while nothing had come is harmless; in the middle of an answer, the rest of it is lost.
+            if self._inside:
+                self._lost(RaySystemError("the program was interrupted in the middle of an answer of the raylet: call ray.shutdown() and ray.init()"))
+            raise
 
     def _batch(self, batch: memoryview) -> None:
+        self._inside = True
         reader = f.FrameReader(batch)
         while reader.next():
             if reader.op == f.WELCOME:
@@ -163,6 +223,7 @@ class Driver:
                 self._renew_at = time.time() + RENEW_AGAIN_SECONDS
             elif not self.core.receive(reader):
                 raise BulkheadError("INTERNAL", f"the raylet sent an operation that is not for a driver (0x{reader.op:x})")
+        self._inside = False
 
     def _lost(self, error: BaseException) -> None:
         self._failure = error
@@ -171,6 +232,8 @@ class Driver:
             self.core.close(error)
         self._welcome.set()
         self._wake.set()
+        with self._turn:
+            self._turn.notify_all()
 
     # --- end ---
 

@@ -33,6 +33,10 @@ from .streams import DynamicGenerator
 from .ray_errors import RayTaskError, error_of
 
 FLUSH_BYTES = 64 * 2**10
+GATHER_BYTES = 16 * 2**10
+GATHER_SECONDS = 0.001
+# So many looks without anything to send, and the thread that sends sleeps.
+QUIET_TURNS = 20
 FLUSH_SECONDS = 0.002
 # A long call's lines are seen while it runs.
 LOG_SECONDS = 0.1
@@ -133,6 +137,8 @@ class Slot:
         self._own: dict[str, Any] = {"workerId": os.urandom(14).hex()}
         self._producer = Producer(self)
         self.flushed_at = 0.0
+        self._hot = False
+        self._gatherer: threading.Event | None = None
         self.core = ClientCore(prefix, self, error_of)
         api.set_runtime(self)
         sys.stdin = open(os.devnull)
@@ -142,8 +148,31 @@ class Slot:
     # --- what the core needs ---
 
     def touched(self) -> None:
-        # What a call starts begins at once, whatever the call does next.
-        self.flush()
+        # What a call starts begins at once, whatever the call does next; what follows within a moment leaves together, since each send costs more than the call that is sent.
+        if self.core.out_bytes > GATHER_BYTES or time.monotonic() - self.flushed_at > GATHER_SECONDS:
+            self.flush()
+        elif not self._hot:
+            self._hot = True
+            if self._gatherer is None:
+                self._gatherer = threading.Event()
+                threading.Thread(target=self._gather, args=(self._gatherer,), name="bulkhead-send", daemon=True).start()
+            self._gatherer.set()
+
+    def _gather(self, wake: threading.Event) -> None:
+        """Sends what was gathered while the call that made it goes on with something else. Sleeps for good while nothing is."""
+        while True:
+            wake.wait()
+            wake.clear()
+            quiet = 0
+            while quiet < QUIET_TURNS:
+                time.sleep(GATHER_SECONDS)
+                quiet += 1
+                if self.core.out_bytes and time.monotonic() - self.flushed_at > GATHER_SECONDS:
+                    self.flush()
+                    quiet = 0
+            self._hot = False
+            if self.core.out_bytes:
+                self.flush()
 
     def parent(self) -> int:
         found = self._here.exec or _of_coroutine.get() or self._program

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import socket
 import ssl
 import stat
@@ -131,8 +132,8 @@ class TlsPipe:
                 octets = self._out.read()
             self._socket.sendall(octets)
 
-    def read(self) -> bytes:
-        """What came; empty at the end."""
+    def read(self, timeout: float | None = None) -> bytes | None:
+        """What came; empty at the end. With a timeout: None when nothing has come until then."""
         while True:
             with self._lock:
                 try:
@@ -142,10 +143,12 @@ class TlsPipe:
                 except ssl.SSLError:
                     return b""
             try:
+                if timeout is not None and not select.select([self._socket], [], [], timeout)[0]:
+                    return None
                 got = self._socket.recv(READ_BYTES)
             except TimeoutError:
                 raise
-            except OSError:
+            except (OSError, ValueError):
                 return b""
             if not got:
                 return b""
@@ -277,6 +280,7 @@ class BatchStream:
 
     def __init__(self, profile: Profile, address: str, expected: str, credential: str) -> None:
         self._pipe = TlsPipe(profile, address, expected, "bulkhead-batch/1")
+        self._held = bytearray()
         opening = json.dumps({"method": "bulkhead.v1.Calls/Attach", "metadata": {"bulkhead-session": credential}}, separators=(",", ":")).encode()
         self._pipe.write(bytes([OPEN]) + len(opening).to_bytes(4, "big") + opening)
 
@@ -293,34 +297,36 @@ class BatchStream:
     def close(self) -> None:
         self._pipe.close()
 
-    def read(self, each: Callable[[memoryview], None]) -> None:
-        """Gives out batches until the stream is over. Raises what ended it; returns after a good end."""
-        held = bytearray()
-        while True:
-            octets = self._pipe.read()
-            if not octets:
-                raise BulkheadError("UNAVAILABLE", "the connection to the raylet ended; check that it runs, and that this identity is valid there")
-            held += octets
-            at = 0
-            while len(held) - at >= 5:
-                kind, length = held[at], int.from_bytes(held[at + 1 : at + 5], "big")
-                if length > MAX_MESSAGE_BYTES:
-                    raise BulkheadError("INTERNAL", f"the raylet sent a message of {length} bytes")
-                if len(held) - at - 5 < length:
-                    break
-                body = bytes(memoryview(held)[at + 5 : at + 5 + length])
-                at += 5 + length
-                if kind == 0:
-                    each(_frames_of(body))
-                elif kind == END:
-                    if body:
-                        ending = json.loads(body)
-                        raise BulkheadError(str(ending.get("code", "INTERNAL")), str(ending.get("message", "")))
-                    return
-                elif kind not in (OPEN, BEAT):
-                    raise BulkheadError("INTERNAL", f"the raylet sent a frame of kind {kind}")
-            if at:
-                del held[:at]
+    def read_once(self, each: Callable[[memoryview], None], timeout: float | None = None) -> bool:
+        """Waits for something to come, once, and gives out the batches that are whole by then. False after a good end; raises what else ended the stream."""
+        octets = self._pipe.read(timeout)
+        if octets is None:
+            return True
+        if not octets:
+            raise BulkheadError("UNAVAILABLE", "the connection to the raylet ended; check that it runs, and that this identity is valid there")
+        held = self._held
+        held += octets
+        at = 0
+        while len(held) - at >= 5:
+            kind, length = held[at], int.from_bytes(held[at + 1 : at + 5], "big")
+            if length > MAX_MESSAGE_BYTES:
+                raise BulkheadError("INTERNAL", f"the raylet sent a message of {length} bytes")
+            if len(held) - at - 5 < length:
+                break
+            body = bytes(memoryview(held)[at + 5 : at + 5 + length])
+            at += 5 + length
+            if kind == 0:
+                each(_frames_of(body))
+            elif kind == END:
+                if body:
+                    ending = json.loads(body)
+                    raise BulkheadError(str(ending.get("code", "INTERNAL")), str(ending.get("message", "")))
+                return False
+            elif kind not in (OPEN, BEAT):
+                raise BulkheadError("INTERNAL", f"the raylet sent a frame of kind {kind}")
+        if at:
+            del held[:at]
+        return True
 
 
 def _frames_of(body: bytes) -> memoryview:

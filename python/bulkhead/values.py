@@ -12,7 +12,7 @@ import io
 import pickle
 import struct
 import threading
-from typing import Any, Callable
+from typing import Any, Callable, Iterable
 
 import cloudpickle
 
@@ -44,12 +44,14 @@ def note_contained(ref_id: bytes) -> None:
 class Encoded:
     """An encoded value in parts, which are written one behind the other."""
 
-    __slots__ = ("parts", "size", "ids")
+    __slots__ = ("parts", "size", "ids", "shared")
 
     def __init__(self, parts: list[bytes | memoryview], size: int, ids: list[bytes]) -> None:
         self.parts = parts
         self.size = size
         self.ids = ids
+        # Whether many calls have these very octets.
+        self.shared = False
 
     def join(self) -> bytes:
         return b"".join(self.parts) if len(self.parts) > 1 else bytes(self.parts[0])
@@ -65,7 +67,21 @@ def _dump(value: Any, callback: Callable[[pickle.PickleBuffer], Any]) -> bytes:
 _PLAIN: frozenset[type] = frozenset({type(None), bool, int, float, str, bytes})
 
 
+def all_plain(of: Iterable[Any]) -> bool:
+    """Whether all are of types that the pickler of the standard library writes without a look at the program."""
+    return _PLAIN.issuperset(map(type, of))
+
+
+def encode_plain(value: Any) -> Encoded:
+    """As `encode`, for a plain value, or tuples and dicts of some."""
+    pickled = pickle.dumps(value, 5)
+    size = _HEAD.size + len(pickled)
+    return Encoded([b"".join((TAG, size.to_bytes(8, "big"), _HEAD.pack(0, len(pickled)), pickled))], _PREFIX + size, [])
+
+
 def encode(value: Any, what: str = "value") -> Encoded:
+    if type(value) in _PLAIN:
+        return encode_plain(value)
     before = contained.ids
     ids: list[bytes] = []
     contained.ids = ids
@@ -82,7 +98,7 @@ def encode(value: Any, what: str = "value") -> Encoded:
         return False
 
     try:
-        pickled = pickle.dumps(value, 5) if type(value) in _PLAIN else _dump(value, keep)
+        pickled = _dump(value, keep)
     except BulkheadError:
         raise
     except Exception as thrown:
@@ -107,6 +123,11 @@ def encode(value: Any, what: str = "value") -> Encoded:
 
 def decode(octets: bytes | bytearray | memoryview, foreign: bool = False) -> Any:
     """The value; buffers in it are views of `octets`, read-only as in Ray."""
+    if type(octets) is bytes and not foreign and octets.startswith(TAG):
+        # Most values: a small pickle and nothing beside it.
+        pickled = len(octets) - _PREFIX - _HEAD.size
+        if pickled > 0 and octets.startswith((pickled + _HEAD.size).to_bytes(8, "big"), len(TAG)) and octets.startswith(_HEAD.pack(0, pickled), _PREFIX):
+            return pickle.loads(memoryview(octets)[_PREFIX + _HEAD.size :])
     view = memoryview(octets).toreadonly()
     if view.nbytes == 1 and view[0] in _NOTHING:
         return None

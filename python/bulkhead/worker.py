@@ -327,9 +327,13 @@ def reap(*_: object) -> None:
             found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         except ChildProcessError:
             return
-        if found is None or _supervisor is None or any(child.pid == found.si_pid for child in _supervisor._children.values()):
+        if found is None or _supervisor is None or any(child.pid == found.si_pid for child in list(_supervisor._children.values())):
             return
-        os.waitpid(found.si_pid, os.WNOHANG)
+        try:
+            os.waitpid(found.si_pid, os.WNOHANG)
+        except ChildProcessError:
+            # Another signal came in between, and its handler took it.
+            pass
 
 
 _supervisor: Supervisor | None = None
