@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import importlib
 import inspect
 import json
+import pickle
+import re
 import sys
 import threading
 import time
@@ -27,6 +30,7 @@ T = TypeVar("T")
 SOURCE_HEAD = b"BKPY1\n"
 # `returns` of a template whose calls stream: they take one index, as calls with one result do.
 STREAMING = -1
+NAME_HEAD = b"BKPN1\n"
 
 
 class Runtime(Protocol):
@@ -301,7 +305,7 @@ def get_actor(name: str, namespace: str | None = None) -> ActorHandle:
         raise ValueError(f"Failed to look up actor with name '{name}': it was not found, or is not yours to call.") from None
     # As in Ray, who found an actor by its name does not keep it alive.
     # Which of its methods are generators is all that is known of them.
-    return ActorHandle(found, str(info["export"]), {}, None, frozenset(info.get("streams") or ()))
+    return ActorHandle(found, str(info["export"]), {}, None, frozenset(info.get("streams") or ()), plain=info.get("runtime") != "python")
 
 
 def _translated(act: Callable[..., T], *args: Any) -> T:
@@ -322,9 +326,9 @@ def _amount(name: str, value: Any) -> float:
     return value
 
 
-def wire_options(options: dict[str, Any], kind: int) -> tuple[str, int]:
+def wire_options(options: dict[str, Any], kind: int, plain: bool = False) -> tuple[str, int]:
     """Ray's options as DEFINE takes them, and the number of results. What is not supported raises, with its name."""
-    wire: dict[str, Any] = {"runtime": f"python{sys.version_info[0]}.{sys.version_info[1]}", "isolation": "gvisor"}
+    wire: dict[str, Any] = {} if plain else {"runtime": f"python{sys.version_info[0]}.{sys.version_info[1]}", "isolation": "gvisor"}
     returns = 1
     for name, value in options.items():
         if value is None or name in _IGNORED:
@@ -476,8 +480,15 @@ def pack_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[value
     return packed, deps, kept
 
 
-def unpack_arguments(octets: Any, found: list[Any]) -> tuple[list[Any], dict[str, Any]]:
-    args, kwargs = values.decode(octets)
+def unpack_arguments(octets: Any, deps: list[tuple[int, Any]]) -> tuple[list[Any], dict[str, Any]]:
+    """`deps`: what refs among the arguments stand for, with the place of each."""
+    packed = values.decode(octets)
+    if isinstance(packed, list):
+        for position, value in deps:
+            packed[position] = value
+        return packed, {}
+    args, kwargs = packed
+    found = [value for _, value in sorted(deps, key=lambda dep: dep[0])]
     if kwargs.get("__whole__") is True and len(found) == 1:
         whole_args, whole_kwargs = found[0]
         return list(whole_args), dict(whole_kwargs)
@@ -507,6 +518,29 @@ def _submit(op: int, template: Template, actor: bytes | None, args: tuple[Any, .
     start = int.from_bytes(first[20:], "little")
     refs: list[ObjectRef[Any]] = [ObjectRef(first[:20] + f.u32(start + i), core) for i in range(max(1, template.returns))]
     return refs if template.returns > 0 else None
+
+
+_NAME = re.compile(r"[A-Za-z_]\w{0,127}(?:\.[A-Za-z_]\w{0,127}){0,15}:[A-Za-z_]\w{0,127}(?:\.[A-Za-z_]\w{0,127}){0,7}", re.ASCII)
+
+
+def code_of(source: bytes) -> Any:
+    """What a call runs: a pickle of this tenant's Python programs, or `package.module:name` from programs in other languages."""
+    if source.startswith(SOURCE_HEAD):
+        return pickle.loads(source[len(SOURCE_HEAD) :])
+    name = source[len(NAME_HEAD) :].decode("ascii", "replace")
+    if _NAME.fullmatch(name) is None:
+        raise BulkheadError("INVALID_ARGUMENT", "the name of a Python function is not valid: give 'package.module:name'")
+    module, _, path = name.partition(":")
+    try:
+        found = importlib.import_module(module)
+    except ModuleNotFoundError as thrown:
+        raise BulkheadError("INVALID_ARGUMENT", f"the module '{module}' is not among the packages of this node's Python: {thrown}") from None
+    for part in path.split("."):
+        if not hasattr(found, part):
+            raise BulkheadError("INVALID_ARGUMENT", f"the module '{module}' has no '{path}'")
+        found = getattr(found, part)
+    # A function that its module has made remote is meant itself.
+    return found._function if isinstance(found, RemoteFunction) else found._class if isinstance(found, ActorClass) else found
 
 
 # --- functions ---
@@ -575,8 +609,10 @@ class ActorMethod:
         key = (self._name, *options.items()) if options else (self._name,)
         template = handle._templates.get(key)
         if template is None:
-            wire, returns = wire_options(options, f.ACTOR_METHOD)
-            template = handle._templates[key] = Template(f.ACTOR_METHOD, bytes(32), None, handle._class_name, self._name, wire, returns)
+            wire, returns = wire_options(options, f.ACTOR_METHOD, handle._plain)
+            template = handle._templates[key] = Template(f.ACTOR_METHOD, bytes.fromhex(handle._digest), None, handle._class_name, self._name, wire, returns)
+        if handle._plain:
+            return submit_plain(f.CALL_ACTOR, template, handle._actor_id, args, kwargs)
         return _submit(f.CALL_ACTOR, template, handle._actor_id, args, kwargs)
 
     def options(self, **options: Any) -> ActorMethod:
@@ -590,9 +626,12 @@ _STREAMS = {"num_returns": "streaming"}
 
 
 class ActorHandle:
-    def __init__(self, actor_id: bytes, class_name: str, methods: dict[str, dict[str, Any]], held: ObjectRef[Any] | None, streams: frozenset[str] = frozenset()) -> None:
+    def __init__(self, actor_id: bytes, class_name: str, methods: dict[str, dict[str, Any]], held: ObjectRef[Any] | None, streams: frozenset[str] = frozenset(), plain: bool = False) -> None:
+        """`plain`: an actor of another language, which takes no pickles."""
         self._actor_id = actor_id
         self._streams = streams
+        self._plain = plain
+        self._digest = _NO_DIGEST
         self._class_name = class_name
         self._methods = methods
         # The actor lives while somebody holds its creation's ref.
@@ -622,11 +661,13 @@ class ActorHandle:
 
     def __reduce__(self) -> tuple[Any, ...]:
         values.note_contained(self._actor_id)
-        return _handle_again, (self._actor_id, self._class_name, self._methods, self._streams)
+        return _handle_again, (self._actor_id, self._class_name, self._methods, self._streams, self._plain, self._digest)
 
 
-def _handle_again(actor_id: bytes, class_name: str, methods: dict[str, dict[str, Any]], streams: frozenset[str] = frozenset()) -> ActorHandle:
-    return ActorHandle(actor_id, class_name, methods, ObjectRef(actor_id), streams)
+def _handle_again(actor_id: bytes, class_name: str, methods: dict[str, dict[str, Any]], streams: frozenset[str] = frozenset(), plain: bool = False, digest: str = "") -> ActorHandle:
+    handle = ActorHandle(actor_id, class_name, methods, ObjectRef(actor_id), streams, plain)
+    handle._digest = digest or _NO_DIGEST
+    return handle
 
 
 class ActorSource:
@@ -653,6 +694,103 @@ def _groups_of(of: type, options: dict[str, Any]) -> dict[str, int]:
         if wanted is not None and wanted not in groups:
             raise ValueError(f"The method {name} is in the concurrency group '{wanted}', which its class does not name in concurrency_groups")
     return dict(groups)
+
+
+# --- other languages ---
+
+# What a handle of a Python actor says of its class to other languages, which ask for a digest and need none to call it.
+_NO_DIGEST = "0" * 64
+
+
+class _PlainRefs:
+    """Refs and handles among neutral values."""
+
+    def describe(self, value: Any) -> tuple[bytes, str | None] | None:
+        if isinstance(value, ObjectRef):
+            return value._id, None
+        if isinstance(value, ActorHandle):
+            return value._actor_id, json.dumps({"digest": value._digest, "export": value._class_name, **({"streams": sorted(value._streams)} if value._streams else {})}, separators=(",", ":"))
+        return None
+
+    def ref(self, ref_id: bytes) -> ObjectRef[Any]:
+        return ObjectRef(ref_id)
+
+    def actor(self, ref_id: bytes, info: str) -> ActorHandle:
+        try:
+            of = json.loads(info)
+            digest, name, streams = of["digest"], of["export"], of.get("streams", [])
+            if not isinstance(name, str) or not isinstance(streams, list) or not all(isinstance(s, str) for s in streams) or re.fullmatch("[0-9a-f]{64}", digest) is None:
+                raise ValueError
+        except (ValueError, TypeError, KeyError):
+            raise BulkheadError("INVALID_ARGUMENT", "class info of an actor is malformed") from None
+        return _handle_again(ref_id, name, {}, frozenset(streams), digest != _NO_DIGEST, digest)
+
+
+values.refs = _PlainRefs()
+
+
+class PlainRef(ObjectRef[T]):
+    """A ref to a value that is known to be neutral."""
+
+    __slots__ = ()
+
+
+def _as_data(value: Any) -> Any:
+    return values.Neutral(value)
+
+
+_to_data: RemoteFunction | None = None
+
+
+def _plain_ref(ref: ObjectRef[Any]) -> ObjectRef[Any]:
+    """A ref to the same value as other languages read it: what Python pickled is written anew by a task."""
+    global _to_data
+    known = ref._known
+    if isinstance(ref, PlainRef) or ref._core.is_foreign(ref._id) or (known is not None and not values.is_pickle(known)):
+        return ref
+    if _to_data is None:
+        _to_data = RemoteFunction(_as_data, {"num_cpus": 0})
+    made: ObjectRef[Any] = _to_data.remote(ref)
+    return made
+
+
+def submit_plain(op: int, template: Template, actor: bytes | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A call of another language's function or actor: arguments by position, as neutral values."""
+    if kwargs:
+        raise TypeError(f"{template.method or template.export}() is of another language and takes no keyword arguments ({', '.join(kwargs)}): pass a dict")
+    core = runtime().core
+    plain: list[Any] = list(args)
+    deps: list[tuple[int, bytes]] = []
+    kept: list[ObjectRef[Any]] = []
+
+    def by_ref(i: int, ref: ObjectRef[Any]) -> None:
+        kept.append(ref)
+        deps.append((i, ref._id))
+        plain[i] = None
+
+    try:
+        for i, arg in enumerate(args):
+            if isinstance(arg, ObjectRef):
+                by_ref(i, _plain_ref(arg))
+        packed = values.encode(plain, "args", True)
+        if packed.size > f.MAX_INLINE_BYTES:
+            # Large arguments become objects, as in Ray.
+            for i, arg in enumerate(plain):
+                if values.encode(arg, f"args[{i}]", True).size > f.MAX_INLINE_BYTES // 4:
+                    by_ref(i, put(values.Neutral(arg)))
+            packed = values.encode(plain, "args", True)
+        first = core.call(op, template, actor, packed, deps, packed.ids)
+    except BulkheadError as refused:
+        raise exceptions.error_of(refused.code, refused.message, refused.stack, None) from None
+    if op == f.CREATE_ACTOR:
+        return first
+    if template.returns == 1:
+        return PlainRef(first, core)
+    if template.returns == STREAMING:
+        return ObjectRefGenerator(core.open_stream(first, template.window), PlainRef(first, core), _item_ref)
+    start = int.from_bytes(first[20:], "little")
+    refs: list[PlainRef[Any]] = [PlainRef(first[:20] + f.u32(start + i), core) for i in range(max(1, template.returns))]
+    return refs if template.returns > 0 else None
 
 
 class ActorClass:

@@ -27,8 +27,8 @@ MAX_REFS_PER_CALL = 100_000
 KEPT_BYTES = 4_096
 _CALL = struct.Struct("<IBIII")
 _PLACE = struct.Struct("<II")
-# How a ref, or a handle of an actor, is named in a pickle.
-_REF_MARK = b"bulkhead.api"
+# How a ref, or a handle of an actor, is named in a pickle and among neutral values.
+_REF_MARKS = (b"bulkhead.api", b"BH", b"BI")
 # Behind the stack of a failed Python call: the exception itself, for the tenant's own programs.
 CAUSE_MARK = "\n#bulkhead:cause:"
 MAX_STACK_CHARS = 16_000
@@ -63,14 +63,18 @@ class Pending:
         self.keep: Sequence[Any] = ()
 
 
-def describe_failure(thrown: BaseException, skip: int = 1) -> tuple[str, str]:
-    """Message and stack of what a call has thrown; behind the stack the exception itself, if it is small enough."""
+def describe_failure(thrown: BaseException, skip: int = 1, plain: bool = False) -> tuple[str, str]:
+    """Message and stack of what a call has thrown; behind the stack the exception itself, if it is small enough and its caller reads Python (not `plain`)."""
     message = f"{type(thrown).__name__}: {thrown}"[:8_000]
+    message = message.replace(CAUSE_MARK, " ")
     shown = traceback.TracebackException.from_exception(thrown)
     del shown.stack[:skip]
-    stack = "".join(shown.format())
+    # What the text quotes is data, and may come from another tenant: only what is put behind it here is an exception.
+    stack = "".join(shown.format()).replace(CAUSE_MARK, "\n")
     if len(stack) > MAX_TRACE_CHARS:
         stack = "…" + stack[-MAX_TRACE_CHARS:]
+    if plain:
+        return message, stack
     try:
         import cloudpickle
 
@@ -303,9 +307,6 @@ class ClientCore:
         """Submits a task, an actor's creation or a call of one; returns the id of its first result."""
         if len(deps) > MAX_DEPENDENCIES:
             raise BulkheadError("INVALID_ARGUMENT", f"{len(deps)} refs among the arguments of one call; at most {MAX_DEPENDENCIES}: pass them in a list")
-        for _, ref_id in deps:
-            if self.is_foreign(ref_id):
-                raise BulkheadError("DENIED", "a ref of another tenant cannot be an argument of a Python task: what it holds may be code; get its data first")
         # Where the actor's id and the arguments are the same for every call, they are put together once.
         tail = template.tail if args.shared and actor is template.tail_actor else None
         if tail is None:
@@ -516,9 +517,9 @@ class ClientCore:
             return self._fail(request, self._failure("INTERNAL", f"a value could not be unpickled: {type(thrown).__name__}: {thrown}", "", None))
         pending.values[position] = value
         if len(octets) <= KEPT_BYTES and position < len(pending.keep) and not pending.foreign[position]:
-            # One that names refs would have to hold them: only plain pickles are kept.
+            # One that names refs would have to hold them: only what names none is kept.
             kept = octets if type(octets) is bytes else bytes(octets)
-            if _REF_MARK not in kept:
+            if not any(mark in kept for mark in _REF_MARKS):
                 pending.keep[position]._known = kept
         pending.missing -= 1
         if pending.missing == 0:

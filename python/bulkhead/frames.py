@@ -35,6 +35,8 @@ OPEN_SLOT, LOAD_CODE, ATTACH, CLOSE_SLOT, PING = range(0x80, 0x85)
 HOST_READY, SLOT_FAILED, CODE_FAILED, SLOT_STATS, PONG = range(0x90, 0x95)
 
 TASK, ACTOR_CLASS, ACTOR_METHOD = 0, 1, 2
+# How an argument of an EXEC comes, and that another tenant made it.
+ATTACHED, FOREIGN = 1, 2
 
 _U8 = struct.Struct("<B")
 _U16 = struct.Struct("<H")

@@ -111,7 +111,7 @@ class Producer:
             production.made += 1
             return
         slot = self._slot
-        encoded = values.encode(value, "item")
+        encoded = values.encode(value, "item", of.plain)
         if encoded.size > f.MAX_OBJECT_BYTES:
             raise BulkheadError("RESOURCE_EXHAUSTED", f"an item of {encoded.size} bytes exceeds the limit of {f.MAX_OBJECT_BYTES}")
         head = f.u32(of.number)

@@ -13,7 +13,6 @@ import io
 import json
 import mmap
 import os
-import pickle
 import re
 import select
 import socket
@@ -60,15 +59,17 @@ class TemplateInfo:
 
 
 class Exec:
-    __slots__ = ("number", "template", "attempt", "origin", "deps", "args", "over", "log_bytes", "production", "lane", "task")
+    __slots__ = ("number", "template", "attempt", "origin", "deps", "args", "plain", "over", "log_bytes", "production", "lane", "task")
 
-    def __init__(self, number: int, template: TemplateInfo, attempt: int, origin: int, deps: list[tuple[int, Any]], args: bytes) -> None:
+    def __init__(self, number: int, template: TemplateInfo, attempt: int, origin: int, deps: list[tuple[int, Any, bool]], args: bytes) -> None:
         self.number = number
         self.template = template
         self.attempt = attempt
         self.origin = origin
         self.deps = deps
         self.args = args
+        # Who asks in the encoding of all languages is answered in it.
+        self.plain = not values.is_pickle(args)
         self.over = False
         self.log_bytes = 0
         self.production: Production | None = Production(self) if template.returns == f.STREAMS else None
@@ -299,9 +300,9 @@ class Slot:
                     self._codes[number] = [Program(parts.job)]
                     return
                 source = parts.rest
-            if not source.startswith(api.SOURCE_HEAD):
+            if not source.startswith((api.SOURCE_HEAD, api.NAME_HEAD)):
                 raise ValueError("the code was not made by a Python program")
-            self._codes[number] = (source[len(api.SOURCE_HEAD) :], None)
+            self._codes[number] = (source, None)
         except Exception as thrown:
             self._codes[number] = (None, thrown)
 
@@ -314,7 +315,7 @@ class Slot:
             source, failure = found
             if failure is not None:
                 raise failure
-            found = self._codes[number] = [pickle.loads(source)]
+            found = self._codes[number] = [api.code_of(source)]
         return found[0]
 
     def _frames(self, batch: bytes) -> None:
@@ -348,10 +349,11 @@ class Slot:
 
     def _arrived(self, reader: f.FrameReader) -> None:
         number, kind, template_number, attempt, origin = reader.u32(), reader.u8(), reader.u32(), reader.u32(), reader.u32()
-        deps: list[tuple[int, Any]] = []
+        deps: list[tuple[int, Any, bool]] = []
         for _ in range(reader.u16()):
             position = reader.u16()
-            deps.append((position, bytes(reader.sized()) if reader.u8() == 0 else self.attachment(reader.u32())))
+            form = reader.u8()
+            deps.append((position, bytes(reader.sized()) if form & f.ATTACHED == 0 else self.attachment(reader.u32()), form & f.FOREIGN != 0))
         template = self._templates.get(template_number)
         if template is None or template.kind != kind:
             raise BulkheadError("INVALID_ARGUMENT", f"malformed frame: exec {number} names template {template_number}, which is not there or of another kind")
@@ -466,11 +468,8 @@ class Slot:
                 self._cond.notify()
 
     def _arguments(self, of: Exec) -> tuple[list[Any], dict[str, Any]]:
-        found: list[Any] = [None] * len(of.deps)
-        for i, (position, octets) in enumerate(of.deps):
-            found[position if position < len(found) else i] = values.decode(octets)
-        of.deps = []
-        return api.unpack_arguments(of.args, found)
+        deps, of.deps = of.deps, []
+        return api.unpack_arguments(of.args, [(position, values.decode(octets, foreign)) for position, octets, foreign in deps])
 
     def _run(self, of: Exec) -> bool:
         """Runs a call in this thread; True when it goes on in the event loop."""
@@ -626,7 +625,7 @@ class Slot:
         parts: list[bytes] = []
         inline = 0
         for value in results:
-            encoded = values.encode(value, "result")
+            encoded = values.encode(value, "result", of.plain)
             if encoded.size > f.MAX_OBJECT_BYTES:
                 raise BulkheadError("RESOURCE_EXHAUSTED", f"a result of {encoded.size} bytes exceeds the limit of {f.MAX_OBJECT_BYTES}")
             if encoded.size <= f.MAX_INLINE_BYTES and inline + encoded.size <= 2**20:
@@ -651,7 +650,7 @@ class Slot:
             code = thrown.code if thrown.code in ("INVALID_ARGUMENT", "RESOURCE_EXHAUSTED") else "TASK_FAILED"
         if isinstance(thrown, RayTaskError) and thrown.cause is not None:
             thrown = thrown.cause
-        message, stack = describe_failure(thrown)
+        message, stack = describe_failure(thrown, plain=of.plain)
         if of.template.retry_on and any(kind.__name__ in of.template.retry_on for kind in type(thrown).__mro__):
             self.core_write(f.frame(f.RETRY, f.u32(of.number)))
         self._failure(of, code, message, stack)

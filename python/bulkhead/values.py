@@ -1,9 +1,10 @@
-"""Python values as octets: a pickle of protocol 5 and its out-of-band buffers, each at a multiple of 64 octets, so that what is read from a mapped
-file needs no copy. To CBOR readers it is a byte string under a tag of ours, which the TypeScript side refuses by name.
+"""Python values as octets. What every language has goes in their common encoding (neutral.py): None, bool, int, float, str, bytes, plain numpy arrays, Arrow
+tables, and whatever the program marks with `Neutral`. Everything else is a pickle of protocol 5 and its out-of-band buffers, each at a multiple of 64 octets,
+so that what is read from a mapped file needs no copy. To CBOR readers that is a byte string under a tag of ours, which other languages and tenants refuse by name.
 
     da 'BKPY' 5b u64 length (big-endian) | u32 n | u64 pickle octets | n × (u64 offset, u64 octets) | pickle | buffers
 
-Must never: be called in a trusted process, or with octets of another tenant (`foreign`): a pickle is code.
+Must never: be called in a trusted process; unpickle octets of another tenant (`foreign`): a pickle is code.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any, Callable, Iterable
 
 import cloudpickle
 
+from . import neutral
 from .errors import BulkheadError
 
 TAG = b"\xdaBKPY\x5b"
@@ -23,8 +25,6 @@ _HEAD = struct.Struct("<IQ")
 _BUFFER = struct.Struct("<QQ")
 _PREFIX = len(TAG) + 8
 _ALIGN = 64
-# CBOR null and undefined: what a raylet itself answers for a call without a result.
-_NOTHING = (0xF6, 0xF7)
 
 
 class _Contained(threading.local):
@@ -34,6 +34,19 @@ class _Contained(threading.local):
 
 
 contained = _Contained()
+
+
+class Neutral:
+    """Says that a value is to be written without code, as other languages and tenants read it: what cannot be is refused with its path and type."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+# How refs and actor handles travel among neutral values: api.py knows.
+refs: neutral.Refs | None = None
 
 
 def note_contained(ref_id: bytes) -> None:
@@ -64,12 +77,13 @@ def _dump(value: Any, callback: Callable[[pickle.PickleBuffer], Any]) -> bytes:
     return out.getvalue()
 
 
-_PLAIN: frozenset[type] = frozenset({type(None), bool, int, float, str, bytes})
+_SCALARS: frozenset[type] = frozenset({type(None), bool, int, float, str, bytes})
+_LARGE = 65_536
 
 
 def all_plain(of: Iterable[Any]) -> bool:
     """Whether all are of types that the pickler of the standard library writes without a look at the program."""
-    return _PLAIN.issuperset(map(type, of))
+    return _SCALARS.issuperset(map(type, of))
 
 
 def encode_plain(value: Any) -> Encoded:
@@ -79,9 +93,29 @@ def encode_plain(value: Any) -> Encoded:
     return Encoded([b"".join((TAG, size.to_bytes(8, "big"), _HEAD.pack(0, len(pickled)), pickled))], _PREFIX + size, [])
 
 
-def encode(value: Any, what: str = "value") -> Encoded:
-    if type(value) in _PLAIN:
-        return encode_plain(value)
+def _neutral(value: Any, what: str) -> Encoded:
+    made = neutral.encode(value, refs, what)
+    return Encoded(made.parts, made.size, made.ids)
+
+
+def _as_it_is(value: Any, kind: type) -> bool:
+    """Whether a reader in Python gets the very same from the neutral encoding."""
+    if kind.__module__ == "numpy":
+        return kind.__name__ == "ndarray" and neutral.array_tag(value) is not None
+    return kind.__module__ == "pyarrow.lib" and kind.__name__ == "Table"
+
+
+def encode(value: Any, what: str = "value", plain: bool = False) -> Encoded:
+    """`plain`: without code, whatever it is, since who asked does not read Python's."""
+    kind = type(value)
+    if kind in _SCALARS and (kind is not bytes or len(value) < _LARGE):
+        octets = neutral.scalar(value)
+        if octets is not None:
+            return Encoded([octets], len(octets), [])
+    if plain or kind is Neutral:
+        return _neutral(value.value if kind is Neutral else value, what)
+    if kind is bytes or _as_it_is(value, kind):
+        return _neutral(value, what)
     before = contained.ids
     ids: list[bytes] = []
     contained.ids = ids
@@ -121,20 +155,24 @@ def encode(value: Any, what: str = "value") -> Encoded:
     return Encoded([head, *tail], at, ids)
 
 
+def is_pickle(octets: bytes | bytearray | memoryview) -> bool:
+    return bytes(octets[: len(TAG)]) == TAG
+
+
 def decode(octets: bytes | bytearray | memoryview, foreign: bool = False) -> Any:
-    """The value; buffers in it are views of `octets`, read-only as in Ray."""
+    """The value; buffers in it are views of `octets`, read-only as in Ray. `foreign`: another tenant made it, so that nothing in it is run."""
     if type(octets) is bytes and not foreign and octets.startswith(TAG):
         # Most values: a small pickle and nothing beside it.
         pickled = len(octets) - _PREFIX - _HEAD.size
         if pickled > 0 and octets.startswith((pickled + _HEAD.size).to_bytes(8, "big"), len(TAG)) and octets.startswith(_HEAD.pack(0, pickled), _PREFIX):
             return pickle.loads(memoryview(octets)[_PREFIX + _HEAD.size :])
     view = memoryview(octets).toreadonly()
-    if view.nbytes == 1 and view[0] in _NOTHING:
-        return None
-    if len(view) < _PREFIX + _HEAD.size or view[: len(TAG)] != TAG:
-        raise BulkheadError("INVALID_ARGUMENT", "the value was not made by Python: values of TypeScript programs cannot be read here yet")
+    if view[: len(TAG)] != TAG:
+        return neutral.decode(view, refs, foreign)
     if foreign:
-        raise BulkheadError("DENIED", "a value of another tenant that carries code (a pickle) is never read: ask its owner for data (Arrow, CBOR)")
+        raise BulkheadError("DENIED", "a value of another tenant that carries code (a pickle) is never read: its owner can share it as data, with Neutral(value), a numpy array or an Arrow table")
+    if len(view) < _PREFIX + _HEAD.size:
+        raise BulkheadError("INVALID_ARGUMENT", "a value is shorter than it says")
     n, pickled = _HEAD.unpack_from(view, _PREFIX)
     start = _PREFIX + _HEAD.size + _BUFFER.size * n
     if start + pickled > len(view) or int.from_bytes(view[len(TAG) : _PREFIX], "big") != len(view) - _PREFIX:

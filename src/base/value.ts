@@ -7,12 +7,15 @@ import { BulkheadError } from './errors.ts';
 import { readUtf8 } from './frame.ts';
 import { OBJECT_ID_BYTES, quote } from './ids.ts';
 import { MAX_STACK_CHARS, MAX_VALUE_DEPTH } from './limits.ts';
+import { ArrowTable, NdArray, type TypedArray } from './neutral-data.ts';
 
 /** Standard tags, and ours from 0x4248 ("BH") in IANA's first-come range. */
 const TAG = {
-  EPOCH: 1, POSITIVE_BIGINT: 2, NEGATIVE_BIGINT: 3, SHARED: 28, REFERENCE: 29, REGEXP: 35, UINT8: 64, SET: 258, MAP: 259,
+  EPOCH: 1, POSITIVE_BIGINT: 2, NEGATIVE_BIGINT: 3, SHARED: 28, REFERENCE: 29, REGEXP: 35, ROWS: 40, UINT8: 64, SET: 258, MAP: 259, COLUMNS: 1040,
   OBJECT_REF: 0x4248, ACTOR: 0x4249, ERROR: 0x424a, UTF16: 0x424b, ARRAY_BUFFER: 0x424c, DATA_VIEW: 0x424d, SPARSE: 0x424e, REGEXP_FLAGS: 0x424f,
-  DATE_MS: 0x4250,
+  DATE_MS: 0x4250, ARROW: 0x4251,
+  /** Python's pickles: named when they are refused. */
+  PICKLE: 0x424b5059,
 } as const;
 
 type TypedArrayConstructor = { new (buffer: ArrayBuffer): ArrayBufferView; readonly prototype: object; readonly BYTES_PER_ELEMENT: number };
@@ -145,6 +148,7 @@ const INITIAL_BYTES = 4_096;
 /** A larger buffer is given away with its value instead of being kept. */
 const KEEP_BYTES = 256 * 1024;
 const LINEAR_SEEN = 8;
+const ALIGNED_BYTES = 4_096;
 
 class Encoder {
   bytes = new Uint8Array(INITIAL_BYTES);
@@ -442,6 +446,8 @@ class Encoder {
     if (prototype === Date.prototype) return this.branded(object, () => this.date(Reflect.apply(dateTime, object, []) as number));
     const described = this.hooks?.describe(object);
     if (described !== undefined) return this.ref(described);
+    if (prototype === NdArray.prototype) return this.shaped(object as NdArray);
+    if (prototype === ArrowTable.prototype) return this.arrow(object as ArrowTable);
     if (prototype === RegExp.prototype) return this.branded(object, () => this.regexp(object));
     if (prototype === ArrayBuffer.prototype) {
       return this.branded(object, () => {
@@ -524,12 +530,44 @@ class Encoder {
       this.head(0xc0, TAG.DATA_VIEW);
       return this.octets(new Uint8Array(dataViewBuffer(object), dataViewOffset(object), dataViewBytes(object)));
     }
-    if (name !== 'Uint8Array') {
-      const tag = TYPED_ARRAY_TAG.get(name);
-      if (tag === undefined) throw new Refusal(object, `is a ${quote(name)}, which this version does not carry`);
+    if (name === 'Uint8Array') return this.octets(new Uint8Array(viewBuffer(object), viewOffset(object), viewBytes(object)));
+    const tag = TYPED_ARRAY_TAG.get(name);
+    if (tag === undefined) throw new Refusal(object, `is a ${quote(name)}, which this version does not carry`);
+    this.elements(object, tag);
+  }
+
+  elements(object: object, tag: number): void {
+    const octets = new Uint8Array(viewBuffer(object), viewOffset(object), viewBytes(object));
+    if (octets.length < ALIGNED_BYTES) {
       this.head(0xc0, tag);
+      return this.octets(octets);
     }
-    this.octets(new Uint8Array(viewBuffer(object), viewOffset(object), viewBytes(object)));
+    // Heads of eight octets: a large array by itself begins where a reader that maps the value needs no copy.
+    this.need(8 + octets.length);
+    this.bytes[this.at] = 0xd9;
+    this.bytes[this.at + 1] = 0;
+    this.bytes[this.at + 2] = tag;
+    this.bytes[this.at + 3] = 0x5a;
+    this.view.setUint32(this.at + 4, octets.length);
+    this.bytes.set(octets, this.at + 8);
+    this.at += 8 + octets.length;
+  }
+
+  shaped({ shape, data, order }: NdArray): void {
+    this.head(0xc0, order === 'F' ? TAG.COLUMNS : TAG.ROWS);
+    this.head(0x80, 2);
+    this.head(0x80, shape.length);
+    for (const n of shape) this.head(0, n);
+    const name = viewName(data) as string | undefined;
+    const tag = name === 'Uint8Array' ? TAG.UINT8 : TYPED_ARRAY_TAG.get(name ?? '');
+    if (tag === undefined) throw new Refusal(data, 'is not a typed array that an NdArray can have');
+    this.elements(data, tag);
+  }
+
+  arrow({ ipc }: ArrowTable): void {
+    if (viewName(ipc) !== 'Uint8Array') throw new Refusal(ipc, 'is not the octets of an Arrow stream: give a Uint8Array');
+    this.head(0xc0, TAG.ARROW);
+    this.octets(new Uint8Array(viewBuffer(ipc), viewOffset(ipc), viewBytes(ipc)));
   }
 
   ref(described: WireRef): void {
@@ -557,6 +595,8 @@ class Encoder {
 /** Marks a shared object whose container does not exist yet: a reference to it is malformed. */
 const PENDING = Symbol('pending');
 const fromCharCode = String.fromCharCode;
+/** As numpy has. */
+const MAX_DIMENSIONS = 32;
 
 class Decoder {
   bytes: Uint8Array = new Uint8Array(0);
@@ -848,14 +888,46 @@ class Decoder {
         const id = this.id();
         return this.hooks.actor(id, this.expectText('class info'));
       }
-      default: {
-        const constructor = TYPED_ARRAY_BY_TAG.get(tag);
-        if (constructor === undefined) return this.refuse(`unknown tag ${tag}`);
-        const octets = this.octets(this.expect(2, 'a typed array'));
-        if (octets.length % constructor.BYTES_PER_ELEMENT !== 0) this.refuse('a typed array has a broken element');
-        return new constructor(octets.buffer);
-      }
+      case TAG.ROWS:
+      case TAG.COLUMNS:
+        return this.shaped(tag);
+      case TAG.ARROW:
+        return new ArrowTable(this.octets(this.expect(2, 'an Arrow table')));
+      case TAG.PICKLE:
+        return this.refuse('it is a pickle of a Python program, which only Python reads: return it to others as data, with Neutral(value), a numpy array or an Arrow table');
+      default:
+        return this.elements(tag);
     }
+  }
+
+  elements(tag: number): ArrayBufferView {
+    const constructor = TYPED_ARRAY_BY_TAG.get(tag);
+    if (constructor === undefined) return this.refuse(`unknown tag ${tag}`);
+    const octets = this.octets(this.expect(2, 'a typed array'));
+    if (octets.length % constructor.BYTES_PER_ELEMENT !== 0) this.refuse('a typed array has a broken element');
+    return new constructor(octets.buffer);
+  }
+
+  shaped(tag: number): NdArray {
+    if (this.expect(4, 'an array of dimensions') !== 2) this.refuse('an array with a shape is not a pair');
+    const n = this.count(this.expect(4, 'a shape'), 1);
+    if (n > MAX_DIMENSIONS) this.refuse(`an array of ${n} dimensions`);
+    const shape: number[] = [];
+    let size = 1;
+    for (let i = 0; i < n; i++) {
+      const length = this.argument(this.expect(0, 'a dimension'));
+      shape.push(length);
+      size *= length;
+    }
+    const initial = this.at < this.end ? (this.bytes[this.at] as number) : 0;
+    let of: number = TAG.UINT8;
+    if (initial >> 5 === 6) {
+      this.at++;
+      of = this.argument(initial & 0x1f);
+    }
+    const data = (of === TAG.UINT8 ? this.octets(this.expect(2, 'a typed array')) : this.elements(of)) as TypedArray;
+    if (data.length !== size) this.refuse('an array has another number of elements than its shape');
+    return new NdArray(shape, data, tag === TAG.ROWS ? 'C' : 'F');
   }
 
   sharedValue(depth: number, slot: number): unknown {

@@ -13,6 +13,8 @@ const FILE_NAME = /^[a-z]{2,8}-[0-9a-f]{40}-\d{1,10}$/;
 
 const MAX_OPEN_FILES = 64;
 const COPY_CHUNK_BYTES = 2 ** 20;
+/** Enough to see what kind of value begins. */
+const START_BYTES = 16;
 
 export class ObjectFiles {
   readonly #dir: string;
@@ -101,6 +103,17 @@ export class ObjectFiles {
     rmSync(dir, { recursive: true, force: true });
   }
 
+  /** How a sealed file begins. */
+  start(tenant: string, fileName: string): Uint8Array {
+    const reader = this.reader(tenant, fileName);
+    try {
+      const start = new Uint8Array(START_BYTES);
+      return start.subarray(0, reader.read(start, 0, START_BYTES, 0));
+    } finally {
+      reader.close();
+    }
+  }
+
   /** Opens for a transfer; the descriptor outlives a deletion, so that a reader is never cut off halfway. */
   reader(tenant: string, fileName: string): ObjectReader {
     return new ObjectReader(openSync(this.path(tenant, fileName), 'r'));
@@ -108,10 +121,10 @@ export class ObjectFiles {
 
   /**
    * Copies exactly `size` octets for another tenant. The owner's worker may have kept the file open: one that it made longer costs no more,
-   * and one that it made shorter ends in zeros, since a missing file would be its reader's harm. `accept` is asked about the SHA-256 of what was
-   * copied; what it does not accept becomes zeros, which are no value.
+   * and one that it made shorter ends in zeros, since a missing file would be its reader's harm. `accept` is asked about the SHA-256 and the start of
+   * what was copied; what it does not accept becomes zeros, which are no value.
    */
-  copy(fromTenant: string, fileName: string, toTenant: string, copyName: string, size: number, accept: (digest: Uint8Array) => boolean): void {
+  copy(fromTenant: string, fileName: string, toTenant: string, copyName: string, size: number, accept: (digest: Uint8Array, start: Uint8Array) => boolean): void {
     this.prepare(toTenant);
     const path = this.path(toTenant, copyName);
     const fd = openSync(path, 'wx', 0o644);
@@ -120,15 +133,17 @@ export class ObjectFiles {
       try {
         const chunk = new Uint8Array(Math.min(size, COPY_CHUNK_BYTES));
         const hash = createHash('sha256');
+        let start = new Uint8Array(0);
         for (let offset = 0; offset < size; ) {
           let n = reader.read(chunk, 0, Math.min(chunk.length, size - offset), offset);
           if (n === 0) n = chunk.fill(0, 0, Math.min(chunk.length, size - offset)).length;
           n = Math.min(n, size - offset);
+          if (offset === 0) start = chunk.slice(0, Math.min(n, START_BYTES));
           hash.update(chunk.subarray(0, n));
           for (let at = 0; at < n; ) at += writeSync(fd, chunk, at, n - at, offset + at);
           offset += n;
         }
-        if (!accept(hash.digest())) ftruncateSync(fd, 0);
+        if (!accept(hash.digest(), start)) ftruncateSync(fd, 0);
       } finally {
         reader.close();
       }

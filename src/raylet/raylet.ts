@@ -164,6 +164,7 @@ export class Raylet implements AsyncDisposable {
     this.#options = options;
     this.#clock = steadyClock(options.clock);
     this.core = new RayletCore({
+      python: options.pool.python instanceof BulkheadError ? '' : `python${options.pool.python.version}`,
       nodeId: options.nodeId, nodeNumber: options.nodeNumber, total: options.total, labels: options.labels ?? NO_LABELS, maxWorkers: options.maxWorkers, random: options.random, decisions: options.decisions,
       sha256: (bytes) => createHash('sha256').update(bytes).digest(), defaultIsolateBytes: options.defaultIsolateBytes,
       objectMemoryBytes: options.objectMemoryBytes ?? Number.POSITIVE_INFINITY, spillBytes: options.spillBytes ?? 0, spreadMinBytes: SPREAD_MIN_BYTES,
@@ -547,7 +548,7 @@ export class Raylet implements AsyncDisposable {
       case 'write-part':
         return this.objects.writePart(effect.tenant.name, effect.fileName, effect.offset, effect.bytes, effect.last);
       case 'copy-file':
-        return this.objects.copy(effect.from.name, effect.fileName, effect.to.name, effect.copyName, effect.size, (digest) => this.core.mayCross(effect.entry, digest));
+        return this.objects.copy(effect.from.name, effect.fileName, effect.to.name, effect.copyName, effect.size, (digest, start) => !this.core.keepsCode(effect.entry, start) && this.core.mayCross(effect.entry, digest));
       case 'check-file':
         return this.core.fileChecked(effect.upstream, effect.request, effect.fileName, this.objects.check(effect.tenant.name, effect.fileName, effect.digest));
       case 'delete-file':
@@ -712,6 +713,8 @@ export class Raylet implements AsyncDisposable {
     const process = this.processes.get(effect.worker);
     if (process === undefined) throw new BulkheadError('WORKER_DIED', 'the worker is gone');
     process.takeStaged(effect.slotNumber, effect.staged, effect.size, this.objects.destination(effect.worker.tenant.name, effect.fileName));
+    // Only Python's values can carry code; asked now, so that a grant on it is refused before it is used.
+    if (effect.worker.runtime !== 'javascript') this.core.sealed(effect.entry, this.objects.start(effect.worker.tenant.name, effect.fileName));
   }
 
   // --- memory and disk --------------------------------------------------------------------------------------------------------
@@ -778,6 +781,10 @@ export class Raylet implements AsyncDisposable {
         const chunk = this.#chunks.pop() ?? Buffer.allocUnsafeSlow(CHUNK_BYTES);
         const got = reader.read(chunk, 0, n, offset);
         hash?.update(chunk.subarray(0, got));
+        if (offset === 0 && effect.owner !== channel.job.tenant && this.core.keepsCode(effect.entry, chunk.subarray(0, got))) {
+          this.core.valueRefused(channel, request, position);
+          break;
+        }
         if (hash !== undefined && (got !== n || offset + n === size)) {
           const digest = hash.digest();
           if (got !== n || !this.core.mayCross(effect.entry, digest)) {

@@ -18,12 +18,14 @@ export interface ExportRef {
   /** Of a class: its methods that are generators. */
   readonly streams?: readonly string[] | undefined;
   readonly ready?: (() => void) | undefined;
+  /** It is Python's, found by its name under whichever version a node has. */
+  readonly python?: boolean;
 }
 
 export type AnyRemoteFunction = ((...args: unknown[]) => ObjectRef | ObjectRef[] | ObjectStream) & { options(options: TaskOptions): AnyRemoteFunction };
 
 export function remoteFunction(core: ClientCore, of: ExportRef, options?: TaskOptions): AnyRemoteFunction {
-  const { json, returns, stream, key } = taskOptions(options);
+  const { json, returns, stream, key } = taskOptions(options, of.python);
   let template = 0;
   const call = (...args: unknown[]): ObjectRef | ObjectRef[] | ObjectStream => {
     if (template === 0) {
@@ -50,7 +52,7 @@ export interface AnyRemoteClass {
 }
 
 export function remoteClass(core: ClientCore, of: ExportRef, options?: ActorOptions): AnyRemoteClass {
-  const { json, returns } = actorOptions(options, of.streams);
+  const { json, returns } = actorOptions(options, of.streams, of.python);
   const info: ClassInfo = { digest: of.digest, exportName: of.exportName, streams: of.streams ?? [] };
   return {
     async create(...args) {

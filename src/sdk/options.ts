@@ -228,17 +228,21 @@ export interface WireOptions {
   readonly key: string | undefined;
 }
 
-function wireOptions(wire: Record<string, unknown>): WireOptions {
+const PYTHON = { runtime: 'python3', isolation: 'gvisor' };
+
+function wireOptions(wire: Record<string, unknown>, python = false): WireOptions {
+  if (python && wire['isolation'] === 'isolate') throw new BulkheadError('INVALID_ARGUMENT', "option isolation: Python runs in 'gvisor' only");
   const { returns, streamItems, streamBytes, idempotencyKey: key, ...others } = wire as { returns?: number | 'streaming'; streamItems?: number; streamBytes?: number; idempotencyKey?: string };
   const stream = returns === 'streaming' ? { items: streamItems ?? DEFAULT_STREAM_ITEMS, bytes: streamBytes ?? DEFAULT_STREAM_BYTES } : undefined;
   if (stream === undefined && (streamItems ?? streamBytes) !== undefined) throw new BulkheadError('INVALID_ARGUMENT', "options streamItems and streamBytes are for generators, and for functions with returns: 'streaming'");
   if (key !== undefined && stream !== undefined) throw new BulkheadError('INVALID_ARGUMENT', 'option idempotencyKey does not go with a stream: a stream is read once');
-  const defined = { ...others, ...(returns === undefined ? {} : { returns }), ...(streamItems === undefined ? {} : { streamItems }), ...(streamBytes === undefined ? {} : { streamBytes }) };
+  const defined = { ...others, ...(returns === undefined ? {} : { returns }), ...(streamItems === undefined ? {} : { streamItems }), ...(streamBytes === undefined ? {} : { streamBytes }), ...(python ? PYTHON : {}) };
   return { json: JSON.stringify(defined), returns: stream === undefined ? ((returns as number | undefined) ?? 1) : 0, stream, key };
 }
 
-export function taskOptions(options?: TaskOptions): WireOptions {
-  return wireOptions(map('a task', options, TASK));
+/** @param python of a Python function: it says what runs it. */
+export function taskOptions(options?: TaskOptions, python = false): WireOptions {
+  return wireOptions(map('a task', options, TASK), python);
 }
 
 export function methodOptions(options?: MethodOptions): WireOptions {
@@ -246,11 +250,11 @@ export function methodOptions(options?: MethodOptions): WireOptions {
 }
 
 /** @param streams the class's methods that are generators: whoever finds the actor by its name learns of them. */
-export function actorOptions(options?: ActorOptions, streams: readonly string[] = []): WireOptions {
+export function actorOptions(options?: ActorOptions, streams: readonly string[] = [], python = false): WireOptions {
   const wire = map('an actor', options, ACTOR);
   if (streams.length > 0) wire['streams'] = streams;
   for (const needy of ['detached', 'getIfExists', 'namespace']) {
     if (wire[needy] !== undefined && wire[needy] !== false && wire['name'] === undefined) throw new BulkheadError('INVALID_ARGUMENT', `option ${needy} needs a name, or nobody could find the actor again`);
   }
-  return wireOptions(wire);
+  return wireOptions(wire, python);
 }

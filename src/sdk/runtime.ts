@@ -9,6 +9,7 @@ import type { PlacementBundle, PlacementGroup, PlacementGroupOptions } from './p
 import type { ActorHandle, AnyClass, AnyFunction, GetOptions, RemoteClass, RemoteFunctionOf, ValuesOf, WaitOptions, WaitResult } from './remote-types.ts';
 
 export { BulkheadError, type ErrorCode } from '../base/errors.ts';
+export { ArrowTable, NdArray, type TypedArray } from '../base/neutral-data.ts';
 export type { ObjectRef } from './object-ref.ts';
 export type { ActorHandle, RefOr, RemoteClass, RemoteFunction, RemoteFunctionOf, RemoteGenerator, RemoteMethod, RemoteStreamMethod } from './remote-types.ts';
 export type { ObjectStream } from './object-stream.ts';
@@ -46,6 +47,9 @@ export interface Runtime {
   /** A handle to a named actor, or an exported class as an actor class. */
   actor<T = Record<string, (...args: never[]) => unknown>>(name: string): Promise<ActorHandle<T>>;
   actor<C extends AnyClass>(actorClass: C, options?: ActorOptions): RemoteClass<C>;
+  /** A Python function or class by its name, as in a driver. */
+  python<F extends AnyFunction = (...args: unknown[]) => unknown>(name: string, options?: TaskOptions): RemoteFunctionOf<F>;
+  pythonClass<C extends AnyClass = new (...args: unknown[]) => Record<string, AnyFunction>>(name: string): RemoteClass<C>;
   put<T>(value: T): Promise<ObjectRef<T>>;
   get<T>(ref: ObjectRef<T>, options?: GetOptions): Promise<T>;
   get<const R extends readonly ObjectRef[]>(refs: R, options?: GetOptions): Promise<ValuesOf<R>>;
@@ -63,7 +67,7 @@ export interface Runtime {
 /** The global under which the prelude keeps the runtime; it is frozen there. */
 export const RUNTIME_GLOBAL = '__bulkhead_runtime';
 /** What a bundle may import from `bulkhead/runtime`. */
-export const RUNTIME_EXPORTS = ['task', 'actor', 'put', 'get', 'wait', 'cancel', 'kill', 'placementGroup', 'getPlacementGroup', 'exitActor', 'context', 'BulkheadError'] as const;
+export const RUNTIME_EXPORTS = ['task', 'actor', 'put', 'get', 'wait', 'cancel', 'kill', 'placementGroup', 'getPlacementGroup', 'exitActor', 'context', 'python', 'pythonClass', 'BulkheadError', 'NdArray', 'ArrowTable'] as const;
 
 function runtime(): Runtime {
   const found = (globalThis as Record<string, unknown>)[RUNTIME_GLOBAL];
@@ -73,6 +77,8 @@ function runtime(): Runtime {
 
 export const task: Runtime['task'] = (...args) => runtime().task(...args);
 export const actor: Runtime['actor'] = ((...args: Parameters<Runtime['actor']>) => runtime().actor(...args)) as Runtime['actor'];
+export const python: Runtime['python'] = (name, options) => runtime().python(name, options);
+export const pythonClass: Runtime['pythonClass'] = (name) => runtime().pythonClass(name);
 export const put: Runtime['put'] = (value) => runtime().put(value);
 export const get: Runtime['get'] = ((...args: Parameters<Runtime['get']>) => runtime().get(...args)) as Runtime['get'];
 export const wait: Runtime['wait'] = (refs, options) => runtime().wait(refs, options);

@@ -2,6 +2,7 @@
  * The public face for drivers: `connect()` and the cluster it returns. It composes bundling, the client core and a transport, and holds
  * no policy: what may be done is decided by the raylet, and a refusal is an error of the ref that was asked for.
  */
+import { createHash } from 'node:crypto';
 import { dirname, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { BulkheadError } from '../base/errors.ts';
@@ -16,12 +17,14 @@ import { bundleFunction } from './inline-function.ts';
 import type { ObjectRef } from './object-ref.ts';
 import type { TaskOptions } from './options.ts';
 import { foundGroup, placementGroup, type PlacementBundle, type PlacementGroup, type PlacementGroupOptions } from './placement-group.ts';
+import { pythonExport } from './python-name.ts';
 import { remoteError } from './remote-error.ts';
-import type { ActorHandle, AnyFunction, GetOptions, RemoteFunction, RemoteGenerator, RemoteModule, Streamed, ValuesOf, WaitOptions, WaitResult } from './remote-types.ts';
+import type { ActorHandle, AnyClass, AnyFunction, GetOptions, RemoteClass, RemoteFunction, RemoteFunctionOf, RemoteGenerator, RemoteModule, Streamed, ValuesOf, WaitOptions, WaitResult } from './remote-types.ts';
 import type { Tracer, TraceOptions } from './tracing.ts';
 import type { Connection, ConnectTarget, Transport } from './transport.ts';
 
 export { BulkheadError, type ErrorCode } from '../base/errors.ts';
+export { ArrowTable, NdArray, type TypedArray } from '../base/neutral-data.ts';
 export { ObjectRef } from './object-ref.ts';
 export type { ObjectStream } from './object-stream.ts';
 export type { ActorOptions, MethodOptions, TaskOptions } from './options.ts';
@@ -131,6 +134,19 @@ export class Cluster implements AsyncDisposable {
     return remote(this.#core, this.#export(bundle, 'default'), options) as unknown as Inferred<F, O>;
   }
 
+  /**
+   * A Python function by its name, `package.module:function`, as a task: nodes import it from the environment of their interpreter. Arguments and
+   * results are plain values (docs/python.md): numpy arrays are typed arrays or `NdArray`, Arrow tables `ArrowTable`, dicts objects or Maps.
+   */
+  python<F extends AnyFunction = (...args: unknown[]) => unknown>(name: string, options?: TaskOptions): RemoteFunctionOf<F> {
+    return remoteFunction(this.#core, pythonExport(this.#core, name, sha256), options) as unknown as RemoteFunctionOf<F>;
+  }
+
+  /** A Python class by its name, `package.module:Class`, for actors. */
+  pythonClass<C extends AnyClass = new (...args: unknown[]) => Record<string, AnyFunction>>(name: string): RemoteClass<C> {
+    return Object.freeze(remoteClass(this.#core, pythonExport(this.#core, name, sha256))) as unknown as RemoteClass<C>;
+  }
+
   get<T>(ref: ObjectRef<T>, options?: GetOptions): Promise<T>;
   get<const R extends readonly ObjectRef[]>(refs: R, options?: GetOptions): Promise<ValuesOf<R>>;
   async get(refs: ObjectRef | readonly ObjectRef[], options?: GetOptions): Promise<unknown> {
@@ -199,6 +215,10 @@ function callerDirectory(stack: string | undefined): string {
     if (dirname(path) !== here) return dirname(path);
   }
   return process.argv[1] === undefined ? process.cwd() : dirname(resolve(process.argv[1]));
+}
+
+function sha256(octets: Uint8Array): Uint8Array {
+  return createHash('sha256').update(octets).digest();
 }
 
 /** Loaded on demand: a program that brings its own transport needs no gRPC. */

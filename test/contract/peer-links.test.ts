@@ -69,7 +69,7 @@ class Node {
     this.raylet = new Raylet({
       nodeId: `n${number}`, nodeNumber: number, total: { cpuUnits: 0, memoryBytes: 0, custom: undefined }, maxWorkers: 0, runDir: dir, dataDir: dir, audit, clock, log: quiet, defaultIsolateBytes: 2 ** 20,
       decisions: { version: 1, decide: () => ({ allow: true, rule: 'test', policyVersion: 1 }) }, random: { bytes: (n: number) => crypto.getRandomValues(new Uint8Array(n)) },
-      pool: { close: async () => undefined } as unknown as RayletOptions['pool'], names: { register: async () => false, lookup: async () => undefined, release: async () => undefined },
+      pool: { close: async () => undefined, python: new BulkheadError('LAYER_MISSING', 'none') } as unknown as RayletOptions['pool'], names: { register: async () => false, lookup: async () => undefined, release: async () => undefined },
       verifyCredential: async (credential) => {
         const verified = await authenticate(credential);
         return { ...verified, untimely: untimely(verified.issuedMs, verified.expiresMs, clock.nowMs()) };

@@ -6,10 +6,10 @@ from .. import api as _api
 from ..api import ActorHandle, DynamicObjectRefGenerator, ObjectRef, ObjectRefGenerator, cancel, get, get_actor, get_runtime_context, kill, method, put, remote, wait
 from ..driver import init, is_initialized, shutdown
 from ..cluster import available_resources, cluster_resources, nodes
-from . import actor, exceptions, util
+from . import actor, cross_language, exceptions, util
 
 __all__ = [
-    "ActorHandle", "DynamicObjectRefGenerator", "ObjectRef", "ObjectRefGenerator", "actor", "available_resources", "cancel", "cluster_resources", "exceptions", "get", "get_actor", "get_runtime_context", "init", "is_initialized", "kill", "method", "nodes", "put", "remote", "shutdown", "util", "wait",
+    "ActorHandle", "DynamicObjectRefGenerator", "ObjectRef", "ObjectRefGenerator", "actor", "available_resources", "cancel", "cluster_resources", "cross_language", "exceptions", "get", "get_actor", "get_runtime_context", "init", "is_initialized", "kill", "method", "nodes", "put", "remote", "shutdown", "util", "wait",
 ]
 
 

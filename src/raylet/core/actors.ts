@@ -56,8 +56,8 @@ export function actorResource(actor: Actor): Resource {
 }
 
 /** What a handle knows of the class, JSON. */
-export function classInfoOf({ template: { digestHex, exportName, options: { streams } } }: Actor): string {
-  return JSON.stringify({ digest: digestHex, export: exportName, ...(streams.length === 0 ? {} : { streams }) });
+export function classInfoOf({ template: { digestHex, exportName, options: { streams, runtime } } }: Actor): string {
+  return JSON.stringify({ digest: digestHex, export: exportName, ...(streams.length === 0 ? {} : { streams }), ...(runtime === 'javascript' ? {} : { runtime: 'python' }) });
 }
 
 // --- coming to life -------------------------------------------------------------------------------------------------------
@@ -115,7 +115,7 @@ export function placeWaitingActors(core: Core): void {
   for (const actor of core.waitingActors.some(WAITING_PER_STEP)) {
     if (actor.state === 'DEAD' || actor.state === 'ALIVE') core.waitingActors.delete(actor);
     else if (actor.creation.missing === 0 && actor.notBeforeMs <= core.nowMs) {
-      const failure = failedArgument(actor.creation) ?? workersFailure(core, actor.job.tenant, 'actors');
+      const failure = failedArgument(core, actor.creation) ?? workersFailure(core, actor.job.tenant, 'actors');
       if (actor.state === 'DEPENDENCIES_UNREADY' && failure === undefined) actor.state = 'PENDING_CREATION';
       const placed = failure ?? placeActor(core, actor);
       if (placed === false) continue;
@@ -186,7 +186,7 @@ function mayRun(actor: Actor, task: Task): boolean {
 }
 
 function run(core: Core, actor: Actor, task: Task): void {
-  const failure = failedArgument(task);
+  const failure = failedArgument(core, task);
   if (failure !== undefined) {
     actor.inFlight--;
     concludeTask(core, task, failure);

@@ -39,7 +39,7 @@ export function adoptActor(core: Core, channel: Channel, name: string, namespace
   if (seed.args.length < NO_REFS_BYTES || seed.args.subarray(0, NO_REFS_BYTES).some((octet) => octet !== 0)) return unusable('its arguments are refs to what was lost');
   let options: FunctionOptions;
   try {
-    options = parseFunctionOptions(seed.options, true);
+    options = parseFunctionOptions(seed.options, true, core.config.python);
   } catch (error) {
     if (!(error instanceof BulkheadError)) throw error;
     return failureOf(error);

@@ -16,7 +16,7 @@ import { cancelTask } from './endings.ts';
 import { giveSame, remember, submittedBefore } from './idempotency.ts';
 import { giveMemory, noMemoryFor, takeMemory } from './memory-books.ts';
 import { parseFunctionOptions } from './function-options.ts';
-import { answerWait, awaitEntry, block, borrow, checkStagedSize, createEntry, DENIED, findEntry, isLocal, isReady, lendOne, LOST, OWNER_GONE, refuseValue, releaseIndex, settleFailed, settleFile, settleInline, takeBack, unpin, writeValue } from './objects.ts';
+import { answerWait, awaitEntry, block, borrow, carriesCode, checkStagedSize, createEntry, DENIED, findEntry, isLocal, isReady, lendOne, LOST, OWNER_GONE, refuseValue, releaseIndex, settleFailed, settleFile, settleInline, takeBack, unpin, writeValue } from './objects.ts';
 import { holderGaveBack } from './broadcast.ts';
 import { decideOn, done, failRequest } from './deciding.ts';
 import { decideUse } from './group-rights.ts';
@@ -123,7 +123,7 @@ export function onDefine(core: Core, channel: Channel, r: FrameReader): void {
   if (kind !== CALL_KIND.ACTOR_METHOD && !channel.job.tenant.code.has(digestHex)) return refuse(refused('INVALID_ARGUMENT', `the code sha256:${digestHex} has not been registered`));
   let options;
   try {
-    options = parseFunctionOptions(optionsJson, kind !== CALL_KIND.TASK);
+    options = parseFunctionOptions(optionsJson, kind !== CALL_KIND.TASK, core.config.python);
   } catch (error) {
     if (!(error instanceof BulkheadError)) throw error;
     return refuse(failureOf(error));
@@ -550,6 +550,7 @@ export function onPutChunk(core: Core, channel: Channel, r: FrameReader): void {
     tenant.objectBytes += total;
     takeMemory(core, tenant, total);
     channel.puts.set(seq, { total, offset: 0, fileName: `put-${channel.session.prefixHex}-${seq}` });
+    entry.code = carriesCode(part);
   }
   const upload = channel.puts.get(seq);
   if (upload === undefined) return;

@@ -35,6 +35,8 @@ export interface CoreConfig {
   readonly spillBytes: number;
   /** From this size on objects are served by those that have got them too. */
   readonly spreadMinBytes: number;
+  /** Which Python this node runs, `python3.N`; '': none. */
+  readonly python?: string;
 }
 
 export function hex(bytes: Uint8Array): string {

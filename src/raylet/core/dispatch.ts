@@ -13,6 +13,9 @@ import { beginAttempt, endStream } from './streams.ts';
 import { CHANNEL_KIND, Channel, OBJECT_STATUS, Slot, TASK_STATE, type Failure, type Job, type ObjectEntry, type Task, type Template, type Worker } from './state.ts';
 
 const EXEC_HEADER_BYTES = 64;
+/** How an argument comes with an EXEC, and that another tenant made it: what runs the call then reads it as data only. */
+const ATTACHED = 1;
+const FOREIGN = 2;
 
 export function markSlot(core: Core, slot: Slot): void {
   if (slot.channel.dirty) return;
@@ -102,12 +105,13 @@ export function sendExec(core: Core, slot: Slot, task: Task): void {
       const entry = deps[i]!;
       out.u16((task.depPositions as number[])[i] as number);
       if (entry.contained !== undefined) lend(core, slot.channel, entry.contained);
-      if (entry.status === OBJECT_STATUS.INLINE) out.u8(0).bytes(entry.value as Uint8Array);
+      const foreign = entry.session.tenant === slot.job.tenant ? 0 : FOREIGN;
+      if (entry.status === OBJECT_STATUS.INLINE) out.u8(foreign).bytes(entry.value as Uint8Array);
       else {
         const attachment = slot.nextAttachment++;
         noteAttached(core, entry, slot);
         core.out.push({ type: 'attach', slot, attachment, fileName: fileFor(core, entry, slot.job.tenant) as string, size: entry.size });
-        out.u8(1).u32(attachment);
+        out.u8(ATTACHED | foreign).u32(attachment);
       }
     }
   }

@@ -85,6 +85,7 @@ const TRACEPARENT = /^00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}
 const METHOD = /^[\p{ID_Start}$_][\p{ID_Continue}$]{0,127}$/u;
 /** With `+` and a digest: an environment of a job's own, which has sandboxes of its own. Without a version: the one that the node has. */
 const PYTHON = /^python3(?:\.[1-9][0-9]?)?(?:\+[0-9a-f]{32})?$/;
+const ANY_PYTHON = 'python3';
 const NAME_FORM = '1 to 128 characters of A-Z a-z 0-9 . _ : / -';
 
 type Parser = (value: unknown) => unknown;
@@ -149,7 +150,8 @@ export function parseResources(given: Readonly<Record<string, unknown>>): Resour
   return { cpuUnits: (of('cpus', cpus) as number | undefined) ?? 0, memoryBytes: (of('memoryBytes', memoryBytes) as number | undefined) ?? 0, custom: of('resources', resources) as Readonly<Record<string, number>> | undefined };
 }
 
-export function parseFunctionOptions(json: string, isActor: boolean): FunctionOptions {
+/** @param python which one this node runs, '' for none. */
+export function parseFunctionOptions(json: string, isActor: boolean, python = ''): FunctionOptions {
   let parsed: unknown;
   try {
     parsed = JSON.parse(json === '' ? '{}' : json);
@@ -164,7 +166,8 @@ export function parseFunctionOptions(json: string, isActor: boolean): FunctionOp
     given[key] = parse(value);
   }
   const streams = given['returns'] === 'streaming';
-  const runtime = (given['runtime'] as string | undefined) ?? 'javascript';
+  const named = (given['runtime'] as string | undefined) ?? 'javascript';
+  const runtime = named === ANY_PYTHON && python !== '' ? python : named;
   if (runtime !== 'javascript' && given['isolation'] === 'isolate') refuse("Python runs in 'gvisor' only");
   if (given['concurrencyGroup'] !== undefined && runtime === 'javascript') refuse('concurrencyGroup is for methods of Python actors');
   return {

@@ -10,7 +10,7 @@ import { makeId, type Core } from './core.ts';
 import { taskName } from './dispatch.ts';
 import { actorDied } from './actors.ts';
 import { execEnded, wasPreempted } from './endings.ts';
-import { borrow, checkStagedSize, findEntry, settleFile, settleInline } from './objects.ts';
+import { borrow, checkStagedSize, findEntry, settleFile, settleInline, withoutCause } from './objects.ts';
 import { OBJECT_STATUS, type Failure, type ObjectEntry, type Slot } from './state.ts';
 
 export function onResult(core: Core, slot: Slot, r: FrameReader, results: number): void {
@@ -70,7 +70,9 @@ export function onFailure(core: Core, slot: Slot, r: FrameReader, results: numbe
   const stack = r.text(4 * MAX_STACK_CHARS).slice(0, MAX_STACK_CHARS);
   r.finish();
   const task = slot.execs.get(exec);
-  if (task !== undefined) execEnded(core, slot, task, { code: isErrorCode(code) ? code : 'TASK_FAILED', message, stack }, results);
+  const failure: Failure = { code: isErrorCode(code) ? code : 'TASK_FAILED', message, stack };
+  // An exception behind the stack is Python's to send: the text of others may quote what another tenant wrote.
+  if (task !== undefined) execEnded(core, slot, task, slot.worker.runtime === 'javascript' ? withoutCause(failure) : failure, results);
 }
 
 /** What the call fails with next is of a class that its options name. A claim about the tenant's own call: it costs tries that the call has. */

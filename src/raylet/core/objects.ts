@@ -14,6 +14,11 @@ export const LOST: Failure = { code: 'OBJECT_LOST', message: 'the object does no
 export const ABANDONED: Failure = { code: 'CANCELLED', message: 'its reader went away', stack: '' };
 /** Of an id of the caller's own tenant, when the caller may know: another tenant's is DENIED, dead owner or not. */
 export const OWNER_GONE: Failure = { code: 'OBJECT_LOST', message: 'the node that owned the object is not in the cluster any more, and the object went with it: make it again', stack: '' };
+/** How a value begins that its reader would run: a pickle (python/bulkhead/values.py). Everything else is read as data by whoever is not its tenant, whatever it holds. */
+const CODE_HEAD: readonly number[] = [0xda, 0x42, 0x4b, 0x50, 0x59];
+/** Behind the stack of a failed Python call: the exception as a pickle, for its own tenant's programs (python/bulkhead/client.py). */
+const CAUSE_MARK = '\n#bulkhead:cause:';
+export const CODE_BEARING: Failure = { code: 'DENIED', message: 'the object carries code (a pickle), which never leaves its tenant: its owner can share it as data, a numpy array, an Arrow table, or Neutral(value)', stack: '' };
 export const ALTERED: Failure = { code: 'OBJECT_LOST', message: 'the object was changed after it was sealed: put it again', stack: '' };
 export const DENIED: Failure = { code: 'DENIED', message: DENIED_TEXT, stack: '' };
 
@@ -90,6 +95,7 @@ export function dropBytes(core: Core, entry: ObjectEntry): void {
 export function fileFor(core: Core, entry: ObjectEntry, tenant: TenantState): string | Failure {
   const owner = entry.session.tenant;
   if (owner === tenant) return entry.fileName;
+  if (entry.code) return codeRefused(core, entry);
   if (entry.altered) return ALTERED;
   const known = entry.copies?.get(tenant);
   if (known !== undefined) return known;
@@ -101,6 +107,35 @@ export function fileFor(core: Core, entry: ObjectEntry, tenant: TenantState): st
   (entry.copies ??= new Map()).set(tenant, copyName);
   core.out.push({ type: 'copy-file', from: owner, fileName: entry.fileName, to: tenant, copyName, size: entry.size, entry });
   return copyName;
+}
+
+export function carriesCode(start: Uint8Array): boolean {
+  for (let i = 0; i < CODE_HEAD.length; i++) if (start[i] !== CODE_HEAD[i]) return false;
+  return true;
+}
+
+/** A grant was used on a value that carries code. Its owner's log says so, once. */
+export function codeRefused(core: Core, entry: ObjectEntry): Failure {
+  if (!entry.codeTold) core.lifecycle(entry.session.tenant, 'object.code-refused', entry.session.ownerId, 'object', entry.session.prefixHex, entry.index, '');
+  entry.code = entry.codeTold = true;
+  return CODE_BEARING;
+}
+
+/** What a call of `tenant` fails with because of this argument; undefined: nothing. */
+export function argumentFailure(core: Core, entry: ObjectEntry, tenant: TenantState): Failure | undefined {
+  if (entry.session.tenant !== tenant && entry.status === OBJECT_STATUS.INLINE && carriesCode(entry.value as Uint8Array)) return codeRefused(core, entry);
+  return entry.status === OBJECT_STATUS.FAILED ? failureFor(entry, tenant) : undefined;
+}
+
+/** Why it failed, as a program of `tenant` is told: the exception itself is a pickle, and stays with its own tenant. */
+function failureFor(entry: ObjectEntry, tenant: TenantState): Failure {
+  const failure = entry.failure ?? LOST;
+  return entry.session.tenant === tenant ? failure : withoutCause(failure);
+}
+
+export function withoutCause(failure: Failure): Failure {
+  const at = failure.stack.indexOf(CAUSE_MARK);
+  return at < 0 ? failure : { ...failure, stack: failure.stack.slice(0, at) };
 }
 
 /**
@@ -474,7 +509,8 @@ function answer(core: Core, channel: Channel, request: number, position: number,
   // A copy's reader has them from its owner.
   const refs = held !== undefined && toRaylet && sent && kind !== PENDING_KIND.COPY ? lendToRaylet(core, channel, held) : undefined;
   if (refs !== undefined && entry.status === OBJECT_STATUS.INLINE) channel.out.begin(OP.VALUE_REFS).u32(request).u32(position).refs(refs).end();
-  if (entry.status === OBJECT_STATUS.INLINE) channel.out.begin(OP.VALUE).u32(request).u32(position).raw(entry.value as Uint8Array).end();
+  if (entry.status === OBJECT_STATUS.INLINE && entry.session.tenant !== channel.job.tenant && carriesCode(entry.value as Uint8Array)) writeFailure(channel, request, position, codeRefused(core, entry));
+  else if (entry.status === OBJECT_STATUS.INLINE) channel.out.begin(OP.VALUE).u32(request).u32(position).raw(entry.value as Uint8Array).end();
   else if (entry.status === OBJECT_STATUS.FILE || entry.status === OBJECT_STATUS.SPILLED) {
     if (kind === PENDING_KIND.RESOLVE) channel.out.begin(OP.VALUE_STORED).u32(request).u32(position).u64(entry.size).end();
     else if (channel.kind === CHANNEL_KIND.SLOT && channel.slot !== undefined) {
@@ -498,7 +534,7 @@ function answer(core: Core, channel: Channel, request: number, position: number,
       core.out.push({ type: 'stream-file', channel, owner: entry.session.tenant, request, position, fileName: entry.fileName, size: entry.size, needed, entry, refs });
       return;
     }
-  } else writeFailure(channel, request, position, entry.failure ?? LOST);
+  } else writeFailure(channel, request, position, failureFor(entry, channel.job.tenant));
   core.markChannel(channel, needed);
 }
 

@@ -30,7 +30,7 @@ import { concludeTask } from './dispatch.ts';
 import { expireKeys, forgetKeys } from './idempotency.ts';
 import { keepsJob, lookForRoots, onRoots } from './job-roots.ts';
 import { onExit, onFailure, onLog, onResult, onRetry } from './guest-results.ts';
-import { ABANDONED, ALTERED, answerDeferred, dropDeferred, expireWaits, forgetFresh, loseFile, LOST, mayCross, refuseValue, releaseSession, takeAllBack } from './objects.ts';
+import { ABANDONED, ALTERED, answerDeferred, carriesCode, CODE_BEARING, codeRefused, dropDeferred, expireWaits, forgetFresh, loseFile, LOST, mayCross, refuseValue, releaseSession, takeAllBack } from './objects.ts';
 import { giveMemory } from './memory-books.ts';
 import { relieve, restored, spilled, takeUpRestores, tickMemory } from './object-memory.ts';
 import { takeUpDelayed } from './retries.ts';
@@ -471,6 +471,22 @@ export class RayletCore {
     if (channel.closed) return;
     refuseValue(this.state, channel, request, position, ALTERED, -1);
     this.#pullFailed(channel, request);
+  }
+
+  sealed(entry: ObjectEntry, start: Uint8Array): void {
+    entry.code = carriesCode(start);
+  }
+
+  /** What begins a value that is about to leave its tenant. True: it may not, since it carries code. */
+  keepsCode(entry: ObjectEntry, start: Uint8Array): boolean {
+    if (!carriesCode(start)) return false;
+    codeRefused(this.state, entry);
+    return true;
+  }
+
+  /** In place of the parts of a value that carries code. */
+  valueRefused(channel: Channel, request: number, position: number): void {
+    if (!channel.closed) refuseValue(this.state, channel, request, position, CODE_BEARING, -1);
   }
 
   /** A value could not be copied for another tenant: the next reader has it tried again. */

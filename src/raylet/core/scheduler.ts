@@ -12,10 +12,11 @@ import { groupKnown, misfit, viewOf } from './group-views.ts';
 import { allowedPlaces, type Place, type Placement } from './placement.ts';
 import { concludeTask, openSlot, sendExec } from './dispatch.ts';
 import { grantFairly } from './fair-order.ts';
+import { argumentFailure } from './objects.ts';
 import { mayHold } from './quota-tree.ts';
 import { forward } from './upstreams.ts';
 import { upstreamTo } from './upstream-channels.ts';
-import { CHANNEL_KIND, Lease, OBJECT_STATUS, RemoteLease, SchedulingClass, TASK_STATE, Worker, type Failure, type Job, type RemoteNode, type Slot, type Task, type TenantState } from './state.ts';
+import { CHANNEL_KIND, Lease, OBJECT_STATUS, RemoteLease, SchedulingClass, TASK_STATE, Worker, type Failure, type Job, type ObjectEntry, type RemoteNode, type Slot, type Task, type TenantState } from './state.ts';
 
 /** Work given to a lease ahead of its results, as time: long enough to hide a round trip, short enough to stay fair. */
 const LOOKAHEAD_MS = 6;
@@ -28,6 +29,7 @@ const ISOLATE_FLUSH_MS = 3;
 /** A lease that has run this long yields when another class waits for its resources. */
 const SLICE_MS = 100;
 const IDLE_WORKER_KEPT_MS = 10_000;
+const NO_ARGUMENTS: readonly ObjectEntry[] = [];
 /** On top of a task's own cpus: the worker host's thread, which feeds the isolate and carries its results. */
 const HOST_CPUS = 0.5;
 /** Blocked execs that may pile up in one isolate. */
@@ -79,7 +81,7 @@ export const JOB_ENDED: Failure = { code: 'CANCELLED', message: 'its job ended',
 
 /** A task whose arguments are ready (or have failed: then it fails with the same error, as in Ray). */
 export function enqueue(core: Core, task: Task): void {
-  const failure = task.channel.job.ended ? JOB_ENDED : failedArgument(task);
+  const failure = task.channel.job.ended ? JOB_ENDED : failedArgument(core, task);
   if (failure !== undefined) return concludeTask(core, task, failure);
   task.state = TASK_STATE.QUEUED;
   const c = task.template.schedulingClass as SchedulingClass;
@@ -88,8 +90,11 @@ export function enqueue(core: Core, task: Task): void {
   if (task.template.options.queueTimeoutMs > 0) core.timed.add(task);
 }
 
-export function failedArgument(task: Task): Failure | undefined {
-  if (task.deps !== undefined) for (const entry of task.deps) if (entry.status === OBJECT_STATUS.FAILED) return entry.failure;
+export function failedArgument(core: Core, task: Task): Failure | undefined {
+  for (const entry of task.deps ?? NO_ARGUMENTS) {
+    const failure = argumentFailure(core, entry, task.channel.job.tenant);
+    if (failure !== undefined) return failure;
+  }
   return undefined;
 }
 

@@ -290,7 +290,7 @@ export class Executor {
     const dependencies = reader.u16();
     for (let i = 0; i < dependencies; i++) {
       positions.push(reader.u16());
-      values.push(reader.u8() === 0 ? reader.bytes(MAX_FRAME_BYTES) : this.#takeAttachment(reader.u32()));
+      values.push((reader.u8() & 1) === 0 ? reader.bytes(MAX_FRAME_BYTES) : this.#takeAttachment(reader.u32()));
     }
     const packed = reader.rest();
     const template = this.#templates.get(templateNumber);

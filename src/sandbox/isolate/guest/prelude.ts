@@ -4,10 +4,12 @@
  */
 import { BulkheadError } from '../../../base/errors.ts';
 import { SESSION_PREFIX_BYTES } from '../../../base/ids.ts';
+import { ArrowTable, NdArray } from '../../../base/neutral-data.ts';
 import { decodeValue, encodeValue } from '../../../base/value.ts';
 import { getValues, remoteClass, remoteFunction, remoteGenerator, waitFor } from '../../../sdk/calls.ts';
 import { ObjectRef } from '../../../sdk/object-ref.ts';
 import { foundGroup, placementGroup, type PlacementBundle, type PlacementGroupOptions } from '../../../sdk/placement-group.ts';
+import { pythonExport } from '../../../sdk/python-name.ts';
 import { RUNTIME_GLOBAL } from '../../../sdk/runtime.ts';
 import type { ActorOptions, TaskOptions } from '../../../sdk/options.ts';
 import type { GetOptions, WaitOptions } from '../../../sdk/remote-types.ts';
@@ -15,6 +17,7 @@ import { abortApi, DOMException, Event, EventTarget } from './abort.ts';
 import { Executor, isGeneratorFunction, type Emit } from './executor.ts';
 import { harden } from './harden.ts';
 import { format, inspect } from './inspect.ts';
+import { sha256 } from './sha2.ts';
 import { atob, btoa, TextDecoder, TextEncoder } from './text-codecs.ts';
 import { URL, URLSearchParams } from './url.ts';
 import { webCrypto } from './web-crypto.ts';
@@ -120,6 +123,8 @@ export function installInto(options: InstallOptions, emit: Emit, configText: str
   const runtime = {
     task: (fn: unknown, taskOptions?: TaskOptions) => (isGeneratorFunction(fn) ? remoteGenerator : remoteFunction)(core, executor.exportOf(fn) ?? notExported('task(fn)'), taskOptions),
     actor: (of: unknown, actorOptions?: ActorOptions) => (typeof of === 'string' ? quiet(core.lookupActor(of)) : remoteClass(core, executor.exportOf(of) ?? notExported('actor(Class)'), actorOptions)),
+    python: (name: string, taskOptions?: TaskOptions) => remoteFunction(core, pythonExport(core, name, sha256), taskOptions),
+    pythonClass: (name: string) => remoteClass(core, pythonExport(core, name, sha256)),
     put: (value: unknown) => quiet(core.put(value)),
     get: (refs: ObjectRef | readonly ObjectRef[], getOptions?: GetOptions) => quiet(getValues(core, refs, getOptions)),
     wait: (refs: readonly ObjectRef[], waitOptions?: WaitOptions) => quiet(waitFor(core, refs, waitOptions)),
@@ -129,12 +134,12 @@ export function installInto(options: InstallOptions, emit: Emit, configText: str
     getPlacementGroup: (name: string) => quiet(core.lookupGroup(name).then((found) => foundGroup(core, found))),
     exitActor: () => executor.exitActor(),
     context: () => executor.context(),
-    BulkheadError,
+    BulkheadError, NdArray, ArrowTable,
   };
   Object.defineProperty(global, RUNTIME_GLOBAL, { value: Object.freeze(runtime), writable: false, configurable: false, enumerable: false });
   if (options.isolated) {
     harden(global);
-    for (const shared of [BulkheadError, ObjectRef]) {
+    for (const shared of [BulkheadError, ObjectRef, NdArray, ArrowTable]) {
       Object.freeze(shared);
       Object.freeze(shared.prototype);
     }
