@@ -65,7 +65,7 @@ class Pending:
 
 def describe_failure(thrown: BaseException, skip: int = 1, plain: bool = False) -> tuple[str, str]:
     """Message and stack of what a call has thrown; behind the stack the exception itself, if it is small enough and its caller reads Python (not `plain`)."""
-    message = f"{type(thrown).__name__}: {thrown}"[:8_000]
+    message = (thrown.message if isinstance(thrown, BulkheadError) else f"{type(thrown).__name__}: {thrown}")[:8_000]
     message = message.replace(CAUSE_MARK, " ")
     shown = traceback.TracebackException.from_exception(thrown)
     del shown.stack[:skip]

@@ -15,7 +15,7 @@ from typing import Any
 from . import api
 from . import frames as f
 from .client import Template, digest_of
-from .neutral import CrossLanguageError
+from .ray_errors import CrossLanguageError
 from .values import Neutral
 
 __all__ = ["CrossLanguageError", "JsActorClass", "JsFunction", "Neutral", "js_actor_class", "js_function"]
@@ -62,11 +62,12 @@ def _options(options: dict[str, Any], kind: int) -> tuple[str, int]:
 class JsFunction:
     """An exported function of a JavaScript module: `.remote(…)` as of any other."""
 
-    def __init__(self, module: str, name: str, options: dict[str, Any]) -> None:
+    def __init__(self, module: str, name: str, options: dict[str, Any], source: bytes | None = None) -> None:
         _options(options, f.TASK)
         self._module = module
         self._name = name
         self._options = options
+        self._source = source
         self._template: Template | None = None
 
     def __call__(self, *_: Any, **__: Any) -> Any:
@@ -74,23 +75,28 @@ class JsFunction:
 
     def remote(self, *args: Any, **kwargs: Any) -> Any:
         if self._template is None:
-            source = _bundled(self._module)
+            source = self._source = self._source or _bundled(self._module)
             options, returns = _options(self._options, f.TASK)
             self._template = Template(f.TASK, digest_of(source), source, self._name, "", options, returns)
         return api.submit_plain(f.SUBMIT, self._template, None, args, kwargs)
 
     def options(self, **options: Any) -> JsFunction:
-        return JsFunction(self._module, self._name, {**self._options, **options})
+        return JsFunction(self._module, self._name, {**self._options, **options}, self._source)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Where it goes the file is not.
+        return JsFunction, (self._module, self._name, self._options, self._source or _bundled(self._module))
 
 
 class JsActorClass:
     """An exported class of a JavaScript module: `.remote(…)` makes an actor of it."""
 
-    def __init__(self, module: str, name: str, options: dict[str, Any]) -> None:
+    def __init__(self, module: str, name: str, options: dict[str, Any], source: bytes | None = None) -> None:
         _options(options, f.ACTOR_CLASS)
         self._module = module
         self._name = name
         self._options = options
+        self._source = source
         self._template: Template | None = None
 
     def __call__(self, *_: Any, **__: Any) -> Any:
@@ -98,7 +104,7 @@ class JsActorClass:
 
     def remote(self, *args: Any, **kwargs: Any) -> api.ActorHandle:
         if self._template is None:
-            source = _bundled(self._module)
+            source = self._source = self._source or _bundled(self._module)
             options, _ = _options(self._options, f.ACTOR_CLASS)
             self._template = Template(f.ACTOR_CLASS, digest_of(source), source, self._name, "", options, 1)
         first = api.submit_plain(f.CREATE_ACTOR, self._template, None, args, kwargs)
@@ -107,7 +113,11 @@ class JsActorClass:
         return handle
 
     def options(self, **options: Any) -> JsActorClass:
-        return JsActorClass(self._module, self._name, {**self._options, **options})
+        return JsActorClass(self._module, self._name, {**self._options, **options}, self._source)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Where it goes the file is not.
+        return JsActorClass, (self._module, self._name, self._options, self._source or _bundled(self._module))
 
 
 def js_function(module: str, function_name: str) -> JsFunction:

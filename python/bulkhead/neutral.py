@@ -13,6 +13,7 @@ import sys
 from typing import Any, Protocol
 
 from .errors import BulkheadError
+from .ray_errors import CrossLanguageError
 
 MAX_DEPTH = 512
 _STACK_CHARS = 16_000
@@ -36,21 +37,6 @@ _EXCEPTIONS: dict[str, type[Exception]] = {
     of.__name__: of
     for of in (ArithmeticError, AssertionError, AttributeError, EOFError, ImportError, IndexError, KeyError, LookupError, MemoryError, NameError, NotImplementedError, OSError, OverflowError, PermissionError, RecursionError, ReferenceError, RuntimeError, TimeoutError, TypeError, ValueError, ZeroDivisionError)
 }
-
-
-class CrossLanguageError(Exception):
-    """An error value of another language, of a class that Python does not have."""
-
-    def __init__(self, message: str, name: str = "Error", stack: str | None = None) -> None:
-        super().__init__(message)
-        self.name = name
-        self.stack = stack
-
-    def __str__(self) -> str:
-        return f"{self.name}: {self.args[0]}"
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return CrossLanguageError, (self.args[0], self.name, self.stack)
 
 
 class Refs(Protocol):

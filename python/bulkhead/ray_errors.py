@@ -10,7 +10,18 @@ class RayError(Exception):
 
 
 class CrossLanguageError(RayError):
-    pass
+    """An error value of another language, of a class that Python does not have."""
+
+    def __init__(self, message: str, name: str = "Error", stack: str | None = None) -> None:
+        super().__init__(message)
+        self.name = name
+        self.stack = stack
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.args[0]}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return CrossLanguageError, (self.args[0], self.name, self.stack)
 
 
 class TaskCancelledError(RayError):

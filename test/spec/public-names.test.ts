@@ -6,7 +6,7 @@ import * as runtime from '../../src/sdk/runtime.ts';
 import * as sdk from '../../src/sdk/sdk.ts';
 
 it('`bulkhead` exports these', () => {
-  expect(Object.keys(sdk).sort()).toEqual(['BulkheadError', 'Cluster', 'ObjectRef', 'connect']);
+  expect(Object.keys(sdk).sort()).toEqual(['ArrowTable', 'BulkheadError', 'Cluster', 'NdArray', 'ObjectRef', 'connect']);
 });
 
 it('`bulkhead/actor-pool` and `bulkhead/queue` export these', () => {
@@ -19,6 +19,6 @@ it('`bulkhead/runtime` exports what bundles may import, and says that it needs a
 });
 
 it('a cluster has these methods', () => {
-  expect(Object.getOwnPropertyNames(sdk.Cluster.prototype).sort()).toEqual(['actor', 'cancel', 'close', 'constructor', 'get', 'getPlacementGroup', 'jobId', 'kill', 'module', 'nodeId', 'placementGroup', 'put', 'ref', 'release', 'task', 'tenant', 'wait']);
+  expect(Object.getOwnPropertyNames(sdk.Cluster.prototype).sort()).toEqual(['actor', 'cancel', 'close', 'constructor', 'get', 'getPlacementGroup', 'jobId', 'kill', 'module', 'nodeId', 'placementGroup', 'put', 'python', 'pythonClass', 'ref', 'release', 'task', 'tenant', 'wait']);
   expect(Symbol.asyncDispose in sdk.Cluster.prototype).toBe(true);
 });

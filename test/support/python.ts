@@ -13,9 +13,12 @@ import type { TestCluster } from './cluster.ts';
 const ROOT = join(import.meta.dirname, '../..');
 const PROGRAM_TIMEOUT_MS = 60_000;
 
-/** Interpreter with `pip install ./python` and numpy; kept between runs while the package's requirements are the same. */
+/** What tests import besides the package's own requirements. */
+const PACKAGES = ['numpy', 'pyarrow>=14.0.1'];
+
+/** Interpreter with `pip install ./python`, numpy and pyarrow; kept between runs while the package's requirements are the same. */
 function makeEnvironment(): string {
-  const key = createHash('sha256').update(readFileSync(join(ROOT, 'python/pyproject.toml'))).digest('hex').slice(0, 12);
+  const key = createHash('sha256').update(readFileSync(join(ROOT, 'python/pyproject.toml'))).update(PACKAGES.join(' ')).digest('hex').slice(0, 12);
   const directory = join(tmpdir(), `bulkhead-test-python-${key}`);
   const python = join(directory, 'bin/python');
   if (!existsSync(join(directory, 'ready'))) {
@@ -24,7 +27,7 @@ function makeEnvironment(): string {
       // A copy: setuptools writes beside what it builds.
       cpSync(join(ROOT, 'python'), join(made, 'source'), { recursive: true });
       execFileSync('python3', ['-m', 'venv', made], { timeout: 120_000, stdio: 'pipe' });
-      execFileSync(join(made, 'bin/python'), ['-m', 'pip', 'install', '--quiet', '--disable-pip-version-check', join(made, 'source'), 'numpy'], { timeout: 300_000, stdio: 'pipe' });
+      execFileSync(join(made, 'bin/python'), ['-m', 'pip', 'install', '--quiet', '--disable-pip-version-check', join(made, 'source'), ...PACKAGES], { timeout: 300_000, stdio: 'pipe' });
       writeFileSync(join(made, 'ready'), '');
       // Scripts of an environment name its place; the interpreter is all that is used of it.
       renameSync(made, directory);
