@@ -27,7 +27,7 @@ const FACES: Readonly<Record<string, readonly string[]>> = {
   audit: ['audit-store.ts', 'audit-query.ts', 'audit-usage.ts', 'audit-export.ts', 'audit-verify.ts', 'checkpoint-signer.ts', 'core/note.ts', 'core/record-lines.ts'],
   objects: ['object-files.ts', 'spill-files.ts'],
   sandbox: ['worker-pool.ts', 'worker-process.ts', 'jail/layers.ts', 'jail/cgroup.ts', 'gvisor/runsc.ts', 'gvisor/python-environment.ts'],
-  sdk: ['sdk.ts', 'runtime.ts', 'actor-pool.ts', 'queue.ts', 'head-client.ts', 'remote-types.ts', 'python-program.ts'],
+  sdk: ['sdk.ts', 'runtime.ts', 'actor-pool.ts', 'queue.ts', 'head-client.ts', 'remote-types.ts', 'python-program.ts', 'bundle.ts'],
   // Processes: they are started, and meet the others in proto/.
   gcs: [],
   raylet: [],
@@ -35,7 +35,7 @@ const FACES: Readonly<Record<string, readonly string[]>> = {
 };
 
 /** What isolates and drivers share: ECMAScript only. */
-const SHARED_WITH_ISOLATES = ['client-core', 'calls', 'object-ref', 'object-stream', 'remote-error', 'actor-handle', 'placement-group', 'options', 'remote-types', 'runtime', 'actor-pool', 'queue', 'queue-actor'].map((name) => `src/sdk/${name}.ts`);
+const SHARED_WITH_ISOLATES = ['client-core', 'calls', 'object-ref', 'object-stream', 'remote-error', 'actor-handle', 'placement-group', 'python-name', 'options', 'remote-types', 'runtime', 'actor-pool', 'queue', 'queue-actor'].map((name) => `src/sdk/${name}.ts`);
 
 interface ImportRule {
   /** Files this rule is for: a path or a folder with `/` at its end. The first rule that fits counts. */

@@ -222,6 +222,9 @@ function workCommands(program: Command): void {
   run.action(async (file: string, args: string[], o: { profile?: string; name?: string; project?: string; workingDir?: string; envFile?: string }) => {
     await guarded(new Terminal(false), async () => (await import('./commands/run.ts')).runDriver(file, args, { profile: o.profile, name: o.name, project: o.project, workingDir: o.workingDir, envFile: o.envFile }));
   });
+  leaf<{ out: string }>(program, 'bundle <file>', 'make the one script that nodes run of a JavaScript or TypeScript module; needs no cluster', { local: true },
+    (c) => c.requiredOption('-o, --out <file>', "where to write it; '-': standard output").addHelpText('after', '\nPython programs call what it exports: ray.cross_language.js_function(FILE, NAME).'),
+    async (terminal, [file = ''], o) => (await import('./commands/bundle.ts')).bundle(terminal, file, o.out));
   const job = group(program, 'job', 'jobs');
   const jobs = (): Promise<typeof import('./commands/job.ts')> => import('./commands/job.ts');
   const logs = (): Promise<typeof import('./commands/logs.ts')> => import('./commands/logs.ts');

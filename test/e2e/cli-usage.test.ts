@@ -69,6 +69,7 @@ const WRONG: readonly (readonly [string, RegExp])[] = [
   ['policy apply', /missing required argument 'files'/],
   ['policy apply $DIR/none.yaml', /cannot be read/],
   ['policy rollback now', /a number of 'bulkhead policy history'/],
+  ['bundle $DIR/none.ts -o -', /none.ts is not there; give a .ts or .js module/],
   ['run', /missing required argument 'file'/],
   ['run $DIR/none.ts', /none.ts is not a file; give the program to run/],
   ['job', /Usage: bulkhead job/],
@@ -115,7 +116,7 @@ test('each command has a help that names its exit codes or options', async () =>
   };
   walk(buildProgram(), []);
   expect(leaves.map((l) => l.join(' ')).sort()).toEqual([
-    'audit export', 'audit stats', 'audit tail', 'audit verify', 'bench', 'doctor', 'down', 'get', 'identity issue', 'job list', 'job logs', 'job status', 'job stop', 'list', 'logs', 'metrics',
+    'audit export', 'audit stats', 'audit tail', 'audit verify', 'bench', 'bundle', 'doctor', 'down', 'get', 'identity issue', 'job list', 'job logs', 'job status', 'job stop', 'list', 'logs', 'metrics',
     'pki join-token', 'pki revoke', 'pki rotate', 'pki show', 'policy apply', 'policy check', 'policy explain', 'policy history', 'policy rollback', 'policy test', 'policy who-can',
     'run', 'status', 'summary', 'tenant create', 'tenant delete', 'tenant list', 'tenant quota', 'tenant show', 'timeline', 'up', 'usage', 'whoami',
   ]);

@@ -1,7 +1,10 @@
 /** Python and TypeScript programs of a tenant call each other's functions and pass each other's values, on a real cluster with real sandboxes. */
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { execFile } from 'node:child_process';
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { promisify } from 'node:util';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { bundleModule } from '../../src/sdk/bundle.ts';
 import { ArrowTable, NdArray, type Cluster, type ObjectRef, type RemoteModule } from '../../src/sdk/sdk.ts';
@@ -20,12 +23,13 @@ describe.runIf(!('missing' in python))('between Python and TypeScript', () => {
   const dir = mkdtempSync(join(tmpdir(), 'bulkhead-interchange-'));
   const bundle = join(dir, 'work.js');
   const run = async (program: string): Promise<unknown> => {
-    const out = await python.run(cluster, 'acme-ana', `import json, sys\nimport bulkhead.ray as ray, numpy as np\nfrom bulkhead.ray.cross_language import js_function, js_actor_class, Neutral\nray.init()\njs = lambda name: js_function(sys.argv[1], name)\ndef show(x): print("RESULT", json.dumps(x))\n${program}`, [bundle]);
+    const out = await python.run(cluster, 'acme-ana', `import json, sys\nimport bulkhead.ray as ray, numpy as np\nfrom bulkhead.ray.cross_language import js_function, js_actor_class, Neutral\nray.init()\njs = lambda name: js_function(sys.argv[1], name)\ndef show(x): print("RESULT", json.dumps(x))\n${program}`, [bundle, fileURLToPath(WORK), join(dir, 'bulkhead')]);
     return JSON.parse(out.split('\n').findLast((l) => l.startsWith('RESULT '))?.slice(7) ?? 'null') as unknown;
   };
 
   beforeAll(async () => {
     writeFileSync(bundle, (await bundleModule(WORK)).source);
+    writeFileSync(join(dir, 'bulkhead'), `#!/bin/sh\nexec ${process.execPath} ${join(import.meta.dirname, '../../bin/bulkhead.js')} "$@"\n`, { mode: 0o755 });
     cluster = await TestCluster.start({ cpus: 2, python: python.interpreter });
     driver = await cluster.connect('acme-ana');
     work = await driver.module<Work>(WORK);
@@ -109,6 +113,21 @@ show([ray.get(js("total").remote(numbers.remote(100_000))), ray.get(js("total").
       4_999_950_000, 50_000, 2, [7, 3], [0, 1, 2], ["('name', 'x')", "('tags', ['a', 'b'])", '(1, None)'], ['float64', [200_000], false, false],
       ['null', 'number', 'bigint', 'number', 'string', 'Uint8Array', 'Array', 'Object', 'Map', 'Set', 'Uint8Array', 'NdArray 2x3 C Float32Array', 'boolean'],
     ]);
+  });
+
+  test('a Python program names a TypeScript source file, which is bundled by the command line', async () => {
+    expect(await run('import os; os.environ["BULKHEAD_CLI"] = sys.argv[3]; show(ray.get(js_function(sys.argv[2], "kind").remote({"a": 1})))')).toBe('Object');
+  });
+
+  test('the examples of the page do what it says', async () => {
+    const section = readFileSync(join(import.meta.dirname, '../../docs/python.md'), 'utf8').split('\n## ').find((part) => part.startsWith('With TypeScript')) ?? '';
+    const [main = '', stats = ''] = [...section.matchAll(/```ts\n([\s\S]*?)```/g)].map(([, text]) => text);
+    const [program = ''] = [...section.matchAll(/```python\n([\s\S]*?)```/g)].map(([, text]) => text);
+    writeFileSync(join(dir, 'main.ts'), main);
+    writeFileSync(join(dir, 'stats.ts'), stats);
+    const { stdout } = await promisify(execFile)(join(dir, 'bulkhead'), ['run', join(dir, 'main.ts')], { env: { ...process.env, BULKHEAD_PROFILE: cluster.profile('acme-ana') }, timeout: 60_000 });
+    expect(stdout).toBe("[ 5, [ [ 'b', 2 ] ] ]\n");
+    expect(await python.run(cluster, 'acme-ana', `import os\nos.chdir(${JSON.stringify(dir)})\nos.environ["BULKHEAD_CLI"] = "./bulkhead"\n${program}`)).toBe('[10, 2, 5]\n');
   });
 
   test('a Python program is told what JavaScript threw and what cannot go there', async () => {

@@ -16,7 +16,7 @@ import { argumentFailure } from './objects.ts';
 import { mayHold } from './quota-tree.ts';
 import { forward } from './upstreams.ts';
 import { upstreamTo } from './upstream-channels.ts';
-import { CHANNEL_KIND, Lease, OBJECT_STATUS, RemoteLease, SchedulingClass, TASK_STATE, Worker, type Failure, type Job, type ObjectEntry, type RemoteNode, type Slot, type Task, type TenantState } from './state.ts';
+import { CHANNEL_KIND, Lease, RemoteLease, SchedulingClass, TASK_STATE, Worker, type Failure, type Job, type ObjectEntry, type RemoteNode, type Slot, type Task, type TenantState } from './state.ts';
 
 /** Work given to a lease ahead of its results, as time: long enough to hide a round trip, short enough to stay fair. */
 const LOOKAHEAD_MS = 6;
