@@ -550,7 +550,7 @@ export function onPutChunk(core: Core, channel: Channel, r: FrameReader): void {
     tenant.objectBytes += total;
     takeMemory(core, tenant, total);
     channel.puts.set(seq, { total, offset: 0, fileName: `put-${channel.session.prefixHex}-${seq}` });
-    entry.code = carriesCode(part);
+    entry.pickle = carriesCode(part);
   }
   const upload = channel.puts.get(seq);
   if (upload === undefined) return;

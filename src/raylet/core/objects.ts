@@ -95,7 +95,7 @@ export function dropBytes(core: Core, entry: ObjectEntry): void {
 export function fileFor(core: Core, entry: ObjectEntry, tenant: TenantState): string | Failure {
   const owner = entry.session.tenant;
   if (owner === tenant) return entry.fileName;
-  if (entry.code) return codeRefused(core, entry);
+  if (entry.pickle) return codeRefused(core, entry);
   if (entry.altered) return ALTERED;
   const known = entry.copies?.get(tenant);
   if (known !== undefined) return known;
@@ -116,8 +116,8 @@ export function carriesCode(start: Uint8Array): boolean {
 
 /** A grant was used on a value that carries code. Its owner's log says so, once. */
 export function codeRefused(core: Core, entry: ObjectEntry): Failure {
-  if (!entry.codeTold) core.lifecycle(entry.session.tenant, 'object.code-refused', entry.session.ownerId, 'object', entry.session.prefixHex, entry.index, '');
-  entry.code = entry.codeTold = true;
+  if (!entry.pickleTold) core.lifecycle(entry.session.tenant, 'object.code-refused', entry.session.ownerId, 'object', entry.session.prefixHex, entry.index, '');
+  entry.pickle = entry.pickleTold = true;
   return CODE_BEARING;
 }
 

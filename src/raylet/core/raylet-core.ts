@@ -474,7 +474,7 @@ export class RayletCore {
   }
 
   sealed(entry: ObjectEntry, start: Uint8Array): void {
-    entry.code = carriesCode(start);
+    entry.pickle = carriesCode(start);
   }
 
   /** What begins a value that is about to leave its tenant. True: it may not, since it carries code. */

@@ -307,8 +307,8 @@ export class ObjectEntry {
   /** The file was found to be another than what left before: it leaves no more. */
   altered = false;
   /** It begins as what carries code does: it never leaves its tenant. */
-  code = false;
-  codeTold = false;
+  pickle = false;
+  pickleTold = false;
   /** Indexes of sessions under which it is known besides its own, until it is gone. */
   aliases: { readonly session: Session; readonly index: number }[] | undefined = undefined;
   /** Refs inside the value, held for as long as the value is. */
