@@ -28,7 +28,7 @@ const LAST_MINUTE_MS = 60_000;
 /** What stays with the operating system, the processes themselves and the page cache. */
 const MEMORY_SHARE = 0.7;
 /** The environment that children get: what the system needs, nothing that may hold a secret or change how node runs. */
-const KEPT_ENVIRONMENT = ['PATH', 'HOME', 'LANG', 'LC_ALL', 'TZ', 'TMPDIR'];
+const KEPT_ENVIRONMENT = ['PATH', 'HOME', 'LANG', 'LC_ALL', 'TZ', 'TMPDIR', 'XDG_CACHE_HOME', 'BULKHEAD_RUNSC'];
 
 export interface ClusterOptions {
   readonly dataDir: string;

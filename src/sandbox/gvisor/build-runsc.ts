@@ -50,10 +50,10 @@ function main(): void {
     console.error(`${toSafeError(thrown).safeMessage}: it is built again`);
   }
   if (spawnSync('go', ['version'], { stdio: 'ignore' }).status !== 0) {
-    console.error('gVisor is not built: Go is not installed (1.21 or later; it fetches the newer one that the module asks for). Python tasks stay off; everything else works.');
+    console.error('gVisor is not built: Go is not installed. Install 1.21 or later (Debian 13 or newer: apt-get install golang-go; elsewhere the archive of the Go project, its bin directory in PATH), then say: npm run gvisor. It fetches the newer Go that the module asks for by itself. Python tasks stay off; everything else works.');
     process.exit(process.argv.includes('--if-possible') ? 0 : 4);
   }
-  console.log(`Building runsc of ${RUNSC_RELEASE} (gVisor), once for this user; it takes some minutes`);
+  console.log(`Building runsc of ${RUNSC_RELEASE} (gVisor), once for this user; it takes five to fifteen minutes, and some 2 GiB of disk while it lasts`);
   try {
     build(target);
     console.log(checkRunsc(target, undefined).text);
