@@ -31,6 +31,9 @@ SOURCE_HEAD = b"BKPY1\n"
 # `returns` of a template whose calls stream: they take one index, as calls with one result do.
 STREAMING = -1
 NAME_HEAD = b"BKPN1\n"
+# One result, whose value are the refs of what a generator yields.
+DYNAMIC = -2
+DYNAMIC_MARK = "__bulkhead_dynamic__"
 
 
 class Runtime(Protocol):
@@ -213,6 +216,8 @@ def wait(ray_waitables: Sequence[ObjectRef[Any]], *, num_returns: int = 1, timeo
     refs = list(ray_waitables)
     if isinstance(ray_waitables, ObjectRef):
         raise TypeError("wait() expected a list of ray.ObjectRef, got a single ray.ObjectRef")
+    if not refs:
+        return [], []
     plain = {ObjectRef}.issuperset(map(type, refs))
     ids = [ref._id for ref in refs] if plain else []
     if len(set(ids if plain else refs)) != len(refs):
@@ -346,8 +351,8 @@ def wire_options(options: dict[str, Any], kind: int, plain: bool = False) -> tup
             wire["returns"] = value
             returns = STREAMING
         elif name == "num_returns" and kind != f.ACTOR_CLASS and value == "dynamic":
-            # One result: the refs of what the generator has yielded when it is over.
             wire["returns"] = 1
+            returns = DYNAMIC
         elif name == "_generator_backpressure_num_objects":
             if value != -1:
                 wire["streamItems"] = min(WINDOW_ITEMS, int(_amount(name, value)))
@@ -501,6 +506,8 @@ _NO_ARGS.shared = True
 
 def _submit(op: int, template: Template, actor: bytes | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     core = runtime().core
+    if template.returns == DYNAMIC:
+        kwargs = {**kwargs, DYNAMIC_MARK: True}
     try:
         if not args and not kwargs:
             first = core.call(op, template, actor, _NO_ARGS, (), ())
@@ -512,6 +519,8 @@ def _submit(op: int, template: Template, actor: bytes | None, args: tuple[Any, .
     if op == f.CREATE_ACTOR:
         return first
     if template.returns == 1:
+        return ObjectRef(first, core)
+    if template.returns == DYNAMIC:
         return ObjectRef(first, core)
     if template.returns == STREAMING:
         return ObjectRefGenerator(core.open_stream(first, template.window), ObjectRef(first, core), _item_ref)
@@ -551,6 +560,34 @@ def _yields(of: Any) -> bool:
 
 
 
+class _Signature:
+    """How a function may be called; most calls are told right by their number of arguments alone."""
+
+    __slots__ = ("_bind", "least", "most")
+
+    def __init__(self, of: Any, skip: int = 0) -> None:
+        self.least, self.most, self._bind = 1, 0, None
+        try:
+            signature = inspect.signature(of)
+        except (TypeError, ValueError):
+            # A built-in one that does not say: whatever it is given is tried.
+            self.least, self.most = 0, sys.maxsize
+            return
+        parameters = list(signature.parameters.values())[skip:]
+        self._bind = signature.replace(parameters=parameters).bind
+        kinds = {p.kind for p in parameters}
+        if inspect.Parameter.KEYWORD_ONLY in kinds:
+            return
+        positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        self.least = sum(p.default is p.empty for p in positional)
+        self.most = sys.maxsize if inspect.Parameter.VAR_POSITIONAL in kinds else len(positional)
+
+    def check(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Raises TypeError, as the call would."""
+        if self._bind is not None:
+            self._bind(*args, **kwargs)
+
+
 class RemoteFunction:
     def __init__(self, function: Callable[..., Any], options: dict[str, Any]) -> None:
         options = _checked(options, f.TASK)
@@ -562,6 +599,7 @@ class RemoteFunction:
         self._function = function
         self._options = options
         self._template: Template | None = None
+        self._signature = _Signature(function)
         self._lock = threading.Lock()
         self.__name__ = getattr(function, "__name__", "function")
         self.__doc__ = function.__doc__
@@ -578,6 +616,9 @@ class RemoteFunction:
         return self._template
 
     def remote(self, *args: Any, **kwargs: Any) -> Any:
+        signature = self._signature
+        if kwargs or not signature.least <= len(args) <= signature.most:
+            signature.check(args, kwargs)
         return _submit(f.SUBMIT, self._template or self._defined(), None, args, kwargs)
 
     def options(self, **options: Any) -> RemoteFunction:
@@ -606,6 +647,9 @@ class ActorMethod:
     def remote(self, *args: Any, **kwargs: Any) -> Any:
         handle = self._handle
         options = self._options
+        signature = handle._signatures.get(self._name) if handle._signatures is not None else None
+        if signature is not None and (kwargs or not signature.least <= len(args) <= signature.most):
+            signature.check(args, kwargs)
         key = (self._name, *options.items()) if options else (self._name,)
         template = handle._templates.get(key)
         if template is None:
@@ -637,6 +681,8 @@ class ActorHandle:
         # The actor lives while somebody holds its creation's ref.
         self._held = held
         self._templates: dict[tuple[Any, ...], Template] = {}
+        # Of the program that made it; a handle that travelled does not know them.
+        self._signatures: dict[str, _Signature] | None = None
 
     def __getattr__(self, name: str) -> ActorMethod:
         if name.startswith("_") and not (name.startswith("__ray") or name in self.__dict__.get("_methods", {})):
@@ -801,11 +847,14 @@ class ActorClass:
         self._options = options
         self._template: Template | None = None
         self._methods: dict[str, dict[str, Any]] = {}
+        self._signatures: dict[str, _Signature] = {}
+        self._signature = _Signature(of.__init__, 1) if "__init__" in dir(of) and of.__init__ is not object.__init__ else None  # type: ignore[misc]
         is_async = False
         for name, member in inspect.getmembers(of, callable):
             if name.startswith("__") and name not in ("__call__", "__len__"):
                 continue
             is_async = is_async or inspect.iscoroutinefunction(member) or inspect.isasyncgenfunction(member)
+            self._signatures[name] = _Signature(member, 0 if isinstance(inspect.getattr_static(of, name), staticmethod) or inspect.ismethod(member) else 1)
             marked: dict[str, Any] = getattr(member, "__ray_method_options__", {})
             self._methods[name] = {"num_returns": "streaming", **marked} if _yields(member) else marked
         self._is_async = is_async
@@ -838,8 +887,14 @@ class ActorClass:
                 return get_actor(self._options["name"], self._options.get("namespace"))
             except ValueError:
                 pass
+        if self._signature is not None:
+            self._signature.check(args, kwargs)
+        elif args or kwargs:
+            raise TypeError(f"{self.__name__}() takes no arguments")
         first = _submit(f.CREATE_ACTOR, template, None, args, kwargs)
-        return ActorHandle(first, template.export, self._methods, ObjectRef(first))
+        made = ActorHandle(first, template.export, self._methods, ObjectRef(first))
+        made._signatures = self._signatures
+        return made
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ActorClass, (self._class, self._options)

@@ -20,6 +20,7 @@ from typing import Any, Callable, Iterable, Protocol, Sequence
 from . import frames as f
 from . import values
 from .errors import BulkheadError
+from .ray_errors import RayTaskError
 from .streams import WINDOW_ITEMS, Reading
 
 MAX_DEPENDENCIES = 1_024
@@ -112,7 +113,7 @@ class Template:
         self.method = method
         self.options = options
         self.returns = returns
-        self.window = int(json.loads(options).get("streamItems", WINDOW_ITEMS)) if returns < 0 else 0
+        self.window = int(json.loads(options).get("streamItems", WINDOW_ITEMS)) if returns == -1 else 0
         self.known: tuple[ClientCore, int] | None = None
         self.tail: bytes | None = None
         self.tail_actor: bytes | None = None
@@ -513,6 +514,9 @@ class ClientCore:
             value = values.decode(octets, pending.foreign[position])
         except BulkheadError as refused:
             return self._fail(request, self._failure(refused.code, refused.message, refused.stack, None))
+        except RayTaskError as failed:
+            # The value is a failure: see values.Failed.
+            return self._fail(request, failed)
         except Exception as thrown:
             return self._fail(request, self._failure("INTERNAL", f"a value could not be unpickled: {type(thrown).__name__}: {thrown}", "", None))
         pending.values[position] = value

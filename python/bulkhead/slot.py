@@ -10,6 +10,7 @@ import asyncio
 import contextvars
 import inspect
 import io
+import itertools
 import json
 import mmap
 import os
@@ -24,7 +25,7 @@ from typing import Any, Callable
 
 from . import api, runtime_env, values
 from . import frames as f
-from .client import ClientCore, Pending, describe_failure
+from .client import CAUSE_MARK, ClientCore, Pending, describe_failure
 from .errors import BulkheadError
 from .job import Program
 from .producing import Cancelled, Producer, Production
@@ -59,7 +60,7 @@ class TemplateInfo:
 
 
 class Exec:
-    __slots__ = ("number", "template", "attempt", "origin", "deps", "args", "plain", "over", "log_bytes", "production", "lane", "task")
+    __slots__ = ("number", "template", "attempt", "origin", "deps", "args", "plain", "over", "log_bytes", "production", "lane", "task", "dynamic")
 
     def __init__(self, number: int, template: TemplateInfo, attempt: int, origin: int, deps: list[tuple[int, Any, bool]], args: bytes) -> None:
         self.number = number
@@ -74,6 +75,7 @@ class Exec:
         self.log_bytes = 0
         self.production: Production | None = Production(self) if template.returns == f.STREAMS else None
         self.lane: Lane | None = None
+        self.dynamic = False
         self.task: asyncio.Task[None] | None = None
 
 
@@ -469,7 +471,10 @@ class Slot:
 
     def _arguments(self, of: Exec) -> tuple[list[Any], dict[str, Any]]:
         deps, of.deps = of.deps, []
-        return api.unpack_arguments(of.args, [(position, values.decode(octets, foreign)) for position, octets, foreign in deps])
+        args, kwargs = api.unpack_arguments(of.args, [(position, values.decode(octets, foreign)) for position, octets, foreign in deps])
+        if kwargs and kwargs.pop(api.DYNAMIC_MARK, False):
+            of.dynamic = True
+        return args, kwargs
 
     def _run(self, of: Exec) -> bool:
         """Runs a call in this thread; True when it goes on in the event loop."""
@@ -589,7 +594,8 @@ class Slot:
             if of.production is not None:
                 await self._producer.run_async(of, of.production, result)
             elif inspect.isasyncgen(result):
-                result = DynamicGenerator([api.put(value) async for value in result])
+                collected = [value async for value in result]
+                result = (value for value in collected)
             self._finish(of, result)
         except BaseException as thrown:  # noqa: BLE001
             self._threw(of, thrown)
@@ -615,11 +621,16 @@ class Slot:
         template = of.template
         if template.kind == f.ACTOR_CLASS or template.returns == 0 or of.production is not None:
             return self.core_write(f.frame(f.RESULT, f.u32(of.number), f.u8(0)))
-        if template.returns == 1 and inspect.isgenerator(result):
-            result = DynamicGenerator([api.put(value) for value in result])
         results = [result]
-        if template.returns > 1:
-            results = list(result)
+        if of.dynamic:
+            results = [self._collected(result)]
+        elif template.returns == 1 and inspect.isgenerator(result):
+            results = list(itertools.islice(result, 1))
+            if not results:
+                raise ValueError("Task returned 0 objects, but num_returns=1.")
+        elif template.returns > 1:
+            # As in Ray, what a generator yields beyond them is dropped.
+            results = list(itertools.islice(result, template.returns) if inspect.isgenerator(result) else result)
             if len(results) != template.returns:
                 raise ValueError(f"Task returned {len(results)} objects, but num_returns={template.returns}.")
         parts: list[bytes] = []
@@ -635,6 +646,19 @@ class Slot:
                 number = self.stage(encoded)
                 parts += [f.u8(1), f.refs(encoded.ids), f.u32(number or 0), f.u64(encoded.size)]
         self.core_write(f.frame(f.RESULT, f.u32(of.number), f.u8(len(results)), *parts))
+
+    def _collected(self, result: Any) -> DynamicGenerator:
+        """Of `num_returns="dynamic"`: refs of all items; where it fails after some, the last one raises why."""
+        if not inspect.isgenerator(result):
+            raise TypeError("num_returns='dynamic' needs a generator")
+        refs: list[Any] = []
+        try:
+            for value in result:
+                refs.append(api.put(value))
+        except Exception as thrown:
+            message, stack = describe_failure(thrown)
+            refs.append(api.put(values.Failed(message, stack.partition(CAUSE_MARK)[0], thrown.with_traceback(None))))
+        return DynamicGenerator(refs)
 
     def core_write(self, octets: bytes) -> None:
         with self.core.lock:

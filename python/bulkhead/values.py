@@ -19,6 +19,7 @@ import cloudpickle
 
 from . import neutral
 from .errors import BulkheadError
+from .ray_errors import RayTaskError
 
 TAG = b"\xdaBKPY\x5b"
 _HEAD = struct.Struct("<IQ")
@@ -68,6 +69,20 @@ class Encoded:
 
     def join(self) -> bytes:
         return b"".join(self.parts) if len(self.parts) > 1 else bytes(self.parts[0])
+
+
+class Failed:
+    """A value that raises where it is read: the place of an item that a generator did not come to."""
+
+    def __init__(self, message: str, stack: str, cause: BaseException | None) -> None:
+        self.told = (message, stack, cause)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _raise, self.told
+
+
+def _raise(message: str, stack: str, cause: BaseException | None) -> Any:
+    raise RayTaskError(message, stack, cause).as_instanceof_cause()
 
 
 def _dump(value: Any, callback: Callable[[pickle.PickleBuffer], Any]) -> bytes:

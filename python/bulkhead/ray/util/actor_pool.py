@@ -10,6 +10,16 @@ from ... import api
 Call = Callable[[Any, Any], Any]
 
 
+def _ready(refs: list[Any], timeout: float | None) -> list[Any]:
+    """Of refs, and of tuples of refs, one that is there; none when the time is over."""
+    first = {ref[-1] if isinstance(ref, tuple) else ref: ref for ref in refs}
+    return [first[done] for done in api.wait(list(first), num_returns=1, timeout=timeout)[0]]
+
+
+def _value(ref: Any) -> Any:
+    return api.get(list(ref) if isinstance(ref, tuple) else ref)
+
+
 class ActorPool:
     def __init__(self, actors: Iterable[Any]) -> None:
         self._idle: list[Any] = list(actors)
@@ -29,6 +39,9 @@ class ActorPool:
             return
         actor = self._idle.pop()
         ref = fn(actor, value)
+        if isinstance(ref, list):
+            # Of a method with several results: all of them are one result here.
+            ref = tuple(ref)
         self._running[ref] = (self._submitted, actor)
         self._refs[self._submitted] = ref
         self._submitted += 1
@@ -46,7 +59,7 @@ class ActorPool:
         if self._returned not in self._refs:
             raise ValueError("It is not allowed to call get_next() after get_next_unordered().")
         ref = self._refs[self._returned]
-        late = timeout is not None and not api.wait([ref], timeout=timeout)[0]
+        late = timeout is not None and not _ready([ref], timeout)
         if late and not ignore_if_timedout:
             raise TimeoutError("Timed out waiting for result")
         del self._refs[self._returned]
@@ -57,13 +70,13 @@ class ActorPool:
             self._give_back(actor)
             raise TimeoutError("Timed out waiting for result: it is ignored")
         self._give_back(actor)
-        return api.get(ref)
+        return _value(ref)
 
     def get_next_unordered(self, timeout: float | None = None, ignore_if_timedout: bool = False) -> Any:
         """The next result that is there."""
         if not self.has_next():
             raise StopIteration("No more results to get")
-        ready, _ = api.wait(list(self._running), num_returns=1, timeout=timeout)
+        ready = _ready(list(self._running), timeout)
         if not ready:
             if not ignore_if_timedout:
                 raise TimeoutError("Timed out waiting for result")
@@ -76,7 +89,7 @@ class ActorPool:
         self._give_back(actor)
         if not ready:
             raise TimeoutError("Timed out waiting for result: it is ignored")
-        return api.get(ref)
+        return _value(ref)
 
     def _give_back(self, actor: Any) -> None:
         self._idle.append(actor)

@@ -37,6 +37,12 @@ class _QueueActor:
         except asyncio.TimeoutError:
             raise Empty from None
 
+    async def empty(self) -> bool:
+        return self.queue.empty()
+
+    async def full(self) -> bool:
+        return self.queue.full()
+
     async def put_now(self, items: list[Any]) -> None:
         if self.maxsize > 0 and len(items) + self.queue.qsize() > self.maxsize:
             raise Full(f"Cannot add {len(items)} items to queue of size {self.queue.qsize()} and maxsize {self.maxsize}.")

