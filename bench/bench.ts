@@ -14,17 +14,19 @@ import { Drivers } from './drivers.ts';
 import { measureFairness, type FairnessResult } from './fairness.ts';
 import { endOnSignals } from './lifetimes.ts';
 import { RAY_VERSION, RayProcess, rayPython } from './ray.ts';
-import { COLUMNS, machine, shown, tableRows, textTable, verdictOf, type RowResult } from './report.ts';
+import { COLUMNS, machine, SCHEDULING_COLUMNS, schedulingRows, shown, tableRows, textTable, verdictOf, type RowResult } from './report.ts';
 import { ROWS, type Row } from './rows.ts';
+import { measureScheduling, type SchedulingResult } from './scheduling.ts';
 import { bulkheadSizes, rayClient, raySizes, type Sizes } from './sizes.ts';
 
-const USAGE = `usage: npm run bench -- [--ray] [--rows TEXT] [--runs N] [--seconds S] [--controls] [--fairness] [--json FILE] [--profile DIR]
+const USAGE = `usage: npm run bench -- [--ray] [--rows TEXT] [--runs N] [--seconds S] [--controls] [--fairness] [--scheduling] [--json FILE] [--profile DIR]
   --ray       install Ray ${RAY_VERSION} in a virtual environment (once) and measure it in the same run
   --rows      only the rows whose name contains TEXT (several: separated by '|')
   --runs      runs of each row, of which the median counts (default 3)
   --seconds   length of one slice (default 2)
   --controls  what each control costs: mTLS, policy, audit, jail, with and without
   --fairness  p99 of a tenant's lone calls, with and without another tenant's flood
+  --scheduling what scheduling a task costs, by queued tasks and by nodes, simulated; without other options nothing else is measured
   --json      also write the results to FILE (default bench/results/latest.json)
   --profile   write V8 CPU profiles of head, raylet and drivers into DIR (rates are lower then)`;
 /** Long enough for both sides to have started the worker processes that the row needs. */
@@ -35,6 +37,7 @@ interface Options {
   readonly ray: boolean;
   readonly controls: boolean;
   readonly fairness: boolean;
+  readonly scheduling: boolean;
   readonly wanted: (name: string) => boolean;
   readonly all: boolean;
   readonly runs: number;
@@ -51,7 +54,7 @@ export function parseOptions(args: readonly string[]): Options {
   try {
     ({ values } = parseArgs({
       args: [...args], strict: true, allowPositionals: false,
-      options: { ray: { type: 'boolean' }, controls: { type: 'boolean' }, fairness: { type: 'boolean' }, rows: { type: 'string' }, runs: { type: 'string' }, seconds: { type: 'string' }, json: { type: 'string' }, profile: { type: 'string' }, help: { type: 'boolean', short: 'h' } },
+      options: { ray: { type: 'boolean' }, controls: { type: 'boolean' }, fairness: { type: 'boolean' }, scheduling: { type: 'boolean' }, rows: { type: 'string' }, runs: { type: 'string' }, seconds: { type: 'string' }, json: { type: 'string' }, profile: { type: 'string' }, help: { type: 'boolean', short: 'h' } },
     }));
   } catch (thrown) {
     throw new UsageError(thrown instanceof Error ? thrown.message : '');
@@ -64,10 +67,11 @@ export function parseOptions(args: readonly string[]): Options {
     return value;
   };
   const filters = values.rows?.split('|').map((f) => f.trim()).filter((f) => f !== '');
-  const wanted = (name: string): boolean => filters === undefined || filters.some((f) => name.includes(f));
-  if (![...ROWS.map((r) => r.name), ...SIZE_ROWS.map((r) => r.name)].some(wanted)) throw new UsageError(`no row's name contains '${values.rows ?? ''}'`);
+  const noRows = values.scheduling === true && filters === undefined && values.ray !== true && values.controls !== true && values.fairness !== true;
+  const wanted = (name: string): boolean => !noRows && (filters === undefined || filters.some((f) => name.includes(f)));
+  if (!noRows && ![...ROWS.map((r) => r.name), ...SIZE_ROWS.map((r) => r.name)].some(wanted)) throw new UsageError(`no row's name contains '${values.rows ?? ''}'`);
   return {
-    ray: values.ray === true, controls: values.controls === true, fairness: values.fairness === true, wanted, all: filters === undefined, runs: number('runs', 3, 1, 100), seconds: number('seconds', 2, 0.05, 60),
+    ray: values.ray === true, controls: values.controls === true, fairness: values.fairness === true, scheduling: values.scheduling === true, wanted, all: filters === undefined, runs: number('runs', 3, 1, 100), seconds: number('seconds', 2, 0.05, 60),
     json: resolve(values.json ?? fileURLToPath(new URL('./results/latest.json', import.meta.url))),
     nodeArgs: values.profile === undefined ? [] : ['--cpu-prof', `--cpu-prof-dir=${resolve(values.profile)}`],
   };
@@ -207,9 +211,10 @@ async function main(): Promise<void> {
   const results: RowResult[] = [];
   let controls: readonly ControlResult[] = [];
   let fairness: readonly FairnessResult[] = [];
+  let scheduling: SchedulingResult | undefined;
   const write = (): void => {
     mkdirSync(dirname(options.json), { recursive: true });
-    writeFileSync(options.json, `${JSON.stringify({ version: 1, machine: { ...here, loadAfter: loadavg()[0] }, ray: options.ray ? RAY_VERSION : null, runs: options.runs, seconds: options.seconds, rows: results.map((r) => ({ ...r, verdict: verdictOf(r) })), controls, fairness }, null, 1)}\n`);
+    writeFileSync(options.json, `${JSON.stringify({ version: 1, machine: { ...here, loadAfter: loadavg()[0] }, ray: options.ray ? RAY_VERSION : null, runs: options.runs, seconds: options.seconds, rows: results.map((r) => ({ ...r, verdict: verdictOf(r) })), controls, fairness, scheduling }, null, 1)}\n`);
   };
   const report = (result: RowResult): void => {
     results.push(result);
@@ -221,10 +226,12 @@ async function main(): Promise<void> {
   await rateRows(options, python, report);
   if (options.fairness) fairness = await measureFairness({ seconds: options.seconds, runs: options.runs, note });
   if (options.controls) controls = await measureControls({ seconds: options.seconds, runs: options.runs, note });
+  if (options.scheduling) scheduling = measureScheduling({ runs: options.runs, note });
   write();
-  process.stdout.write(`${textTable(COLUMNS, tableRows(results))}\n`);
+  if (results.length > 0) process.stdout.write(`${textTable(COLUMNS, tableRows(results))}\n`);
   if (controls.length > 0) process.stdout.write(`\n${textTable(['control', 'row', 'with', 'without', 'unit', 'cost'], controls.map((c) => [c.control, c.row, shown(c.with), shown(c.without), c.unit, c.cost]))}\n`);
   if (fairness.length > 0) process.stdout.write(`\n${textTable(['lone calls', 'beside', 'p50 alone', 'p50 beside', 'p99 alone', 'p99 beside', 'unit'], fairness.map((f) => [f.row, f.flood, shown(f.alone.p50Ms), shown(f.beside.p50Ms), shown(f.alone.p99Ms), shown(f.beside.p99Ms), 'ms']))}\n`);
+  if (scheduling !== undefined) process.stdout.write(`\n${textTable(SCHEDULING_COLUMNS, schedulingRows(scheduling))}\n`);
   note(`written to ${options.json}`);
   if (results.some((r) => verdictOf(r) === 'FAIL')) process.exitCode = 1;
 }

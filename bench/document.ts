@@ -1,12 +1,13 @@
-/** Writes the results of a bench run (its JSON) into docs/PERFORMANCE.md, between the markers. `node bench/document.ts [results/latest.json]` */
+/** Writes the results of a bench run (its JSON) into docs/PERFORMANCE.md, between the markers, what it did not measure left as it was; and draws docs/scheduling.svg. `node bench/document.ts [results/latest.json]` */
 import { readFileSync, writeFileSync } from 'node:fs';
 import { resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import type { ControlResult } from './controls.ts';
-import { COLUMNS, markdownTable, shown, tableRows, type Machine, type RowResult } from './report.ts';
+import type { SchedulingResult } from './scheduling.ts';
+import { schedulingCurve } from './curve.ts';
+import { COLUMNS, markdownTable, SCHEDULING_COLUMNS, schedulingRows, shown, tableRows, type Machine, type RowResult } from './report.ts';
 
-const BEGIN = '<!-- results: written by bench/document.ts -->';
-const END = '<!-- end of results -->';
+type Place = 'results' | 'scheduling';
 
 export interface ResultsFile {
   readonly machine: Machine & { readonly loadAfter: number };
@@ -15,6 +16,7 @@ export interface ResultsFile {
   readonly seconds: number;
   readonly rows: readonly RowResult[];
   readonly controls: readonly ControlResult[];
+  readonly scheduling?: SchedulingResult;
 }
 
 export function resultsText({ machine, ray, runs, seconds, rows, controls }: ResultsFile): string {
@@ -30,15 +32,30 @@ export function resultsText({ machine, ray, runs, seconds, rows, controls }: Res
   return parts.join('\n\n');
 }
 
-export function withResults(page: string, text: string): string {
-  const from = page.indexOf(BEGIN);
-  const to = page.indexOf(END);
-  if (from < 0 || to < from) throw new Error(`the page has no place for results: the lines '${BEGIN}' and '${END}'`);
-  return `${page.slice(0, from + BEGIN.length)}\n\n${text}\n\n${page.slice(to)}`;
+export function schedulingText({ machine, runs }: ResultsFile, scheduling: SchedulingResult): string {
+  return [
+    `${machine.processor}, Node ${machine.node}; commit ${machine.commit}; median of ${runs}; load average ${shown(machine.loadBefore)} before and ${shown(machine.loadAfter)} after. A task that another node runs is forwarded, which takes more than handing it to a worker here: hence the step from one node to ten.`, '![What the core of a raylet takes for a task](scheduling.svg)', markdownTable(SCHEDULING_COLUMNS, schedulingRows(scheduling)),
+  ].join('\n\n');
+}
+
+export function withResults(page: string, text: string, place: Place = 'results'): string {
+  const begin = `<!-- ${place}: written by bench/document.ts -->`;
+  const end = `<!-- end of ${place} -->`;
+  const from = page.indexOf(begin);
+  const to = page.indexOf(end);
+  if (from < 0 || to < from) throw new Error(`the page has no place for ${place}: the lines '${begin}' and '${end}'`);
+  return `${page.slice(0, from + begin.length)}\n\n${text}\n\n${page.slice(to)}`;
 }
 
 if (process.argv[1] !== undefined && resolve(process.argv[1]) === fileURLToPath(import.meta.url)) {
   const page = fileURLToPath(new URL('../docs/PERFORMANCE.md', import.meta.url));
   const file = process.argv[2] ?? fileURLToPath(new URL('./results/latest.json', import.meta.url));
-  writeFileSync(page, withResults(readFileSync(page, 'utf8'), resultsText(JSON.parse(readFileSync(file, 'utf8')) as ResultsFile)));
+  const results = JSON.parse(readFileSync(file, 'utf8')) as ResultsFile;
+  let text = readFileSync(page, 'utf8');
+  if (results.rows.length > 0) text = withResults(text, resultsText(results));
+  if (results.scheduling !== undefined) {
+    text = withResults(text, schedulingText(results, results.scheduling), 'scheduling');
+    writeFileSync(fileURLToPath(new URL('../docs/scheduling.svg', import.meta.url)), schedulingCurve(results.scheduling));
+  }
+  writeFileSync(page, text);
 }

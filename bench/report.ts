@@ -3,6 +3,7 @@ import { execFileSync } from 'node:child_process';
 import { readFileSync } from 'node:fs';
 import { cpus, loadavg, release, totalmem } from 'node:os';
 import { median } from './measure.ts';
+import type { SchedulingResult } from './scheduling.ts';
 
 export interface RowResult {
   readonly name: string;
@@ -55,6 +56,12 @@ function ratioText(result: RowResult): string {
 
 export function tableRows(results: readonly RowResult[]): string[][] {
   return results.map((r) => [r.name, shown(median(r.bulkhead)), shown(median(r.ray)), r.unit, ratioText(r), floorText(r.floor), r.reason === undefined ? verdictOf(r) : `not run: ${r.reason}`]);
+}
+
+export const SCHEDULING_COLUMNS = ['tasks that wait', 'nodes', 'µs a task'] as const;
+
+export function schedulingRows({ byQueued, byNodes }: SchedulingResult): string[][] {
+  return [...byQueued, ...byNodes].map(({ queued, nodes, micros }) => [queued.toLocaleString('en-US'), nodes.toLocaleString('en-US'), shown(micros)]);
 }
 
 export const COLUMNS = ['row', 'Bulkhead', 'Ray', 'unit', 'ratio', 'floor', ''] as const;

@@ -60,6 +60,10 @@ function combine(a: ResourceVector, b: ResourceVector, sign: 1 | -1): ResourceVe
   return { cpuUnits: a.cpuUnits + sign * b.cpuUnits, memoryBytes: a.memoryBytes + sign * b.memoryBytes, custom };
 }
 
+export function sameResources(a: ResourceVector, b: ResourceVector): boolean {
+  return a === b || (a.cpuUnits === b.cpuUnits && a.memoryBytes === b.memoryBytes && (a.custom === b.custom || JSON.stringify(a.custom) === JSON.stringify(b.custom)));
+}
+
 export function add(a: ResourceVector, b: ResourceVector): ResourceVector {
   return combine(a, b, 1);
 }

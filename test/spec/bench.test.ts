@@ -8,11 +8,13 @@ import { fileURLToPath } from 'node:url';
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import { parseOptions, SIZE_ROWS } from '../../bench/bench.ts';
+import { schedulingCurve } from '../../bench/curve.ts';
 import { resultsText, withResults } from '../../bench/document.ts';
 import { median, processTree, proportionalBytes, sliceRate } from '../../bench/measure.ts';
 import { BatchFraming } from '../../bench/plain-transport.ts';
 import { markdownTable, ratioOf, tableRows, textTable, verdictOf, type RowResult } from '../../bench/report.ts';
 import { ROWS } from '../../bench/rows.ts';
+import { NODES, QUEUED, SchedulingCluster } from '../../bench/scheduling.ts';
 
 /** What `ray microbenchmark` of 2.60.0 prints, in its order. */
 const RAY_ROWS = [
@@ -171,5 +173,45 @@ describe('the product', () => {
     const source = fileURLToPath(new URL('../../src/', import.meta.url));
     const guilty = readdirSync(source, { recursive: true, encoding: 'utf8' }).filter((file) => /\.[jt]s$/.test(file) && /from '[^']*\/bench\//.test(readFileSync(join(source, file), 'utf8')));
     expect(guilty).toEqual([]);
+  });
+});
+
+describe('what scheduling a task costs', () => {
+  /** How often a node's size is looked at for one task, while tasks end and others are submitted and everything is full. */
+  function looks(queued: number, nodes: number): number {
+    let count = 0;
+    const whole = { get cpuUnits() { count++; return 20_000; }, memoryBytes: 2 ** 36, custom: undefined };
+    const cluster = new SchedulingCluster(nodes, whole);
+    cluster.submit(queued + 2 * nodes);
+    cluster.begin();
+    const step = (): void => {
+      cluster.pass();
+      cluster.finish();
+      cluster.submit(1);
+    };
+    for (let i = 0; i < 200; i++) step();
+    count = 0;
+    for (let i = 0; i < 2 * nodes; i++) step();
+    expect(cluster.queued).toBe(queued);
+    // Once a second all nodes are asked again: that is how long it took until here.
+    return (count - nodes) / (2 * nodes);
+  }
+
+  it('is no more looks at nodes where there are hundreds of them, or where thousands wait', () => {
+    const few = looks(200, 20);
+    for (const [queued, nodes] of [[200, 300], [5_000, 20], [5_000, 300]] as const) expect(looks(queued, nodes)).toBeLessThan(few + 8);
+  });
+
+  it('is drawn from zero up, with every point', () => {
+    const svg = schedulingCurve({ byQueued: QUEUED.map((queued) => ({ queued, nodes: 1, micros: 5 })), byNodes: NODES.map((nodes) => ({ queued: 10_000, nodes, micros: 10 })) });
+    expect(svg.match(/<circle/g)?.length).toBe(QUEUED.length + NODES.length);
+    expect(svg).toContain('100,000');
+  });
+
+  it('is measured alone when nothing else is asked for', () => {
+    const alone = parseOptions(['--scheduling']);
+    expect([alone.scheduling, ROWS.some(({ name }) => alone.wanted(name))]).toEqual([true, false]);
+    const beside = parseOptions(['--scheduling', '--rows', 'tasks async']);
+    expect([beside.scheduling, beside.wanted('single client tasks async')]).toEqual([true, true]);
   });
 });

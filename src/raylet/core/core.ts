@@ -76,6 +76,7 @@ function cutBatch(of: Channel | Upstream): void {
 }
 
 const INTRUSIONS_MS = 1_000;
+const REOPEN_MS = 1_000;
 
 /** Actors and groups without a place, by tenant: a step looks at some of each, however many one tenant has that fit nowhere. */
 class Waiting<T extends { readonly job: Job }> {
@@ -137,6 +138,9 @@ export class Core {
   /** Until when nodes whose connection was lost get no work, by number: the head learns of their end later than we do. */
   readonly #avoidedUntilMs = new Map<number, number>();
   readonly classes = new Set<SchedulingClass>();
+  /** Counts changes of which nodes there are, what they have in all, their labels and whether they can be reached. */
+  nodesChanged = 0;
+  #reopenedMs = 0;
   readonly dirtyChannels: Channel[] = [];
   readonly dirtySlots: Slot[] = [];
   readonly dirtyUpstreams: Upstream[] = [];
@@ -241,6 +245,21 @@ export class Core {
   /** A connection to it was lost, or could not be made. */
   avoidNode(number: number): void {
     this.#avoidedUntilMs.set(number, this.nowMs + NODE_DEAD_AFTER_MS);
+    this.nodesChanged++;
+  }
+
+  /** Once in a while: nodes that can be reached again, and now and then all of them, are asked for room again. */
+  reopenNodes(): void {
+    let again = this.nowMs - this.#reopenedMs >= REOPEN_MS;
+    for (const [number, untilMs] of this.#avoidedUntilMs) {
+      if (untilMs > this.nowMs) continue;
+      this.#avoidedUntilMs.delete(number);
+      again = true;
+    }
+    if (!again) return;
+    this.#reopenedMs = this.nowMs;
+    this.nodesChanged++;
+    for (const c of this.classes) c.open[0] = c.open[1] = undefined;
   }
 
   reachable(number: number): boolean {
@@ -248,6 +267,7 @@ export class Core {
     if (untilMs === undefined) return true;
     if (untilMs > this.nowMs) return false;
     this.#avoidedUntilMs.delete(number);
+    this.nodesChanged++;
     return true;
   }
 

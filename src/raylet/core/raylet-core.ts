@@ -11,7 +11,7 @@ import { MAX_SESSIONS_PER_JOB } from '../../base/limits.ts';
 import type { AuditLog } from '../../base/audit-record.ts';
 import type { Principal } from '../../base/principal.ts';
 import { DEFAULT_PROJECT } from '../../base/project-quota.ts';
-import type { ResourceVector } from '../../base/resources.ts';
+import { sameResources, type ResourceVector } from '../../base/resources.ts';
 import { actorDied, actorLost, drainCalls, endUnreachable, ownerEnded, placeWaitingActors, remoteActorChanged } from './actors.ts';
 import { actorWorkerStarted, unseatActors } from './actor-seats.ts';
 import { adoptActor, type ActorSeed } from './adoption.ts';
@@ -36,7 +36,7 @@ import { relieve, restored, spilled, takeUpRestores, tickMemory } from './object
 import { takeUpDelayed } from './retries.ts';
 import { preempt } from './preemption.ts';
 import { divide, leaveProject, limit, projectOf } from './quota-tree.ts';
-import { dropLease, enqueue, JOB_ENDED, parkClasses, pump, retireIdleWorkers, workerNotStarted, workerStarted } from './scheduler.ts';
+import { dropLease, enqueue, JOB_ENDED, openNode, parkClasses, pump, retireIdleWorkers, workerNotStarted, workerStarted } from './scheduler.ts';
 import { onItem, onMore } from './streams.ts';
 import { closeUpstream, fileChecked, forward, killRemote, onUpstreamFrame, takeUpFetches, transferFailed } from './upstreams.ts';
 import { upstreamTo } from './upstream-channels.ts';
@@ -82,12 +82,17 @@ export class RayletCore {
   }
 
   setNode(nodeId: string, number: number, address: string, spiffeId: string, total: ResourceVector, available: ResourceVector, labels: Labels = NO_LABELS): void {
-    this.state.nodes.set(number, { nodeId, number, address, spiffeId, total, available, labels });
+    const core = this.state;
+    const known = core.nodes.get(number);
+    core.nodes.set(number, { nodeId, number, address, spiffeId, total, available, labels });
+    if (known === undefined || known.nodeId !== nodeId || !sameResources(known.total, total) || (known.labels !== labels && JSON.stringify(known.labels) !== JSON.stringify(labels))) core.nodesChanged++;
+    if (known === undefined || available.cpuUnits > 0 || available.memoryBytes > 0) for (const c of core.classes) openNode(c, number);
   }
 
   removeNode(number: number): void {
     const core = this.state;
     if (!core.nodes.delete(number)) return;
+    core.nodesChanged++;
     for (const upstream of [...core.upstreams.values()]) if (upstream.nodeNumber === number) this.upstreamClosed(upstream, { code: 'UNAVAILABLE', message: 'the node it ran on is gone', stack: '' });
     groupsNodeGone(core, number);
     coordinatorNodeGone(core, number);
@@ -587,6 +592,7 @@ export class RayletCore {
     if (core.copyChannels.size > 0) expireCopies(core);
     if (core.holds.size > 0) expireHolds(core);
     if (core.pendingGroups.size > 0) placePending(core);
+    core.reopenNodes();
     parkClasses(core);
     this.#endIdle();
     enforceLimits(core, cpuMicrosOf);

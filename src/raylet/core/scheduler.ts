@@ -220,19 +220,54 @@ export function groupClasses(core: Core, tenant: TenantState, group: string): Sc
 
 /** Only where its labels or its node allow; what may run nowhere waits, and `pendingReason` says why. */
 function servePlaced(core: Core, c: SchedulingClass, placement: Placement, contended: boolean): void {
-  const places = allowedPlaces(core, placement, c.resources);
+  const places = placesFor(core, c, placement);
   if (placement.spread && places.length > 1) return spread(core, c, places);
-  for (const { number } of places) {
-    if (number === core.config.nodeNumber) serveHere(core, c, contended);
-    else if (core.grants > 0 && c.queue.length > c.starting) spillTo(core, c, core.nodes.get(number) as RemoteNode);
-  }
+  // This node is the first of them, if it is one.
+  if (places[0]?.number === core.config.nodeNumber) serveHere(core, c, contended);
+  if (core.grants > 0 && c.queue.length > c.starting) spill(core, c);
+}
+
+/** The same as long as nothing about the nodes changes but what is free on them. */
+function placesFor(core: Core, c: SchedulingClass, placement: Placement): readonly Place[] {
+  if (c.placesAt === core.nodesChanged) return c.places;
+  c.places = allowedPlaces(core, placement, c.resources);
+  // Looking may have shown that one can be reached again.
+  c.placesAt = core.nodesChanged;
+  c.open[0] = c.open[1] = undefined;
+  c.positions.clear();
+  c.places.forEach(({ number }, at) => c.positions.set(number, at));
+  return c.places;
+}
+
+/** Other nodes that may have room for its next task. */
+function openNodes(core: Core, c: SchedulingClass): Set<number> {
+  const task = c.queue.shift();
+  if (task === undefined) return NONE;
+  c.queue.unshift(task);
+  const which = task.channel.principal.kind === 'job' ? 1 : 0;
+  return (c.open[which] ??= new Set(c.placement === undefined ? core.nodes.keys() : c.positions.keys()));
+}
+
+const NONE = new Set<number>();
+
+/** It may have room again, for either. */
+export function openNode(c: SchedulingClass, number: number): void {
+  if (c.placement !== undefined && !c.positions.has(number)) return;
+  c.open[0]?.add(number);
+  c.open[1]?.add(number);
 }
 
 /** One task to each place in turn, as long as any has room. */
 function spread(core: Core, c: SchedulingClass, places: readonly Place[]): void {
-  for (let without = 0; core.grants > 0 && without < places.length && c.queue.length > c.starting; ) {
-    const { number } = places[c.turn % places.length] as Place;
-    c.turn = (c.turn + 1) % places.length;
+  const open = openNodes(core, c);
+  const n = places.length;
+  const turn = c.turn % n;
+  if (c.positions.has(core.config.nodeNumber)) open.add(core.config.nodeNumber);
+  const ring = [...open].map((number) => c.positions.get(number) as number).sort((a, b) => ((a - turn + n) % n) - ((b - turn + n) % n));
+  for (let without = 0, i = 0; core.grants > 0 && without < ring.length && c.queue.length > c.starting; i++) {
+    const at = ring[i % ring.length] as number;
+    const { number } = places[at] as Place;
+    c.turn = (at + 1) % n;
     const taken = number === core.config.nodeNumber ? giveOne(core, c) : spillOne(core, c, core.nodes.get(number) as RemoteNode) === 'taken';
     without = taken ? 0 : without + 1;
   }
@@ -454,7 +489,14 @@ export function requeue(core: Core, task: Task): void {
 /** Forwards what finds no room here to nodes that reported some. A task that was forwarded once is not forwarded again. */
 function spill(core: Core, c: SchedulingClass): void {
   if (core.nodes.size === 0) return;
-  for (const node of core.nodes.values()) if (!spillTo(core, c, node)) return;
+  const open = openNodes(core, c);
+  for (const number of open) {
+    if (c.queue.length <= c.starting) return;
+    const node = core.nodes.get(number);
+    // This node too.
+    if (node === undefined) open.delete(number);
+    else if (!spillTo(core, c, node)) return;
+  }
 }
 
 /** As much as the node has room for. False: nothing that is next may go anywhere. */
@@ -472,7 +514,9 @@ function spillOne(core: Core, c: SchedulingClass, node: RemoteNode, reserved?: n
   const lease = task.channel.kind === CHANNEL_KIND.PEER ? undefined : remoteLease(core, c, node, task, reserved);
   if (lease === undefined) {
     c.queue.unshift(task);
-    return task.channel.kind === CHANNEL_KIND.PEER ? 'stays' : 'full';
+    if (task.channel.kind === CHANNEL_KIND.PEER) return 'stays';
+    c.open[task.channel.principal.kind === 'job' ? 1 : 0]?.delete(node.number);
+    return 'full';
   }
   core.timed.delete(task);
   lease.inFlight++;
@@ -522,6 +566,7 @@ export function remoteTaskEnded(core: Core, task: Task): void {
   const lease = c.remoteLeases.get(remoteLeaseKey(upstream.nodeNumber, upstream.asJob));
   if (lease === undefined || lease.upstream !== upstream) return;
   lease.inFlight--;
+  openNode(c, upstream.nodeNumber);
   if (lease.lastResultMs > 0 && lease.inFlight > 0 && task.template.stats.meanMs === 0) task.template.stats.meanMs = Math.max(core.nowMs - task.startedMs, 0.002);
   lease.lastResultMs = core.nowMs;
 }

@@ -14,7 +14,7 @@ import type { ProjectQuota } from '../../base/project-quota.ts';
 import type { ResourceVector } from '../../base/resources.ts';
 import { CallHistory } from './call-history.ts';
 import type { FunctionOptions, StreamWindow } from './function-options.ts';
-import type { Placement } from './placement.ts';
+import type { Place, Placement } from './placement.ts';
 import type { Pull, Share, Spread } from './broadcast.ts';
 import type { BundleHold } from './bundle.ts';
 import { FairUsage, LendingPool, TokenBucket, type ProjectState } from './project-state.ts';
@@ -614,6 +614,15 @@ export class SchedulingClass {
   key: string;
   /** Its group is gone and nothing of it is left: it is not looked at, until a call comes for it after all. */
   parked = false;
+  /**
+   * Other nodes that may have room for its calls, of the submitter and of the job: one that has none is asked again when something of the class ends there or the head
+   * tells of it, and all are once in a while. Undefined: all. So a step costs no more where there are many nodes.
+   */
+  readonly open: (Set<number> | undefined)[] = [undefined, undefined];
+  /** Where it may run, the same by the nodes' numbers as positions, and as of which change of the nodes. */
+  places: readonly Place[] = [];
+  readonly positions = new Map<number, number>();
+  placesAt = -1;
   /** Of those that are spread: the node that is tried first next time. */
   turn = 0;
   readonly queue = new TaskQueue();
