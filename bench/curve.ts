@@ -19,5 +19,7 @@ function panel(left: number, title: string, points: readonly SchedulingPoint[], 
 export function schedulingCurve({ byQueued, byNodes }: SchedulingResult): string {
   const most = Math.max(...[...byQueued, ...byNodes].map(({ micros }) => micros)) * 1.5;
   const height = PANEL.top + PANEL.height + 40;
-  return `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${WIDTH} ${height}" font-family="sans-serif" font-size="12"><rect width="${WIDTH}" height="${height}" fill="#fff"/><text x="40" y="24" font-size="15">What the core of a raylet takes for a task, µs of one processor</text>${panel(40, 'by tasks that wait (one node)', byQueued, (p) => p.queued, most)}${panel(470, `by nodes (${(byNodes[0]?.queued ?? 0).toLocaleString('en-US')} tasks wait)`, byNodes, (p) => p.nodes, most)}</svg>\n`;
+  const title = `<text x="40" y="24" font-size="15">What the core of a raylet takes for a task, µs of one processor</text>`;
+  const panels = `${panel(40, 'by tasks that wait (one node)', byQueued, (p) => p.queued, most)}${panel(470, `by nodes (${(byNodes[0]?.queued ?? 0).toLocaleString('en-US')} tasks wait)`, byNodes, (p) => p.nodes, most)}`;
+  return `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${WIDTH} ${height}" font-family="sans-serif" font-size="12"><rect width="${WIDTH}" height="${height}" fill="#fff"/>${title}${panels}</svg>\n`;
 }

@@ -34,7 +34,9 @@ export function resultsText({ machine, ray, runs, seconds, rows, controls }: Res
 
 export function schedulingText({ machine, runs }: ResultsFile, scheduling: SchedulingResult): string {
   return [
-    `${machine.processor}, Node ${machine.node}; commit ${machine.commit}; median of ${runs}; load average ${shown(machine.loadBefore)} before and ${shown(machine.loadAfter)} after. A task that another node runs is forwarded, which takes more than handing it to a worker here: hence the step from one node to ten.`, '![What the core of a raylet takes for a task](scheduling.svg)', markdownTable(SCHEDULING_COLUMNS, schedulingRows(scheduling)),
+    `${machine.processor}, Node ${machine.node}; commit ${machine.commit}; median of ${runs}; load average ${shown(machine.loadBefore)} before and ${shown(machine.loadAfter)} after. ` +
+      'A task that another node runs is forwarded, which takes more than handing it to a worker here: hence the step from one node to ten.',
+    '![What the core of a raylet takes for a task](scheduling.svg)', markdownTable(SCHEDULING_COLUMNS, schedulingRows(scheduling)),
   ].join('\n\n');
 }
 

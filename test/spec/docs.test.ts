@@ -104,7 +104,7 @@ describe('docs/', () => {
     for (const area of areas) expect(text).toContain(`src/${area}`);
     const pictures = FILES.filter((f) => /^docs\/.*\.svg$/.test(f));
     expect(pictures.length).toBeGreaterThan(1);
-    const shown = text + read('docs/TESTING.md');
+    const shown = text + read('docs/TESTING.md') + read('docs/PERFORMANCE.md');
     for (const picture of pictures) expect(shown).toContain(`](${picture.slice('docs/'.length)})`);
     // A picture is shown by other people's browsers: nothing in it runs or loads anything.
     for (const picture of pictures) expect(read(picture)).not.toMatch(/<script|<foreignObject|\bhref=|\bon\w+=|url\(\s*['"]?(?!#)/i);

@@ -7,6 +7,7 @@ import { OP, type FrameReader } from '../../base/frame.ts';
 import { COPY_BYTES_PER_SECOND, COPY_STALL_MS, MAX_DETOURS, MAX_OBJECT_BYTES } from '../../base/limits.ts';
 import { COPY_OUTCOME, TICKET_BYTES } from './broadcast.ts';
 import type { Core } from './core.ts';
+import { isUnwanted } from './job-roots.ts';
 import { giveMemory } from './memory-books.ts';
 import { Upstream, type Job, type UpstreamRequest } from './state.ts';
 import { whenOpen } from './upstream-channels.ts';
@@ -58,7 +59,7 @@ export function onElsewhere(core: Core, upstream: Upstream, reader: FrameReader)
   const [id] = request.ids;
   if (!request.fetch || id === undefined || position !== 0 || request.upload !== undefined || request.elsewhere !== undefined || size === 0 || size > MAX_OBJECT_BYTES || ++request.detours > MAX_DETOURS) throw new Error('a way to a value that was not asked for');
   const { job } = upstream;
-  if (nodeNumber === core.config.nodeNumber || !core.nodes.has(nodeNumber) || !core.reachable(nodeNumber) || !core.jobs.has(job.id)) return tellOwner(core, upstream, request, COPY_OUTCOME.LET_DOWN);
+  if (nodeNumber === core.config.nodeNumber || !core.nodes.has(nodeNumber) || !core.reachable(nodeNumber) || !core.jobs.has(job.id) || isUnwanted(job)) return tellOwner(core, upstream, request, COPY_OUTCOME.LET_DOWN);
   const other = copyChannel(core, nodeNumber, job, upstream.asJob);
   const number = other.nextRequest++;
   request.elsewhere = { upstream: other, number };

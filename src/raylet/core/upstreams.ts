@@ -169,7 +169,7 @@ function firstJob(entry: ObjectEntry): { job: Job; asJob: boolean } | undefined 
 
 /** A frame that another raylet sent on one of our channels to it. `finished` is told of calls that it ends. */
 export function onUpstreamFrame(core: Core, upstream: Upstream, reader: FrameReader, finished: (task: Task) => void, actorChanged: (actor: Actor, state: number, failure: Failure) => void, groupChanged: (upstream: Upstream, reader: FrameReader) => void): void {
-  if (upstream.copies && reader.op !== OP.WELCOME && reader.op !== OP.VALUE_CHUNK && reader.op !== OP.VALUE_DIGEST && reader.op !== OP.VALUE_FAILED) throw new Error(`op 0x${reader.op.toString(16)} where parts of a copy were asked for`);
+  if (upstream.copies && reader.op !== OP.WELCOME && reader.op !== OP.VALUE_CHUNK && reader.op !== OP.VALUE_DIGEST && reader.op !== OP.VALUE_FAILED && reader.op !== OP.CREDENTIAL_REFUSED) throw new Error(`op 0x${reader.op.toString(16)} where parts of a copy were asked for`);
   switch (reader.op) {
     case OP.WELCOME: {
       upstream.prefix = reader.raw(SESSION_PREFIX_BYTES).slice();
