@@ -99,6 +99,25 @@ class ObjectRef(Generic[T]):
     def hex(self) -> str:
         return self._id.hex()
 
+    def as_future(self) -> asyncio.Future[T]:
+        """Of the running event loop; `await ref` is the same."""
+        return asyncio.wrap_future(self.future())
+
+    def _on_completed(self, callback: Callable[[Any], Any]) -> None:
+        """Calls back with the value, or with the exception, in a thread of the client."""
+        self.future().add_done_callback(lambda done: callback(done.exception() or done.result()))
+
+    def size(self) -> int:
+        return len(self._id)
+
+    @classmethod
+    def from_binary(cls, octets: bytes) -> ObjectRef[Any]:
+        return cls(octets)
+
+    @classmethod
+    def from_hex(cls, text: str) -> ObjectRef[Any]:
+        return cls(bytes.fromhex(text))
+
     def is_nil(self) -> bool:
         return self._id == NIL_ID
 
@@ -325,6 +344,12 @@ def _translated(act: Callable[..., T], *args: Any) -> T:
 _IGNORED = frozenset({"fetch_local", "max_calls", "_metadata", "enable_task_events", "memory_monitor"})
 
 
+def _count(name: str, value: Any, infinite: bool, kind: int) -> int:
+    if isinstance(value, int) and not isinstance(value, bool) and value >= (-1 if infinite else 0):
+        return value
+    raise ValueError(f"The keyword '{name}' only accepts {('-1, 0' if kind == f.ACTOR_CLASS else '0, -1') if infinite else '0'} or a positive integer; this is {value!r}")
+
+
 def _amount(name: str, value: Any) -> float:
     if not isinstance(value, (int, float)) or isinstance(value, bool) or value < 0:
         raise ValueError(f"The {name} option must be a number of at least 0; this is {value!r}")
@@ -336,6 +361,8 @@ def wire_options(options: dict[str, Any], kind: int, plain: bool = False) -> tup
     wire: dict[str, Any] = {} if plain else {"runtime": f"python{sys.version_info[0]}.{sys.version_info[1]}", "isolation": "gvisor"}
     returns = 1
     for name, value in options.items():
+        if name == "max_calls" and value is not None:
+            _count(name, value, False, kind)
         if value is None or name in _IGNORED:
             continue
         if name == "num_cpus":
@@ -365,11 +392,11 @@ def wire_options(options: dict[str, Any], kind: int, plain: bool = False) -> tup
             continue
         elif name == "num_returns":
             if kind == f.ACTOR_CLASS or not isinstance(value, int) or value < 0:
-                raise ValueError(f"num_returns={value!r} is not valid: give a whole number of at least 0, 'streaming' or 'dynamic'")
+                raise ValueError(f"The keyword 'num_returns' only accepts 0 or a positive integer, 'streaming' or 'dynamic'; this is {value!r}")
             returns = value
             wire["returns"] = value
         elif name == "max_retries" and kind == f.TASK:
-            wire["maxRetries"] = value
+            wire["maxRetries"] = _count(name, value, True, kind)
         elif name == "retry_exceptions":
             if value is True:
                 wire["retryOn"] = ["Exception"]
@@ -386,11 +413,11 @@ def wire_options(options: dict[str, Any], kind: int, plain: bool = False) -> tup
         elif name == "get_if_exists":
             wire["getIfExists"] = bool(value)
         elif name == "max_restarts":
-            wire["maxRestarts"] = value
+            wire["maxRestarts"] = _count(name, value, True, kind)
         elif name == "max_task_retries":
-            wire["maxTaskRetries"] = value
+            wire["maxTaskRetries"] = _count(name, value, True, kind)
         elif name == "max_concurrency":
-            wire["maxConcurrency"] = value
+            wire["maxConcurrency"] = min(10_000, _count(name, value, False, kind))
         elif name == "max_pending_calls":
             wire["maxPendingCalls"] = max(0, value)
         elif name == "scheduling_strategy":
@@ -409,6 +436,9 @@ def wire_options(options: dict[str, Any], kind: int, plain: bool = False) -> tup
             continue
         else:
             raise NotImplementedError(f"the option {name} is not supported yet (see docs/python.md)")
+    group = options.get("placement_group") or getattr(options.get("scheduling_strategy"), "placement_group", None)
+    if group is not None and "placementGroup" in wire:
+        scheduling.check_fits(group, wire.get("bundleIndex", -1), {"CPU": wire.get("cpus", 1 if kind == f.TASK else 0), "memory": wire.get("memoryBytes", 0), **wire.get("resources", {})})
     return json.dumps(wire, sort_keys=True, separators=(",", ":")), returns
 
 
@@ -621,6 +651,9 @@ class RemoteFunction:
             signature.check(args, kwargs)
         return _submit(f.SUBMIT, self._template or self._defined(), None, args, kwargs)
 
+    def _remote(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
+        return self.options(**options).remote(*(args or ()), **(kwargs or {}))
+
     def options(self, **options: Any) -> RemoteFunction:
         made = RemoteFunction(self._function, {**self._options, **options})
         if self._template is not None and "runtime_env" not in made._options and runtime_env.default is None:
@@ -659,6 +692,9 @@ class ActorMethod:
             return submit_plain(f.CALL_ACTOR, template, handle._actor_id, args, kwargs)
         return _submit(f.CALL_ACTOR, template, handle._actor_id, args, kwargs)
 
+    def _remote(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
+        return self.options(**options).remote(*(args or ()), **(kwargs or {}))
+
     def options(self, **options: Any) -> ActorMethod:
         return ActorMethod(self._handle, self._name, {**self._options, **options})
 
@@ -691,6 +727,9 @@ class ActorHandle:
         if methods and name not in methods and not name.startswith("__ray"):
             raise AttributeError(f"'{self._class_name}' has no method '{name}'")
         return ActorMethod(self, name, methods.get(name, _STREAMS if name in self._streams else {}))
+
+    def __dir__(self) -> list[str]:
+        return ["__init__", *self._methods, "__ray_terminate__"]
 
     @property
     def _ray_actor_id(self) -> bytes:
@@ -861,8 +900,24 @@ class ActorClass:
         self.__name__ = of.__name__
         self.__doc__ = of.__doc__
 
+    def __getattr__(self, name: str) -> Any:
+        # Attributes of the class itself; its methods are called on a handle.
+        of = self.__dict__.get("_class")
+        if of is None or name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(of, name)
+
+    def __dir__(self) -> list[str]:
+        return [*self._methods, "options", "remote"]
+
+    def __mro_entries__(self, _: Any) -> Any:
+        raise TypeError(f"Inheriting from actor classes is not currently supported. You can instead inherit from a non-actor base class and make the derived class an actor class (with @ray.remote). The class is {self.__name__}.")
+
     def __call__(self, *_: Any, **__: Any) -> Any:
         raise TypeError(f"Actors cannot be instantiated directly. Instead of '{self.__name__}()', use '{self.__name__}.remote()'.")
+
+    def _remote(self, args: Any = None, kwargs: Any = None, **options: Any) -> ActorHandle:
+        return self.options(**options).remote(*(args or ()), **(kwargs or {}))
 
     def options(self, **options: Any) -> ActorClass:
         return ActorClass(self._class, {**self._options, **options})
@@ -922,7 +977,7 @@ def remote(*args: Any, **options: Any) -> Any:
 
     if len(args) == 1 and not options:
         return make(args[0])
-    if args:
+    if args or not options:
         raise TypeError("The @ray.remote decorator must be applied either with no arguments and no parentheses, for example '@ray.remote', or with keyword options: '@ray.remote(num_returns=2)'.")
     return make
 
@@ -939,6 +994,26 @@ class RuntimeContext:
     def get(self) -> dict[str, Any]:
         found = {"job_id": self.get_job_id(), "node_id": self.get_node_id(), "namespace": self.namespace, "task_id": self.get_task_id(), "actor_id": self.get_actor_id()}
         return {name: value for name, value in found.items() if value is not None}
+
+    @property
+    def job_id(self) -> str:
+        return self.get_job_id()
+
+    @property
+    def node_id(self) -> str:
+        return self.get_node_id()
+
+    @property
+    def task_id(self) -> str | None:
+        return self.get_task_id()
+
+    @property
+    def actor_id(self) -> str | None:
+        return self.get_actor_id()
+
+    @property
+    def current_placement_group_id(self) -> str | None:
+        return self.get_placement_group_id()
 
     def get_job_id(self) -> str:
         return self._text("jobId", "job") or ""

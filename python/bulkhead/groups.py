@@ -101,6 +101,7 @@ class PlacementGroup:
 
 # What this process made or found, for `placement_group_table()`.
 _known: dict[bytes, PlacementGroup] = {}
+_removed: set[bytes] = set()
 
 
 def _wire_bundle(bundle: Any, selector: Any) -> dict[str, Any]:
@@ -110,6 +111,8 @@ def _wire_bundle(bundle: Any, selector: Any) -> dict[str, Any]:
         raise ValueError(f"Bundles cannot be an empty dictionary or resources with only 0 values. Bundles: {bundle}")
     wire: dict[str, Any] = {}
     for name, value in bundle.items():
+        if name == "bundle":
+            raise ValueError(f"'bundle' is a reserved name of Ray's, and no resource: {bundle}")
         amount = api._amount(name, value)
         if name == "CPU":
             wire["cpus"] = amount
@@ -170,6 +173,7 @@ def remove_placement_group(placement_group: PlacementGroup) -> None:
         raise ValueError(f"remove_placement_group takes a placement group; this is a {type(placement_group).__name__}")
     try:
         api.runtime().core.ask(f.REMOVE_GROUP, placement_group.id.binary())
+        _removed.add(placement_group.id.binary())
     except PermissionDeniedError:
         if _state_of(placement_group) != "REMOVED":
             raise
@@ -208,6 +212,8 @@ def _described(octets: bytes) -> dict[str, Any] | None:
 
 def _state_of(group: PlacementGroup) -> str:
     octets = group.id.binary()
+    if octets in _removed:
+        return "REMOVED"
     # Who coordinates it is in its id; one that its coordinator, this raylet, does not know has been removed.
     here = octets[4:8] == api.runtime().core.prefix[4:8]
     try:

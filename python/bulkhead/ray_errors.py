@@ -123,6 +123,82 @@ class RuntimeEnvSetupError(RayError):
     pass
 
 
+class LocalRayletDiedError(RayError):
+    pass
+
+
+class AuthenticationError(RayError):
+    pass
+
+
+class UserCodeException(RayError):
+    pass
+
+
+class UnserializableException(RayError):
+    pass
+
+
+class ObjectStoreFullError(RayError):
+    pass
+
+
+class OutOfDiskError(RayError):
+    pass
+
+
+class RpcError(RayError):
+    pass
+
+
+class PlasmaObjectNotAvailable(RayError):
+    pass
+
+
+class AsyncioActorExit(RayError):
+    pass
+
+
+class ObjectFetchTimedOutError(ObjectLostError):
+    pass
+
+
+class ReferenceCountingAssertionError(ObjectLostError, AssertionError):
+    pass
+
+
+class ObjectFreedError(ObjectLostError):
+    pass
+
+
+class OwnerDiedError(ObjectLostError):
+    pass
+
+
+class ObjectReconstructionFailedError(ObjectLostError):
+    pass
+
+
+class TaskPlacementGroupRemoved(RayError):
+    pass
+
+
+class ActorPlacementGroupRemoved(RayError):
+    pass
+
+
+class ObjectRefStreamEndOfStreamError(RayError):
+    pass
+
+
+class ActorAlreadyExistsError(ValueError, RayError):
+    """A named actor was made whose name is taken."""
+
+
+class ActorHandleNotFoundError(ValueError, RayError):
+    pass
+
+
 class PermissionDeniedError(RayError, PermissionError):
     """Not permitted, or not there: Bulkhead does not tell which. Not in Ray, which permits everything."""
 

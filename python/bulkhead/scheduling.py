@@ -123,3 +123,11 @@ def group_options(group: Any, index: int, capture: Any) -> dict[str, Any]:
     if not isinstance(index, int) or not -1 <= index < count:
         raise ValueError(f"placement group bundle index {index} is invalid. Valid placement group indexes: 0-{count - 1}")
     return {"placementGroup": f"obj-{group.id.hex()}", **({} if index == -1 else {"bundleIndex": index})}
+
+
+def check_fits(group: Any, index: int, wanted: Mapping[str, float]) -> None:
+    """Raises ValueError where no bundle that it may use could ever hold the call."""
+    bundles = group.bundle_specs if index == -1 else [group.bundle_specs[index]]
+    if not any(all(amount <= bundle.get(name, 0) for name, amount in wanted.items()) for bundle in bundles):
+        asked = {name: amount for name, amount in wanted.items() if amount > 0}
+        raise ValueError(f"Cannot schedule the call with the placement group because the resource request {asked} cannot fit into any bundles for the placement group, {bundles}.")

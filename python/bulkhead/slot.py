@@ -7,6 +7,7 @@ Must never: be trusted by anything outside. Everything here may be changed by th
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextvars
 import inspect
 import io
@@ -545,6 +546,7 @@ class Slot:
         found = self._here.exec or _of_coroutine.get()
         if found is None or not self._is_actor:
             raise TypeError("exit_actor() is called on a non-actor worker: it ends the actor whose method calls it")
+        atexit._run_exitfuncs()
         self.core_write(f.frame(f.EXIT, f.u32(found.number)))
         self.flush()
         raise ActorExit()

@@ -1,5 +1,5 @@
 """`ray.actor`."""
 
-from ..api import ActorClass, ActorHandle, ActorMethod, exit_actor
+from ..api import ActorClass, ActorHandle, ActorMethod, exit_actor, method
 
-__all__ = ["ActorClass", "ActorHandle", "ActorMethod", "exit_actor"]
+__all__ = ["ActorClass", "ActorHandle", "ActorMethod", "exit_actor", "method"]

@@ -1,13 +1,20 @@
-"""`ray.exceptions`."""
+"""`ray.exceptions`. Some classes are here for programs that name them: nothing in Bulkhead raises them (docs/ray-compatibility.md)."""
 
 from ..ray_errors import (
-    ActorDiedError, ActorUnavailableError, ActorUnschedulableError, CrossLanguageError, GetTimeoutError, NodeDiedError, ObjectLostError, OutOfMemoryError,
-    PendingCallsLimitExceeded, PermissionDeniedError, QuotaExceededError, RayActorError, RayError, RaySystemError, RayTaskError, RuntimeEnvSetupError, TaskCancelledError,
-    TaskUnschedulableError, WorkerCrashedError,
+    ActorAlreadyExistsError, ActorDiedError, ActorHandleNotFoundError, ActorPlacementGroupRemoved, ActorUnavailableError, ActorUnschedulableError,
+    AsyncioActorExit, AuthenticationError, CrossLanguageError, GetTimeoutError, LocalRayletDiedError, NodeDiedError, ObjectFetchTimedOutError,
+    ObjectFreedError, ObjectLostError, ObjectReconstructionFailedError, ObjectRefStreamEndOfStreamError, ObjectStoreFullError, OutOfDiskError,
+    OutOfMemoryError, OwnerDiedError, PendingCallsLimitExceeded, PermissionDeniedError, PlasmaObjectNotAvailable, QuotaExceededError, RayActorError,
+    RayError, RaySystemError, RayTaskError, ReferenceCountingAssertionError, RpcError, RuntimeEnvSetupError, TaskCancelledError,
+    TaskPlacementGroupRemoved, TaskUnschedulableError, UnserializableException, UserCodeException, WorkerCrashedError,
 )
 
 __all__ = [
-    "ActorDiedError", "ActorUnavailableError", "ActorUnschedulableError", "CrossLanguageError", "GetTimeoutError", "NodeDiedError", "ObjectLostError", "OutOfMemoryError",
-    "PendingCallsLimitExceeded", "PermissionDeniedError", "QuotaExceededError", "RayActorError", "RayError", "RaySystemError", "RayTaskError", "RuntimeEnvSetupError",
-    "TaskCancelledError", "TaskUnschedulableError", "WorkerCrashedError",
+    "ActorAlreadyExistsError", "ActorDiedError", "ActorHandleNotFoundError", "ActorPlacementGroupRemoved", "ActorUnavailableError",
+    "ActorUnschedulableError", "AsyncioActorExit", "AuthenticationError", "CrossLanguageError", "GetTimeoutError", "LocalRayletDiedError",
+    "NodeDiedError", "ObjectFetchTimedOutError", "ObjectFreedError", "ObjectLostError", "ObjectReconstructionFailedError",
+    "ObjectRefStreamEndOfStreamError", "ObjectStoreFullError", "OutOfDiskError", "OutOfMemoryError", "OwnerDiedError", "PendingCallsLimitExceeded",
+    "PermissionDeniedError", "PlasmaObjectNotAvailable", "QuotaExceededError", "RayActorError", "RayError", "RaySystemError", "RayTaskError",
+    "ReferenceCountingAssertionError", "RpcError", "RuntimeEnvSetupError", "TaskCancelledError", "TaskPlacementGroupRemoved",
+    "TaskUnschedulableError", "UnserializableException", "UserCodeException", "WorkerCrashedError",
 ]
