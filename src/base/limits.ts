@@ -90,9 +90,13 @@ export const MAX_SELECTORS = 8;
 /** Bundles of one placement group; groups of one tenant that a node coordinates; the JSON that describes one. */
 export const MAX_BUNDLES_PER_GROUP = 256;
 export const MAX_PLACEMENT_GROUPS_PER_TENANT = 1_000;
+/** Placement groups that another raylet took over, whose old ids a node remembers. */
+export const MAX_GROUP_HEIRS = 10_000;
 export const MAX_GROUP_JSON_BYTES = 256 * 2 ** 10;
 /** A node that was asked to reserve bundles has answered by then, or the round is given up; what was reserved and not made firm goes after twice this. */
 export const BUNDLE_PREPARE_MS = 5_000;
+/** A bundle whose coordinator's node is lost and in which nothing runs waits so long for another raylet to take its group over. */
+export const ORPHANED_BUNDLE_MS = 60 * 60_000;
 /** Octets of calls that are not finished, as they came: of one channel before its reads pause, of a tenant before new ones fail. */
 export const MAX_HELD_BYTES_PER_CHANNEL = 256 * 2 ** 20;
 export const MAX_HELD_BYTES_PER_TENANT = 1024 * 2 ** 20;

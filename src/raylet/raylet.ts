@@ -27,7 +27,8 @@ import { classInfoOf } from './core/actors.ts';
 import type { ActorSeed } from './core/adoption.ts';
 import type { Effect } from './core/effects.ts';
 import { overMemory } from './core/object-memory.ts';
-import type { PlacementGroup } from './core/placement-groups.ts';
+import { idFromHex } from './core/group-views.ts';
+import { groupInfo, type PlacementGroup } from './core/placement-groups.ts';
 import { RayletCore } from './core/raylet-core.ts';
 import { Channel, CHANNEL_KIND, failureOf, NO_QUOTA, Worker, type Actor, type ChannelKind, type Failure, type Job, type Slot, type TenantQuota, type TenantState, type Upstream } from './core/state.ts';
 import { Intake, type Source } from './intake.ts';
@@ -906,11 +907,25 @@ export class Raylet implements AsyncDisposable {
         }
       }
     }
+    for (const group of [...this.core.state.groups.values()]) {
+      if (!group.nameRegistered || group.name === '' || group.state === 'REMOVED') continue;
+      const { job } = group;
+      try {
+        await this.#options.names.register(job.credential, job.tenant.name, GROUP_NAMES, group.name, idFromHex(group.id), groupInfo(group), groupSeed(group));
+      } catch (error) {
+        const failure = failureOf(toSafeError(error));
+        this.core.state.nowMs = this.#clock.nowMs();
+        if (failure.code === 'INVALID_ARGUMENT') this.core.groupNameLost(group);
+        this.flush();
+      }
+    }
   }
 
   async #registerGroup(group: PlacementGroup, id: Uint8Array, info: string): Promise<void> {
     const { job, name } = group;
-    const failure = await this.#nameAtHead(job.tenant.name, GROUP_NAMES, name, async () => void (await this.#options.names.register(this.#credentialOf(job), job.tenant.name, GROUP_NAMES, name, id, info, undefined)));
+    const failure = await this.#nameAtHead(job.tenant.name, GROUP_NAMES, name, async () => {
+      group.kept = await this.#options.names.register(this.#credentialOf(job), job.tenant.name, GROUP_NAMES, name, id, info, groupSeed(group));
+    });
     this.core.groupNamed(group, failure);
     this.flush();
   }
@@ -919,9 +934,19 @@ export class Raylet implements AsyncDisposable {
     let found: { id: Uint8Array; info: string } | Failure | undefined;
     const { tenant } = channel.job;
     try {
-      await this.#naming.get(nameKey(tenant.name, GROUP_NAMES, name))?.catch(() => undefined);
-      const row = await this.#askHead(tenant.name, () => this.#options.names.lookup(this.#credentialOf(channel.job), tenant.name, GROUP_NAMES, name));
-      found = row === undefined ? undefined : { id: row.id, info: row.classInfo };
+      for (let tries = 0; ; tries++) {
+        await this.#naming.get(nameKey(tenant.name, GROUP_NAMES, name))?.catch(() => undefined);
+        const row = await this.#askHead(tenant.name, () => this.#options.names.lookup(this.#credentialOf(channel.job), tenant.name, GROUP_NAMES, name));
+        found = row === undefined ? undefined : { id: row.id, info: row.classInfo };
+        if (row === undefined || !row.orphaned || channel.closed) break;
+        this.core.state.nowMs = this.#clock.nowMs();
+        // Two that ask at once both try; the name belongs to the first.
+        const failure = row.seed === undefined || tries > 1 ? GROUP_ORPHANED : this.core.adoptGroup(channel, name, row.id, row.seed);
+        this.flush();
+        if (failure === undefined) continue;
+        found = failure;
+        break;
+      }
     } catch (error) {
       const { code } = toSafeError(error);
       if (code !== 'RESOURCE_EXHAUSTED' && code !== 'UNAUTHENTICATED' && code !== 'DENIED') this.#options.log.warn({ err: error }, 'the head could not be asked for the name of a placement group');
@@ -1029,6 +1054,15 @@ export class Raylet implements AsyncDisposable {
 }
 
 const ORPHANED: Failure = { code: 'ACTOR_UNAVAILABLE', message: 'the node of this actor is lost; it is made again when the principal that made it asks for its name', stack: '' };
+
+const GROUP_ORPHANED: Failure = { code: 'UNAVAILABLE', message: 'the node that coordinates this placement group is lost; another one takes over when the principal that made it asks for its name', stack: '' };
+
+/** What a detached group is made again of. */
+function groupSeed(group: PlacementGroup): ActorSeed | undefined {
+  return group.detached ? { options: group.wanted, args: NOTHING, code: NOTHING, restarts: 0 } : undefined;
+}
+
+const NOTHING = new Uint8Array();
 
 function nameKey(tenant: string, namespace: string, name: string): string {
   return JSON.stringify([tenant, namespace, name]);

@@ -149,6 +149,74 @@ describe('placement groups', () => {
   });
 });
 
+describe('a detached placement group whose coordinator is lost', () => {
+  const THREE = [{ cpus: 0.5 }, { cpus: 0.5 }, { cpus: 0.5 }];
+
+  /** A driver of the same principal on another node than ours. */
+  async function away(): Promise<{ owner: Cluster; victim: string }> {
+    for (let i = 0; i < 30; i++) {
+      const owner = await cluster.connect('acme-dev');
+      if (owner.nodeId !== driver.nodeId) return { owner, victim: cluster.nodeById(owner.nodeId).name };
+      await owner.close();
+    }
+    throw new Error('no connection to another node came about');
+  }
+
+  it('is taken over by name for the principal that made it and no other; what runs in its bundles elsewhere goes on', async () => {
+    const { owner, victim } = await away();
+    const made = owner.placementGroup(THREE, { strategy: 'STRICT_SPREAD', name: 'lasting', lifetime: 'detached' });
+    await owner.get(made.ready());
+    const [shown] = (await groups(victim)).filter((g) => g.id === made.id);
+    const places = shown?.facts['nodes']?.split(' ') ?? [];
+    const elsewhere = places.findIndex((node) => node !== owner.nodeId);
+    const inIt = await work.Place.options({ placementGroup: made.id, bundleIndex: elsewhere, cpus: 0.2 }).create();
+    expect(await driver.get(inIt.where())).toBe(places[elsewhere]);
+    await owner.close();
+    const colleague = await cluster.connect('acme-ana').then(async (c) => (c.nodeId === id(victim) ? (await c.close(), undefined) : c));
+    await cluster.kill(victim);
+    if (colleague !== undefined) {
+      await until('the head has noticed', () => colleague.getPlacementGroup('lasting').then(() => false, (thrown: { code?: string }) => thrown.code === 'UNAVAILABLE'));
+      await colleague.close();
+    }
+    let found = await driver.getPlacementGroup('lasting');
+    await until('it is taken over', async () => (found = await driver.getPlacementGroup('lasting')).id !== made.id);
+    expect(await driver.get(inIt.where()), 'the actor in it has not noticed').toBe(places[elsewhere]);
+    // Its bundle on the lost node has no other place.
+    await until('the rest is looked for', async () => (await groups(home())).some((g) => g.id === found.id && /^infeasible: STRICT_SPREAD of 3 bundles/.test(g.reason)));
+    await cluster.restart(victim);
+    await cluster.settled();
+    await driver.get(found.ready());
+    const now = (await groups(home())).find((g) => g.id === found.id)?.facts['nodes']?.split(' ') ?? [];
+    expect([now[elsewhere], [...now].sort()]).toEqual([places[elsewhere], [...places].sort()]);
+    // Under its new id, and under the one before.
+    for (const placementGroup of [found.id, made.id]) expect(await driver.get(work.where.options({ placementGroup, bundleIndex: elsewhere, cpus: 0.2 })())).toBe(places[elsewhere]);
+    await found.remove();
+    expect((await failure(driver.get(inIt.where()))).code).toBe('ACTOR_DIED');
+    expect(await driver.get(Array.from({ length: 3 }, () => work.where.options({ cpus: 2 })()))).toHaveLength(3);
+  }, 120_000);
+
+  it('that was only silent: the one that has the name stays, and no bundle is held twice', async () => {
+    const { owner, victim } = await away();
+    const made = owner.placementGroup(THREE.slice(1), { strategy: 'STRICT_SPREAD', name: 'asleep', lifetime: 'detached' });
+    await owner.get(made.ready());
+    const { pid } = cluster.node(victim);
+    process.kill(pid, 'SIGSTOP');
+    let found = made;
+    try {
+      await until('it is taken over', async () => (found = await driver.getPlacementGroup('asleep').catch(() => made)).id !== made.id);
+      await driver.get(found.ready());
+    } finally {
+      process.kill(pid, 'SIGCONT');
+    }
+    await cluster.settled();
+    await until('the older one has ended', async () => (await groups(victim)).every((g) => g.id !== made.id));
+    expect((await driver.getPlacementGroup('asleep')).id).toBe(found.id);
+    await owner.close().catch(() => undefined);
+    await found.remove();
+    expect(await driver.get(Array.from({ length: 3 }, () => work.where.options({ cpus: 2 })()))).toHaveLength(3);
+  });
+});
+
 describe('docs/placement.md', () => {
   const page = read('docs/placement.md');
 

@@ -4,9 +4,12 @@
  */
 import { describe, expect, it } from 'vitest';
 import { CALL_KIND, OP } from '../../src/base/frame.ts';
-import { objectIdText } from '../../src/base/ids.ts';
+import { objectIdText, type JobId } from '../../src/base/ids.ts';
+import { ORPHANED_BUNDLE_MS } from '../../src/base/limits.ts';
 import { groupReason } from '../../src/raylet/core/placement-groups.ts';
 import { pendingReason } from '../../src/raylet/core/reasons.ts';
+import { upstreamTo } from '../../src/raylet/core/upstream-channels.ts';
+import { askRemote } from '../../src/raylet/core/upstreams.ts';
 import { DO, World, type SimClient, type SimNode, type WorldOptions } from './world.ts';
 
 interface Asked {
@@ -194,7 +197,7 @@ describe.each([1, 2, 3, 4, 5, 6])('placement groups (seed %i)', (seed) => {
     }
   });
 
-  it('the death of the node that coordinates, at any moment, leaves nothing reserved elsewhere', () => {
+  it('the death of the node that coordinates, at any moment, leaves nothing reserved elsewhere, but whole bundles of a detached group, for a time', () => {
     for (let at = 0; at < 40; at++) {
       const { world, client } = started({ nodes: 3, seed: seed * 2_000 + at });
       create(client, { strategy: 'STRICT_SPREAD', bundles: [ONE, ONE, ONE], ...(at % 2 === 0 ? { name: 'kept', detached: true } : {}) });
@@ -204,7 +207,12 @@ describe.each([1, 2, 3, 4, 5, 6])('placement groups (seed %i)', (seed) => {
       world.run(100_000);
       pass(world, 200);
       const living = world.nodes.slice(1);
-      expect([at, living.flatMap((node) => [...node.core.state.holds.values()])]).toEqual([at, []]);
+      const left = (): boolean[] => living.flatMap((node) => [...node.core.state.holds.values()].flatMap((holds) => [...holds.values()].map((hold) => hold.firm && hold.of.kept)));
+      expect([at, left().filter((whole) => at % 2 === 1 || !whole)]).toEqual([at, []]);
+      expectConserved(living);
+      world.nowMs += ORPHANED_BUNDLE_MS;
+      pass(world, 100);
+      expect([at, left()]).toEqual([at, []]);
       expectConserved(living);
     }
   });
@@ -279,6 +287,112 @@ describe.each([1, 2, 3, 4, 5, 6])('placement groups (seed %i)', (seed) => {
     settle(world, next);
     expect([held(world), world.groupNames.size]).toEqual([[], 0]);
     expectConserved(world.nodes);
+  });
+});
+
+function lookup(world: World, client: SimClient, name: string): string | undefined {
+  const before = client.done.length;
+  client.out.begin(OP.LOOKUP_GROUP).u32(0).u32(client.nextRequest++).str(name).end();
+  settle(world, client);
+  return client.done.length === before ? undefined : (JSON.parse(client.done.at(-1) ?? '{}') as { id: string }).id;
+}
+
+describe.each([1, 2, 3, 4])('a detached group whose coordinator’s node is lost (seed %i)', (seed) => {
+  /** Coordinated on node 1, with a bundle on each of nodes 1 to 3, and an actor of another driver in the bundle of node 3. */
+  function lost() {
+    const { world, client } = started({ nodes: 4, seed });
+    const kept = create(client, { strategy: 'STRICT_SPREAD', bundles: [ONE, ONE, ONE], name: 'kept', detached: true });
+    const bound = create(client, { strategy: 'STRICT_SPREAD', bundles: [{ cpus: 0.25 }, { cpus: 0.25 }] });
+    const ready = client.get([kept, bound]);
+    settle(world, client);
+    expect(ready.answers).toEqual(['value', 'value']);
+    const places = nodesOf(client, kept);
+    const neighbour = world.client(3, 1, 'bob');
+    const at = places.findIndex((node) => node === 3);
+    neighbour.define(4, CALL_KIND.ACTOR_CLASS, { placementGroup: objectIdText(kept), bundleIndex: at, cpus: 0.5, maxRestarts: 1 }, 'Counter');
+    neighbour.define(5, CALL_KIND.ACTOR_METHOD, {}, 'add');
+    const actor = neighbour.call(OP.CREATE_ACTOR, 4, DO.RETURN);
+    const first = neighbour.get([neighbour.call(OP.CALL_ACTOR, 5, DO.RETURN, [], actor)]);
+    settle(world, neighbour);
+    expect([at >= 0, first.answers]).toEqual([true, ['value']]);
+    world.loseNode(world.nodes[0] as SimNode);
+    world.run(100_000);
+    const call = (): string | undefined => {
+      const got = neighbour.get([neighbour.call(OP.CALL_ACTOR, 5, DO.RETURN, [], actor)]);
+      settle(world, neighbour);
+      return got.answers[0];
+    };
+    return { world, kept, places, neighbour, call, at };
+  }
+
+  it('keeps its bundles elsewhere, with what runs in them, and is taken over by who asks for its name, once', () => {
+    const { world, kept, neighbour, call, at } = lost();
+    // The others of the job are gone with it; these are nobody's to take.
+    expect(held(world).filter((h) => !h.startsWith('1/')).length).toBe(2);
+    expect(call(), 'the actor in its bundle lives').toBe('value');
+    const [heir, second] = [world.client(1, 1), world.client(3, 1)];
+    for (const client of [heir, second]) {
+      client.out.begin(OP.LOOKUP_GROUP).u32(0).u32(client.nextRequest++).str('kept').end();
+      client.flush();
+    }
+    world.run(100_000);
+    const ids = [lookup(world, heir, 'kept'), lookup(world, second, 'kept')];
+    expect(new Set(ids).size).toBe(1);
+    pass(world, 400);
+    const id = ids[0] as string;
+    const owner = [heir, second].find((client) => client.node.core.state.groups.has(id.slice(4))) as SimClient;
+    expect([...owner.node.core.state.groups.values()].map((group) => [group.state, group.bundles.filter(({ node }) => node === 0 || node === 1).length])).toEqual([['CREATED', 0]]);
+    const living = world.nodes.slice(1);
+    expect(living.reduce((sum, node) => sum + [...node.core.state.holds.values()].reduce((n, holds) => n + holds.size, 0), 0), 'no bundle twice').toBe(3);
+    expect(call(), 'the actor has not noticed').toBe('value');
+    // Under its new id, and under the old one, which programs and actors still have.
+    for (const [n, group] of [id, objectIdText(kept)].entries()) {
+      neighbour.define(10 + n, CALL_KIND.TASK, { placementGroup: group, bundleIndex: (at + 1) % 3 });
+      const got = neighbour.get([neighbour.call(OP.SUBMIT, 10 + n, DO.RETURN)]);
+      settle(world, neighbour);
+      pass(world, 100);
+      expect([n, got.answers, neighbour.reasons.at(-1)]).toEqual([n, ['value'], undefined]);
+    }
+    const worker = [...(world.nodes[2] as SimNode).core.state.workers.values()].find((w) => [...w.slots.values()].some((slot) => slot.actor !== undefined));
+    if (worker === undefined) throw new Error('the actor is not on node 3');
+    world.killWorker(world.nodes[2] as SimNode, worker, false);
+    world.run(100_000);
+    expect(call(), 'it starts again in its bundle').toBe('value');
+    remove(neighbour, kept);
+    settle(world, neighbour);
+    expect([held(world).filter((h) => !h.startsWith('1/')), world.groupNames.size]).toEqual([[], 0]);
+    expect(call(), 'and dies with the group').toBe('failed');
+    expectConserved(living);
+  });
+
+  it('is not given to another principal, nor is its name; its bundles go when its job is stopped', () => {
+    const { world, kept, neighbour } = lost();
+    expect([lookup(world, neighbour, 'kept'), neighbour.refused.at(-1)]).toEqual([undefined, 'UNAVAILABLE']);
+    const other = create(neighbour, { bundles: [{ cpus: 0.1 }], name: 'kept', detached: true });
+    const got = neighbour.get([other]);
+    settle(world, neighbour);
+    expect([got.answers, neighbour.failed.at(-1)]).toEqual([['failed'], 'INVALID_ARGUMENT']);
+    // A raylet that claims it, for a principal whose it is not, gets nothing; nor does one for a group that has another node's number.
+    const [thief, owner] = [world.client(3, 1, 'eve'), world.client(3, 1)];
+    for (const [client, node] of [[thief, 4], [owner, 3]] as const) {
+      const heir = kept.slice();
+      heir[4] = node;
+      const upstream = upstreamTo(client.node.core.state, 2, client.channel.job, false, 0);
+      let answer = '';
+      askRemote(client.node.core.state, upstream, -1, (out, request) => out.begin(OP.TAKE_BUNDLES).u32(request).raw(kept).raw(heir), (failure, info) => void (answer = failure?.code ?? info));
+      world.drain(client.node);
+      world.run(10_000);
+      expect(answer).toBe(node === 4 ? '{"indexes":[]}' : 'DENIED');
+    }
+    const living = world.nodes.slice(1);
+    expect(held(world).filter((h) => !h.startsWith('1/')).length).toBe(2);
+    const [job] = [...(world.nodes[1] as SimNode).core.state.holds.values()].flatMap((holds) => [...holds.values()].map((hold) => hold.of.job.id));
+    for (const node of living) {
+      node.core.stopJob(job as JobId, 'stopped');
+      world.drain(node);
+    }
+    world.run(100_000);
+    expect(held(world).filter((h) => !h.startsWith('1/'))).toEqual([]);
   });
 });
 

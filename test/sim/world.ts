@@ -7,7 +7,7 @@ import type { DecisionRequest, PolicyDecisionPoint } from '../../src/base/decisi
 import { CALL_KIND, FrameReader, FrameWriter, NO_ITEM, OP } from '../../src/base/frame.ts';
 import { parseTenantName, type JobId } from '../../src/base/ids.ts';
 import { principalFromSpiffeId } from '../../src/base/principal.ts';
-import { makeId } from '../../src/raylet/core/core.ts';
+import { hex, makeId } from '../../src/raylet/core/core.ts';
 import { RayletCore } from '../../src/raylet/core/raylet-core.ts';
 import { CHANNEL_KIND, NO_QUOTA, type Channel, type Failure, type HeldBatch, type Job, type Slot, type TenantQuota, type TenantState, type Upstream, type Worker } from '../../src/raylet/core/state.ts';
 
@@ -236,6 +236,7 @@ export class SimClient {
   }
 }
 
+const NOTHING = new Uint8Array();
 const CODE = new Uint8Array([1, 2, 3]);
 /** The simulation's hash: constant, since only equality with what was announced counts. */
 const CODE_DIGEST = new Uint8Array(32).fill(9);
@@ -279,7 +280,7 @@ export class World {
   readonly ran: { readonly node: number; readonly kind: number; readonly caller: number; readonly seq: number; readonly attempt: number; readonly payload: Uint8Array }[] = [];
   /** Answers of the head to names; undefined: free. */
   nameTaken: (name: string) => boolean = () => false;
-  readonly groupNames = new Map<string, { readonly id: Uint8Array; readonly info: string }>();
+  readonly groupNames = new Map<string, { readonly id: Uint8Array; readonly info: string; readonly node: SimNode; readonly seed: string | undefined; readonly submitter: string; orphaned: boolean }>();
   readonly clients: SimClient[] = [];
   readonly #pieces: number | undefined;
   steps = 0;
@@ -536,17 +537,31 @@ export class World {
             break;
           case 'register-group':
             this.push('head', () => {
-              node.core.groupNamed(e.group, this.nameTaken(e.group.name) ? { code: 'INVALID_ARGUMENT', message: 'the name is taken', stack: '' } : undefined);
-              if (e.group.state !== 'REMOVED') this.groupNames.set(e.group.name, { id: e.id, info: e.info });
+              const before = this.groupNames.get(e.group.name);
+              const free = before === undefined || (before.orphaned && e.group.former === hex(before.id));
+              e.group.kept = e.group.detached;
+              node.core.groupNamed(e.group, !free || this.nameTaken(e.group.name) ? { code: 'INVALID_ARGUMENT', message: 'the name is taken', stack: '' } : undefined);
+              if (e.group.state !== 'REMOVED') this.groupNames.set(e.group.name, { id: e.id, info: e.info, node, seed: e.group.detached ? e.group.wanted : undefined, submitter: e.group.job.submitter.spiffeId, orphaned: false });
               this.drain(node);
             });
             break;
           case 'release-group':
-            this.groupNames.delete(e.group.name);
+            if (hex(this.groupNames.get(e.group.name)?.id ?? new Uint8Array()) === hex(e.id)) this.groupNames.delete(e.group.name);
             break;
           case 'lookup-group':
             this.push('head', () => {
-              node.core.groupFound(e.channel, e.request, this.groupNames.get(e.name), e.auditSeq);
+              const row = this.groupNames.get(e.name);
+              if (row === undefined || !row.orphaned || row.seed === undefined) node.core.groupFound(e.channel, e.request, row, e.auditSeq);
+              else {
+                const failure = row.submitter === e.channel.job.submitter.spiffeId ? node.core.adoptGroup(e.channel, e.name, row.id, { options: row.seed, args: NOTHING, code: NOTHING, restarts: 0 }) : { code: 'UNAVAILABLE' as const, message: 'its node is lost', stack: '' };
+                if (failure !== undefined) node.core.groupFound(e.channel, e.request, failure, e.auditSeq);
+                this.drain(node);
+                // Behind the registration that this asked for.
+                if (failure === undefined) this.push('head', () => {
+                  node.core.groupFound(e.channel, e.request, this.groupNames.get(e.name), e.auditSeq);
+                  this.drain(node);
+                });
+              }
               this.drain(node);
             });
             break;
@@ -606,6 +621,11 @@ export class World {
   /** A node is gone at once: what it has to say is never said, and the others are told. */
   loseNode(node: SimNode): void {
     this.#lost.add(node);
+    for (const [name, row] of this.groupNames) {
+      if (row.node !== node) continue;
+      if (row.seed === undefined) this.groupNames.delete(name);
+      else row.orphaned = true;
+    }
     const { nodeNumber } = node.core.state.config;
     for (const [channel] of this.#peerOf) if (channel.session.nodeNumber === nodeNumber) this.#peerOf.delete(channel);
     for (const other of this.nodes) {

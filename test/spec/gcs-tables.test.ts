@@ -356,6 +356,21 @@ describe('actor names', () => {
       expect(head.actorNames.get('acme', 'prod', 'delays')).toEqual({ ...row, seed });
     });
 
+    it('4: of a placement group go to one of the same principal that takes its place, and to nobody else', async () => {
+      const { head } = await testHead();
+      const group = { namespace: 'placement-group/', seed };
+      await register(head, group);
+      await gone(head);
+      const heir = { ...group, actorId: hex(3, 48), nodeId: 'n2', classInfo: JSON.stringify({ former: row.actorId }) };
+      const none = { ...heir, seed: undefined };
+      for (const other of [none, { ...heir, seed: { ...seed, submitter: `${ANA}2` } }, { ...heir, classInfo: '{}' }, { ...heir, classInfo: 'null' }, { ...heir, classInfo: JSON.stringify({ former: hex(4, 48) }) }]) {
+        await expect(register(head, other)).rejects.toEqual(refused('INVALID_ARGUMENT', 'exists already'));
+      }
+      await register(head, heir);
+      expect(head.actorNames.get('acme', 'placement-group/', 'delays')).toMatchObject({ nodeId: 'n2', seed, former: { actorId: row.actorId, nodeId: 'n1' } });
+      await expect(register(head, group)).rejects.toEqual(refused('INVALID_ARGUMENT', 'exists already'));
+    });
+
     it('5: are forgotten with their job or tenant, and not while they live', async () => {
       const { head } = await testHead();
       await register(head, { seed });

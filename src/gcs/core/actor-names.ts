@@ -5,6 +5,7 @@
  *  3. taken → orphaned   its node died or its raylet is a new process, and it has a seed: whoever may have that can make the actor again
  *  4. orphaned → taken   registered: by its old holder, whose node was only silent; by who made it again; by anyone who makes another one
  *  5. orphaned → free    its job is stopped, its tenant is deleted
+ * Names of placement groups are here too; 4 is then for its old holder, or a group of the same principal that takes its place (`former`), alone.
  * A seed is code and arguments of a tenant, sealed under the tenant's key and never read here. Must never: keep one without proof of a
  * session, or give it to anyone but a session of the principal that submitted the actor's job: it runs as that principal.
  */
@@ -44,6 +45,16 @@ export type ActorNameEvent =
   | { readonly type: 'nodeGone'; readonly nodeId: string; readonly limit: number }
   | { readonly type: 'jobStopped'; readonly tenant: string; readonly jobId: string; readonly limit: number }
   | { readonly type: 'tenantGone'; readonly tenant: string; readonly limit: number };
+
+/** A group of the same principal's that takes the place of this one. */
+function isHeir(row: Omit<ActorNameRow, 'orphaned' | 'former'>, before: ActorNameRow): boolean {
+  if (row.seed === undefined || row.seed.submitter !== before.seed?.submitter) return false;
+  try {
+    return (JSON.parse(row.classInfo) as { former?: unknown } | null)?.former === before.actorId;
+  } catch {
+    return false;
+  }
+}
 
 function seedBytes(seed: ActorSeed | undefined): number {
   return seed === undefined ? 0 : Math.ceil((seed.sealed.length * 3) / 4);
@@ -99,7 +110,9 @@ export class ActorNames implements Table<ActorNameEvent> {
         const before = this.#rows.get(key);
         // The same holder again: its answer was lost, its node was silent for too long, or the head restarted.
         const same = before !== undefined && before.actorId === row.actorId && before.nodeId === row.nodeId;
-        if (before !== undefined && !same && before.orphaned !== true) return refuse(row.namespace === GROUP_NAMES ? `a placement group named ${quote(row.name)} exists already` : `an actor named ${quote(row.name)} exists already in this namespace`);
+        // The bundles of a lost coordinator's group are still held somewhere: nobody has its name before somebody has them.
+        const free = before?.orphaned === true && (row.namespace !== GROUP_NAMES || isHeir(row, before));
+        if (before !== undefined && !same && !free) return refuse(row.namespace === GROUP_NAMES ? `a placement group named ${quote(row.name)} exists already` : `an actor named ${quote(row.name)} exists already in this namespace`);
         if (before === undefined && (this.#perTenant.get(row.tenant) ?? 0) >= MAX_ACTOR_NAMES_PER_TENANT) throw full('named actors', MAX_ACTOR_NAMES_PER_TENANT, 'kill some');
         const seed = row.seed ?? (same ? before.seed : undefined);
         if (seed !== undefined && !this.mayKeep(row.tenant, seed, before?.seed)) return refuse('what the actor is made of is too large to be kept');

@@ -52,7 +52,7 @@ export function placeActor(core: Core, actor: Actor): boolean | Failure {
 function placeInGroup(core: Core, actor: Actor, { group, bundle: index }: Placement): boolean | Failure {
   const { resources } = actor.template.options;
   const forwarded = actor.creation.channel.kind === CHANNEL_KIND.PEER;
-  const here = core.holds.get(group);
+  const here = core.holds.get(core.groupNow(group));
   for (const hold of here?.values() ?? []) {
     if (!hold.firm || hold.of.tenant !== actor.job.tenant || (index >= 0 && hold.of.index !== index)) continue;
     const seated = seatHere(core, actor, hold);

@@ -4,10 +4,13 @@
  *   1. (none) → PREPARED   there is room, and it is asked for
  *   2. PREPARED → FIRM     the coordinator has all bundles of its round
  *   3. PREPARED → (none)   it is given back, its coordinator is gone, or nothing was heard for twice BUNDLE_PREPARE_MS
- *   4. FIRM → (none)       it is given back; its coordinator's channel closed (a detached group's stays until its node is gone)
+ *   4. FIRM → (none)       it is given back; its coordinator's channel closed (a detached group's stays until its node is gone, and then for an heir)
+ *      and, with nothing in it, ORPHANED_BUNDLE_MS
+ *   5. FIRM → FIRM         another raylet takes the place of the coordinator (group-heirs.ts)
  * Must never: give back more or less than was taken, whatever still runs when a bundle goes.
  */
-import { BUNDLE_PREPARE_MS } from '../../base/limits.ts';
+import type { JobId } from '../../base/ids.ts';
+import { BUNDLE_PREPARE_MS, ORPHANED_BUNDLE_MS } from '../../base/limits.ts';
 import { describeResources, fits } from '../../base/resources.ts';
 import { actorDied } from './actors.ts';
 import { BundleHold, giveTo, takeFrom, type BundleFields } from './bundle.ts';
@@ -78,22 +81,36 @@ export function holdsOf(core: Core, group: string, indexes?: readonly number[]):
 
 const GONE: Failure = { code: 'CANCELLED', message: 'the raylet that coordinates its placement group is gone', stack: '' };
 
-/** A coordinator's channel closed: what it reserved goes, but for firm bundles of detached groups. */
+/** A coordinator's channel closed: what it reserved goes, but for firm bundles of detached groups that have no heir. */
 export function coordinatorClosed(core: Core, channel: Channel): void {
-  for (const holds of [...core.holds.values()]) for (const hold of [...holds.values()]) if (hold.of.channel === channel && !(hold.of.detached && hold.firm)) release(core, hold, GONE);
+  for (const holds of [...core.holds.values()]) for (const hold of [...holds.values()]) if (hold.of.channel === channel && !(hold.of.detached && hold.firm && !core.groupHeirs.has(hold.of.group))) release(core, hold, GONE);
 }
 
+/** Firm bundles of a group that another raylet can take over stay for that one, with what runs in them. */
 export function coordinatorNodeGone(core: Core, node: number): void {
-  for (const holds of [...core.holds.values()]) for (const hold of [...holds.values()]) if (hold.of.channel !== undefined && hold.of.ownerNode === node) release(core, hold, GONE);
+  for (const holds of [...core.holds.values()]) for (const hold of [...holds.values()]) {
+    if (hold.of.channel === undefined || hold.of.ownerNode !== node) continue;
+    if (hold.of.kept && hold.firm) hold.deadlineMs = core.nowMs + ORPHANED_BUNDLE_MS;
+    else release(core, hold, GONE);
+  }
+}
+
+/** A job was stopped: nobody takes over what its lost coordinators left. */
+export function jobHoldsEnd(core: Core, job: JobId): void {
+  for (const holds of [...core.holds.values()]) for (const hold of [...holds.values()]) if (hold.of.job.id === job && hold.of.channel?.closed === true && !core.nodes.has(hold.of.ownerNode)) release(core, hold, { code: 'CANCELLED', message: 'the job of its placement group was stopped', stack: '' });
 }
 
 export function tenantHoldsGone(core: Core, tenant: TenantState, failure: Failure): void {
   for (const holds of [...core.holds.values()]) for (const hold of [...holds.values()]) if (hold.of.tenant === tenant) release(core, hold, failure);
 }
 
-/** Once in a while: what was prepared, and not made firm in time. */
+/** Once in a while: what was prepared, and not made firm in time; what nobody took over and nothing runs in. */
 export function expireHolds(core: Core): void {
   for (const holds of [...core.holds.values()]) {
-    for (const hold of [...holds.values()]) if (!hold.firm && hold.of.channel !== undefined && hold.deadlineMs <= core.nowMs) release(core, hold, { code: 'CANCELLED', message: 'its bundle was not made firm in time', stack: '' });
+    for (const hold of [...holds.values()]) {
+      if (hold.of.channel === undefined || hold.deadlineMs > core.nowMs) continue;
+      if (!hold.firm) release(core, hold, { code: 'CANCELLED', message: 'its bundle was not made firm in time', stack: '' });
+      else if (hold.of.kept && hold.of.channel.closed && !core.nodes.has(hold.of.ownerNode) && fits(hold.of.resources, hold.available)) release(core, hold, GONE);
+    }
   }
 }

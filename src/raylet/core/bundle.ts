@@ -19,13 +19,15 @@ export interface BundleFields {
   readonly channel: Channel | undefined;
   readonly ownerNode: number;
   readonly detached: boolean;
+  /** Its coordinator can be replaced: a firm bundle outlives it. */
+  readonly kept: boolean;
   /** As policies see the group. */
   readonly name: string;
   readonly owner: string;
 }
 
 export class BundleHold {
-  readonly of: BundleFields;
+  of: BundleFields;
   available: ResourceVector;
   firm = false;
   released = false;

@@ -35,7 +35,7 @@ export function onDescribeGroup(core: Core, channel: Channel, r: FrameReader): v
   const id = r.id();
   r.finish();
   const { seq } = decideUse(core, channel, hex(id));
-  const group = core.groups.get(hex(id));
+  const group = core.groups.get(core.groupNow(hex(id)));
   if (seq < 0 || group === undefined) return failRequest(core, channel, request, DENIED, seq < 0 ? ~seq : seq);
   const nodes = new Map(placesOf(core).map(({ number, nodeId }) => [number, nodeId]));
   done(core, channel, request, JSON.stringify({

@@ -195,6 +195,8 @@ export class Core {
   readonly preparing = new Set<PlacementGroup>();
   /** What is known of others' groups, by id and by whose calls are for it. */
   readonly groupViews = new Map<string, RemoteGroup>();
+  /** Of groups that another raylet took over, their ids now. */
+  readonly groupHeirs = new Map<string, string>();
   /** Bundles that are reserved on this node, by group and index. */
   readonly holds = new Map<string, Map<number, BundleHold>>();
   /** Groups of other raylets that are no more: what waits for them here ends with the step. */
@@ -446,6 +448,11 @@ export class Core {
     const made = this.#addSession(id.slice(0, SESSION_PREFIX_BYTES), prefixHex, tenant, node, '', reader);
     this.freshSessions.push(made);
     return made;
+  }
+
+  /** What a group is called now. */
+  groupNow(id: string): string {
+    return this.groupHeirs.size === 0 ? id : (this.groupHeirs.get(id) ?? id);
   }
 
   idOf(session: Session, index: number): Uint8Array {

@@ -23,10 +23,10 @@ export function resourceOf(core: Core, channel: Channel, id: Uint8Array): Resour
 
 /** Of the caller's own tenant, and not known to be none: `seq` as of `decide`. */
 export function decideUse(core: Core, channel: Channel, group: string): { readonly seq: number; readonly target: Resource } {
-  const id = idFromHex(group);
+  const id = idFromHex(core.groupNow(group));
   const target = resourceOf(core, channel, id);
   const seq = decideOn(core, channel, 'placement-group.use', target, group.slice(0, 40), idWord(id, 20), 1, '', id);
   const foreign = idWord(id, 0) !== channel.job.tenant.number;
-  const unknown = idWord(id, 4) === core.config.nodeNumber && channel.kind !== CHANNEL_KIND.PEER && core.groups.get(group)?.job.tenant !== channel.job.tenant;
+  const unknown = idWord(id, 4) === core.config.nodeNumber && channel.kind !== CHANNEL_KIND.PEER && core.groups.get(core.groupNow(group))?.job.tenant !== channel.job.tenant;
   return { seq: seq >= 0 && (foreign || unknown) ? ~seq : seq, target };
 }

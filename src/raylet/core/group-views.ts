@@ -41,6 +41,8 @@ export class RemoteGroup implements GroupView {
   readonly upstream: Upstream;
   bundles: GroupBundle[] = [];
   failure: Failure | undefined = undefined;
+  /** Another raylet can take its raylet's place. */
+  kept = false;
 
   constructor(id: string, upstream: Upstream) {
     this.id = id;
@@ -48,14 +50,15 @@ export class RemoteGroup implements GroupView {
   }
 }
 
-const GONE: Failure = { code: 'UNAVAILABLE', message: 'the node that coordinates the placement group cannot be reached', stack: '' };
+const GONE: Failure = { code: 'UNAVAILABLE', message: 'the node that coordinates the placement group cannot be reached; a detached one is taken over when the principal that made it looks it up by its name', stack: '' };
 
 function keyOf(id: string, job: Job, asJob: boolean): string {
   return `${id}|${job.id}|${asJob ? 1 : 0}`;
 }
 
 /** The group as calls of a job see it; without bundles while its raylet has not answered. */
-export function viewOf(core: Core, id: string, job: Job, asJob: boolean): GroupView {
+export function viewOf(core: Core, given: string, job: Job, asJob: boolean): GroupView {
+  const id = core.groupNow(given);
   const bytes = idFromHex(id);
   const node = idWord(bytes, 4);
   if (node === core.config.nodeNumber) {
@@ -77,7 +80,8 @@ export function viewOf(core: Core, id: string, job: Job, asJob: boolean): GroupV
 
 /** Whether there is such a group, as far as is known here. */
 export function groupKnown(core: Core, id: string, job: Job, asJob: boolean): boolean {
-  return core.groups.has(id) || core.groupViews.has(keyOf(id, job, asJob));
+  const now = core.groupNow(id);
+  return core.groups.has(now) || core.groupViews.has(keyOf(now, job, asJob));
 }
 
 /** Its calls end, and whoever comes next asks anew. */
@@ -91,7 +95,7 @@ function end(core: Core, view: RemoteGroup, failure: Failure): void {
 /** The raylet that coordinates a group says where it is. Throws what is malformed: the connection ends. */
 export function onGroupState(core: Core, upstream: Upstream, reader: FrameReader): void {
   const id = hex(reader.id());
-  const said = JSON.parse(reader.text(MAX_GROUP_JSON_BYTES)) as { bundles?: unknown; failure?: { code?: unknown; message?: unknown } };
+  const said = JSON.parse(reader.text(MAX_GROUP_JSON_BYTES)) as { bundles?: unknown; kept?: unknown; failure?: { code?: unknown; message?: unknown } };
   const view = core.groupViews.get(keyOf(id, upstream.job, upstream.asJob));
   if (view === undefined || view.upstream !== upstream) return;
   if (said.failure !== undefined) {
@@ -99,6 +103,7 @@ export function onGroupState(core: Core, upstream: Upstream, reader: FrameReader
     return end(core, view, { code: typeof code === 'string' && isErrorCode(code) ? code : 'INTERNAL', message: typeof message === 'string' ? message.slice(0, MAX_ERROR_MESSAGE_CHARS) : '', stack: '' });
   }
   if (!Array.isArray(said.bundles) || said.bundles.length > MAX_BUNDLES_PER_GROUP) throw new Error('a placement group without bundles from another raylet');
+  view.kept = said.kept === true;
   view.bundles = said.bundles.map((bundle: unknown) => {
     const { node, ...given } = bundle as Record<string, unknown>;
     if (typeof node !== 'number' || !Number.isInteger(node) || node < 0 || node > 0xffff_ffff) throw new Error('a bundle without a node from another raylet');
@@ -106,8 +111,13 @@ export function onGroupState(core: Core, upstream: Upstream, reader: FrameReader
   });
 }
 
+/** What waits for a place in it ends; actors in it stay where the group itself may: its bundles are others', or it is taken over. */
 export function viewsUpstreamClosed(core: Core, upstream: Upstream): void {
-  for (const view of [...core.groupViews.values()]) if (view.upstream === upstream) end(core, view, GONE);
+  for (const view of [...core.groupViews.values()]) {
+    if (view.upstream !== upstream) continue;
+    if (view.kept) core.groupViews.delete(keyOf(view.id, upstream.job, upstream.asJob));
+    else end(core, view, GONE);
+  }
 }
 
 /** Why a request can never be met in a group; undefined: it can. */

@@ -6,6 +6,7 @@
  *   4. PREPARING → CREATED       all are reserved, and told to be firm
  *   5. CREATED → RESCHEDULING    a node with bundles was lost: those are planned anew, the others stay
  *   6. RESCHEDULING → CREATED    as 2 to 4, for the lost bundles
+ *      A detached group whose coordinator is lost is begun anew by another raylet (group-heirs.ts): (none) → PENDING, then what is left of it counts as placed.
  *   7. any → REMOVED             it was removed, its job ended (detached ones stay), its tenant was deleted, its name was taken
  * Nodes that hold bundles keep them for as long as they hear from here (bundle-holds.ts), so that the death of either side between two
  * of these leaves nothing reserved. Must never: call a group created before every node has said yes.
@@ -24,7 +25,7 @@ import { planBundles, STRATEGIES, type Strategy, type WantedBundle } from './bun
 import { DENIED, createEntry, settleFailed, settleInline, unpin } from './objects.ts';
 import { decideOn, done, failRequest } from './deciding.ts';
 import { decideUse, groupResource, resourceOf } from './group-rights.ts';
-import { REMOVED, type GroupBundle, type GroupView } from './group-views.ts';
+import { idFromHex, REMOVED, type GroupBundle, type GroupView } from './group-views.ts';
 import { hex, idWord, makeId, type Core } from './core.ts';
 import { failQueued, groupClasses } from './scheduler.ts';
 import { parseResources } from './function-options.ts';
@@ -54,6 +55,14 @@ export class PlacementGroup implements GroupView {
   /** Its value is there when the group is: what `ready()` waits for. */
   readonly entry: ObjectEntry;
   readonly auditSeq: number;
+  /** As it was asked for, for who may have to make it again. */
+  readonly wanted: string;
+  /** The group that this one takes the place of, or ''. */
+  readonly former: string;
+  /** The head keeps it for other nodes. */
+  kept = false;
+  /** Nodes that have not said yet which bundles of `former` they have. */
+  taking: { readonly waiting: Set<number>; readonly deadlineMs: number } | undefined = undefined;
   state: 'PENDING' | 'CREATED' | 'RESCHEDULING' | 'REMOVED' = 'PENDING';
   failure: Failure | undefined = undefined;
   round: Round | undefined = undefined;
@@ -66,7 +75,7 @@ export class PlacementGroup implements GroupView {
   /** Raylets that were told of it: of every change they are told again. */
   readonly watchers = new Set<Channel>();
 
-  constructor(fields: Pick<PlacementGroup, 'session' | 'index' | 'job' | 'asJob' | 'name' | 'strategy' | 'detached' | 'bundles' | 'resource' | 'entry' | 'auditSeq'>, id: string) {
+  constructor(fields: Pick<PlacementGroup, 'session' | 'index' | 'job' | 'asJob' | 'name' | 'strategy' | 'detached' | 'bundles' | 'resource' | 'entry' | 'auditSeq' | 'wanted' | 'former'>, id: string) {
     this.id = id;
     this.session = fields.session;
     this.index = fields.index;
@@ -79,6 +88,8 @@ export class PlacementGroup implements GroupView {
     this.resource = fields.resource;
     this.entry = fields.entry;
     this.auditSeq = fields.auditSeq;
+    this.wanted = fields.wanted;
+    this.former = fields.former;
     this.nameRegistered = fields.name === '';
   }
 }
@@ -117,7 +128,7 @@ function parseJson(text: string): Record<string, unknown> {
 }
 
 /** As a client says it. Throws INVALID_ARGUMENT. */
-function parseWanted(text: string): Wanted {
+export function parseWanted(text: string): Wanted {
   const { strategy = 'PACK', name = '', detached = false, bundles, ...more } = parseJson(text);
   const [unknown] = Object.keys(more);
   if (unknown !== undefined) invalid(`${quote(unknown)} is not an option`);
@@ -144,7 +155,14 @@ export function amounts({ cpuUnits, memoryBytes, custom }: ResourceVector): Reco
 
 /** What its name tells of it, and what a handle shows. */
 export function groupInfo(group: PlacementGroup): string {
-  return JSON.stringify({ strategy: group.strategy, bundles: group.bundles.map(({ resources }) => amounts(resources)) });
+  return JSON.stringify({ strategy: group.strategy, bundles: group.bundles.map(({ resources }) => amounts(resources)), ...(group.former === '' ? {} : { former: group.former }) });
+}
+
+/** Of one that has an heir, the heir's. */
+function currentId(core: Core, id: Uint8Array): Uint8Array {
+  if (core.groupHeirs.size === 0) return id;
+  const heir = core.groupHeirs.get(hex(id));
+  return heir === undefined ? id : idFromHex(heir);
 }
 
 function idBytes(group: PlacementGroup): Uint8Array {
@@ -182,8 +200,13 @@ export function onCreateGroup(core: Core, channel: Channel, r: FrameReader): voi
   const auditSeq = core.decide(channel, 'placement-group.create', target, session.prefixHex, seq, 1, detail);
   if (auditSeq < 0) return settleFailed(core, entry, DENIED);
   if (tenant.groups >= MAX_PLACEMENT_GROUPS_PER_TENANT) return settleFailed(core, entry, refused('RESOURCE_EXHAUSTED', `the tenant has ${tenant.groups} placement groups on this node: remove some of them`));
-  const group = new PlacementGroup({ session, index: seq, job, asJob: channel.principal.kind === 'job', ...wanted, resource: target, entry, auditSeq }, hex(makeId(session.prefix, seq)));
-  tenant.groups++;
+  const group = new PlacementGroup({ session, index: seq, job, asJob: channel.principal.kind === 'job', ...wanted, resource: target, entry, auditSeq, wanted: text, former: '' }, hex(makeId(session.prefix, seq)));
+  beginGroup(core, group);
+}
+
+export function beginGroup(core: Core, group: PlacementGroup): void {
+  const { entry } = group;
+  group.job.tenant.groups++;
   // The value by which it is known to be ready stays as long as the group.
   entry.pins++;
   core.groups.set(group.id, group);
@@ -192,7 +215,7 @@ export function onCreateGroup(core: Core, channel: Channel, r: FrameReader): voi
   else core.out.push({ type: 'register-group', group, id: idBytes(group), info: groupInfo(group) });
 }
 
-/** The head has answered whether the name was free. */
+/** The head has answered whether the name was free. One that takes another's place is not planned before it has what is left of that. */
 export function groupNamed(core: Core, group: PlacementGroup, failure: Failure | undefined): void {
   if (group.state === 'REMOVED') {
     if (failure === undefined) core.out.push({ type: 'release-group', group, id: idBytes(group) });
@@ -200,13 +223,13 @@ export function groupNamed(core: Core, group: PlacementGroup, failure: Failure |
   }
   if (failure !== undefined) return removeGroup(core, group, failure);
   group.nameRegistered = true;
-  place(core, group);
+  if (group.former === '') place(core, group);
 }
 
 export function onRemoveGroup(core: Core, channel: Channel, r: FrameReader): void {
   r.u32();
   const request = r.u32();
-  const id = r.id();
+  const id = currentId(core, r.id());
   r.finish();
   const seq = decideOn(core, channel, 'placement-group.remove', resourceOf(core, channel, id), hex(id.subarray(0, 20)), idWord(id, 20), 1, '', id);
   const needed = seq < 0 ? ~seq : seq;
@@ -241,7 +264,8 @@ export function groupFound(core: Core, channel: Channel, request: number, found:
   if (channel.closed) return;
   if (found !== undefined && 'code' in found) return failRequest(core, channel, request, found, auditSeq);
   if (found === undefined || found.id.length !== OBJECT_ID_BYTES) return failRequest(core, channel, request, DENIED, auditSeq);
-  done(core, channel, request, JSON.stringify({ id: objectIdText(found.id), ...(JSON.parse(found.info) as object) }), auditSeq);
+  const { strategy, bundles } = JSON.parse(found.info) as { strategy: unknown; bundles: unknown };
+  done(core, channel, request, JSON.stringify({ id: objectIdText(found.id), strategy, bundles }), auditSeq);
 }
 
 // --- planning and the two phases ----------------------------------------------------------------------------------------
@@ -266,7 +290,7 @@ function placedOn(group: PlacementGroup): Map<number, number> {
 }
 
 function place(core: Core, group: PlacementGroup): void {
-  if (group.state === 'REMOVED' || group.round !== undefined || !group.nameRegistered || group.notBeforeMs > core.nowMs) return;
+  if (group.state === 'REMOVED' || group.round !== undefined || group.taking !== undefined || !group.nameRegistered || group.notBeforeMs > core.nowMs) return;
   const plan = planBundles(group.strategy, lacking(group), places(core, group), placedOn(group));
   if (plan === undefined) return;
   const parts = new Map<number, number[]>();
@@ -277,7 +301,7 @@ function place(core: Core, group: PlacementGroup): void {
   core.preparing.add(group);
   for (const [node, indexes] of parts) {
     if (node === core.config.nodeNumber) {
-      const of = { tenant: group.job.tenant, job: group.job, group: group.id, channel: undefined, ownerNode: node, detached: group.detached, name: group.name, owner: group.session.ownerId };
+      const of = { tenant: group.job.tenant, job: group.job, group: group.id, channel: undefined, ownerNode: node, detached: group.detached, kept: group.kept, name: group.name, owner: group.session.ownerId };
       let failure: Failure | undefined;
       for (const index of indexes) failure ??= prepare(core, { ...of, index, resources: (group.bundles[index] as GroupBundle).resources });
       prepared(core, group, round, node, failure);
@@ -285,7 +309,7 @@ function place(core: Core, group: PlacementGroup): void {
     }
     const remote = core.nodes.get(node);
     if (remote !== undefined) for (const index of indexes) remote.available = subtract(remote.available, (group.bundles[index] as GroupBundle).resources);
-    const text = JSON.stringify({ name: group.name, detached: group.detached, bundles: indexes.map((index) => ({ index, ...amounts((group.bundles[index] as GroupBundle).resources) })) });
+    const text = JSON.stringify({ name: group.name, detached: group.detached, kept: group.kept, bundles: indexes.map((index) => ({ index, ...amounts((group.bundles[index] as GroupBundle).resources) })) });
     askRemote(core, upstreamOf(core, group, node), group.auditSeq, (out, number) => out.begin(OP.PREPARE_BUNDLES).u32(number).raw(idBytes(group)).text(text), (failure) => prepared(core, group, round, node, failure));
   }
 }
@@ -314,6 +338,20 @@ function prepared(core: Core, group: PlacementGroup, round: Round, node: number,
       if (refusal !== undefined && group.state !== 'REMOVED') lose(core, group, at, refusal.message, indexes);
     });
   }
+  created(core, group);
+}
+
+/** What is left of the group before is known: the rest is planned. */
+export function allPlaced(core: Core, group: PlacementGroup): void {
+  group.taking = undefined;
+  core.preparing.delete(group);
+  if (group.state === 'REMOVED') return;
+  if (lacking(group).length === 0) core.pendingGroups.delete(group);
+  created(core, group);
+  if (group.state !== 'CREATED') place(core, group);
+}
+
+function created(core: Core, group: PlacementGroup): void {
   // While some were asked for, others may have been lost.
   if (lacking(group).length > 0) return void core.pendingGroups.add(group);
   const again = group.state === 'RESCHEDULING';
@@ -342,7 +380,7 @@ function giveUp(core: Core, group: PlacementGroup, round: Round, why: string, av
   if (group.state !== 'REMOVED') core.pendingGroups.add(group);
 }
 
-function giveBack(core: Core, group: PlacementGroup, node: number, indexes: readonly number[], failure: Failure, as: { readonly job: Job; readonly asJob: boolean }): void {
+export function giveBack(core: Core, group: PlacementGroup, node: number, indexes: readonly number[], failure: Failure, as: { readonly job: Job; readonly asJob: boolean }): void {
   if (node === core.config.nodeNumber) {
     for (const hold of holdsOf(core, group.id, indexes)) release(core, hold, failure);
     return;
@@ -398,7 +436,8 @@ export function placePending(core: Core): void {
 
 export function expireRounds(core: Core): void {
   for (const group of [...core.preparing]) {
-    const { round } = group;
+    const { round, taking } = group;
+    if (taking !== undefined && taking.deadlineMs <= core.nowMs) allPlaced(core, group);
     if (round === undefined || round.deadlineMs > core.nowMs) continue;
     const [silent = 0] = round.waiting;
     giveUp(core, group, round, `node ${nodeText(core, silent)} did not answer in ${BUNDLE_PREPARE_MS / 1_000} s`, silent);
@@ -414,7 +453,9 @@ export function removeGroup(core: Core, group: PlacementGroup, failure: Failure,
   const before = placedOn(group);
   group.state = 'REMOVED';
   group.failure = failure;
+  group.taking = undefined;
   core.pendingGroups.delete(group);
+  core.preparing.delete(group);
   core.groups.delete(group.id);
   tenant.groups--;
   const { round } = group;
@@ -437,7 +478,7 @@ export function takeUpEnded(core: Core): void {
 /** What waits here for a place in a group that is no more, and its actors wherever they are. */
 function endUsers(core: Core, tenant: TenantState, group: string, failure: Failure): void {
   for (const c of groupClasses(core, tenant, group)) failQueued(core, c, failure);
-  for (const job of tenant.jobs) for (const actor of [...job.actors]) if (actor.template.options.placement?.group === group && actor.creation.channel.kind !== CHANNEL_KIND.PEER) actorDied(core, actor, failure);
+  for (const job of tenant.jobs) for (const actor of [...job.actors]) if (actor.template.options.placement !== undefined && core.groupNow(actor.template.options.placement.group) === group && actor.creation.channel.kind !== CHANNEL_KIND.PEER) actorDied(core, actor, failure);
 }
 
 /** A job has ended here: its groups go, unless they are detached. */
@@ -468,8 +509,8 @@ export function onPrepareBundles(core: Core, channel: Channel, r: FrameReader): 
   const id = r.id();
   const text = r.text(MAX_GROUP_JSON_BYTES);
   r.finish();
-  const { name, detached, bundles } = parseJson(text);
-  if (typeof name !== 'string' || name.length > 128 || typeof detached !== 'boolean' || !Array.isArray(bundles) || bundles.length > MAX_BUNDLES_PER_GROUP) return invalid('a reservation without its parts');
+  const { name, detached, kept = false, bundles } = parseJson(text);
+  if (typeof name !== 'string' || name.length > 128 || typeof detached !== 'boolean' || typeof kept !== 'boolean' || !Array.isArray(bundles) || bundles.length > MAX_BUNDLES_PER_GROUP) return invalid('a reservation without its parts');
   const wanted = bundles.map((bundle: unknown) => {
     const { index, ...given } = bundle as Record<string, unknown>;
     if (typeof index !== 'number' || !Number.isInteger(index) || index < 0 || index >= MAX_BUNDLES_PER_GROUP) return invalid('a bundle without its index');
@@ -479,7 +520,7 @@ export function onPrepareBundles(core: Core, channel: Channel, r: FrameReader): 
   const target = groupResource(tenant.name, channel.principal.spiffeId, name, wanted, detached);
   const seq = decideOn(core, channel, 'placement-group.create', target, hex(id.subarray(0, 20)), idWord(id, 20), 1, 'reserve', id);
   if (seq < 0 || idWord(id, 0) !== tenant.number) return failRequest(core, channel, request, DENIED, seq < 0 ? ~seq : seq);
-  const of: Omit<BundleFields, 'index' | 'resources'> = { tenant, job: channel.job, group: hex(id), channel, ownerNode: idWord(id, 4), detached, name, owner: channel.principal.spiffeId };
+  const of: Omit<BundleFields, 'index' | 'resources'> = { tenant, job: channel.job, group: hex(id), channel, ownerNode: idWord(id, 4), detached, kept, name, owner: channel.principal.spiffeId };
   const taken: number[] = [];
   for (const { index, resources } of wanted) {
     const failure = prepare(core, { ...of, index, resources });
@@ -536,7 +577,7 @@ export function onWatchGroup(core: Core, channel: Channel, r: FrameReader): void
 
 function tell(core: Core, group: PlacementGroup, channel: Channel, needed: number): void {
   const { failure } = group;
-  channel.out.begin(OP.GROUP_STATE).raw(idBytes(group)).text(JSON.stringify({ bundles: group.bundles.map(({ resources, node }) => ({ node, ...amounts(resources) })), ...(failure === undefined ? {} : { failure: { code: failure.code, message: failure.message } }) })).end();
+  channel.out.begin(OP.GROUP_STATE).raw(idBytes(group)).text(JSON.stringify({ bundles: group.bundles.map(({ resources, node }) => ({ node, ...amounts(resources) })), ...(group.kept ? { kept: true } : {}), ...(failure === undefined ? {} : { failure: { code: failure.code, message: failure.message } }) })).end();
   core.markChannel(channel, needed);
 }
 
@@ -553,6 +594,7 @@ function tellWatchers(core: Core, group: PlacementGroup): void {
 export function groupReason(core: Core, group: PlacementGroup): string {
   if (group.state === 'CREATED') return '';
   if (!group.nameRegistered) return 'waits for the head to register its name';
+  if (group.taking !== undefined) return 'nodes are asked for the bundles that they have of it';
   if (group.round !== undefined) return 'nodes are asked to reserve its bundles';
   const { quota } = group.job.tenant;
   const missing = lacking(group);

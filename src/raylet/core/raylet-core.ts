@@ -17,11 +17,12 @@ import { actorWorkerStarted, unseatActors } from './actor-seats.ts';
 import { adoptActor, type ActorSeed } from './adoption.ts';
 import { takeUpBorrows, takeUpReturned } from './borrowing.ts';
 import { expirePulls, onCopied, onCopy, onShared, pullFailed, pullsChannelClosed, takeUpPulls } from './broadcast.ts';
-import { coordinatorClosed, coordinatorNodeGone, expireHolds, tenantHoldsGone } from './bundle-holds.ts';
+import { coordinatorClosed, coordinatorNodeGone, expireHolds, jobHoldsEnd, tenantHoldsGone } from './bundle-holds.ts';
 import * as calls from './client-calls.ts';
 import { expireCopies } from './copies.ts';
 import { onGroupState, viewsUpstreamClosed } from './group-views.ts';
 import { onDescribeGroup, onListNodes } from './cluster-view.ts';
+import { adoptGroup, onTakeBundles, takeOver } from './group-heirs.ts';
 import * as groups from './placement-groups.ts';
 import { expireRounds, groupsNodeGone, groupsUpstreamClosed, jobGroupsEnd, placePending, takeUpEnded, tenantGroupsEnd } from './placement-groups.ts';
 import { Core, idWord, type CoreConfig } from './core.ts';
@@ -123,6 +124,7 @@ export class RayletCore {
   stopJob(id: JobId, reason: string): void {
     const core = this.state;
     core.noteStopped(id);
+    jobHoldsEnd(core, id);
     const job = core.jobs.get(id);
     if (job === undefined || job.stopped) return;
     job.stopped = true;
@@ -300,6 +302,7 @@ export class RayletCore {
       case OP.PREPARE_BUNDLES: return groups.onPrepareBundles(core, channel, r);
       case OP.COMMIT_BUNDLES: return groups.onCommitBundles(core, channel, r);
       case OP.RELEASE_BUNDLES: return groups.onReleaseBundles(core, channel, r);
+      case OP.TAKE_BUNDLES: return onTakeBundles(core, channel, r);
       case OP.WATCH_GROUP: return groups.onWatchGroup(core, channel, r);
       case OP.CONTEXT: return calls.onContext(core, channel, r);
       case OP.CREDENTIAL:
@@ -571,6 +574,21 @@ export class RayletCore {
 
   groupNamed(group: groups.PlacementGroup, failure: Failure | undefined): void {
     groups.groupNamed(this.state, group, failure);
+    if (group.former !== '' && group.nameRegistered && group.state !== 'REMOVED') takeOver(this.state, group);
+    this.settle();
+  }
+
+  /** The node that coordinated a named group is lost: takes its place for whoever asked, if that one may. Undefined: it is under way. */
+  adoptGroup(channel: Channel, name: string, former: Uint8Array, seed: ActorSeed): Failure | undefined {
+    const failure = adoptGroup(this.state, channel, name, former, seed);
+    this.settle();
+    return failure;
+  }
+
+  /** Another has the name by now: this node was silent for so long that it was taken for dead. */
+  groupNameLost(group: groups.PlacementGroup): void {
+    group.nameRegistered = false;
+    groups.removeGroup(this.state, group, { code: 'CANCELLED', message: 'the node of its placement group was silent for too long, and another one took over', stack: '' });
     this.settle();
   }
 

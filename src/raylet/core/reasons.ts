@@ -116,7 +116,8 @@ function noRoom(core: Core, wanted: ResourceVector, tenant: TenantState, places:
 }
 
 /** What keeps a call from the bundles of its group; undefined: nothing does. */
-function groupLack(core: Core, { group, bundle }: Placement, wanted: ResourceVector, tenant: TenantState): string | undefined {
+function groupLack(core: Core, { group: given, bundle }: Placement, wanted: ResourceVector, tenant: TenantState): string | undefined {
+  const group = core.groupNow(given);
   const own = core.groups.get(group);
   if (own !== undefined && own.job.tenant === tenant && own.state !== 'CREATED' && own.bundles.some(({ node }, i) => node === 0 && (bundle < 0 || i === bundle))) return `its placement group is ${own.state}: ${groupReason(core, own)}`;
   const here = [...(core.holds.get(group)?.values() ?? [])].filter(({ of, firm }) => firm && of.tenant === tenant && (bundle < 0 || of.index === bundle));

@@ -57,7 +57,7 @@ export function parkClasses(core: Core): void {
   for (const c of core.classes) {
     const { placement, job, queue, leases, remoteLeases } = c;
     if (placement === undefined || placement.group === '' || queue.length > 0 || leases.size > 0 || c.starting > 0) continue;
-    if (c.forwarded ? core.holds.has(placement.group) : groupKnown(core, placement.group, job, c.asJob)) continue;
+    if (c.forwarded ? core.holds.has(core.groupNow(placement.group)) : groupKnown(core, placement.group, job, c.asJob)) continue;
     if ([...remoteLeases.values()].some((lease) => lease.inFlight > 0)) continue;
     c.parked = true;
     core.classes.delete(c);
@@ -175,7 +175,7 @@ function serve(core: Core, c: SchedulingClass, contended: boolean): void {
 
 /** In bundles of its group, here and on the nodes that have the others; until the group is there it waits. */
 function serveGrouped(core: Core, c: SchedulingClass, { group, bundle: index }: Placement): void {
-  const holds = core.holds.get(group);
+  const holds = core.holds.get(core.groupNow(group));
   const view = c.forwarded ? undefined : viewOf(core, group, c.job, c.asJob);
   if (view !== undefined) {
     const failure = view.failure ?? (view.bundles.length === 0 ? undefined : misfit(view.bundles, index, c.resources));
@@ -215,7 +215,7 @@ export function failQueued(core: Core, c: SchedulingClass, failure: Failure): vo
 
 /** Classes of calls that were submitted here for a group. */
 export function groupClasses(core: Core, tenant: TenantState, group: string): SchedulingClass[] {
-  return [...core.classes].filter((c) => c.job.tenant === tenant && c.placement?.group === group && !c.forwarded);
+  return [...core.classes].filter((c) => c.job.tenant === tenant && c.placement !== undefined && core.groupNow(c.placement.group) === group && !c.forwarded);
 }
 
 /** Only where its labels or its node allow; what may run nowhere waits, and `pendingReason` says why. */

@@ -798,7 +798,7 @@ export class Upstream {
   nextSeq = 1;
   nextRequest = 1;
   /** Questions that DONE or FAILED answers. */
-  readonly asks = new Map<number, (failure: Failure | undefined) => void>();
+  readonly asks = new Map<number, (failure: Failure | undefined, info: string) => void>();
   readonly templates = new Map<Template, number>();
   readonly codes = new Set<string>();
   readonly requests = new Map<number, UpstreamRequest>();

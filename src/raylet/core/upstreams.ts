@@ -5,7 +5,7 @@
 import { CALL_KIND, OP, type FrameReader, type FrameWriter } from '../../base/frame.ts';
 import { isErrorCode } from '../../base/errors.ts';
 import { SESSION_PREFIX_BYTES } from '../../base/ids.ts';
-import { MAX_ERROR_MESSAGE_CHARS, MAX_OBJECT_BYTES, MAX_STACK_CHARS } from '../../base/limits.ts';
+import { MAX_ERROR_MESSAGE_CHARS, MAX_GROUP_JSON_BYTES, MAX_OBJECT_BYTES, MAX_STACK_CHARS } from '../../base/limits.ts';
 import { idWord, makeId, type Core } from './core.ts';
 import { COPY_OUTCOME, onShare } from './broadcast.ts';
 import { endBorrowing, onBorrowed, onReturned, onValueRefs } from './borrowing.ts';
@@ -19,7 +19,7 @@ import { onRemoteItem, openRemoteStream } from './streams.ts';
 import { OBJECT_STATUS, TASK_STATE, type Actor, type Channel, type Failure, type Job, type ObjectEntry, type Task, type Template, type Upstream, type UpstreamRequest } from './state.ts';
 
 /** Asks another raylet for something that DONE or FAILED answers; `answered` is called once, also when the channel closes. */
-export function askRemote(core: Core, upstream: Upstream, needed: number, write: (out: FrameWriter, request: number) => FrameWriter, answered: (failure: Failure | undefined) => void): void {
+export function askRemote(core: Core, upstream: Upstream, needed: number, write: (out: FrameWriter, request: number) => FrameWriter, answered: (failure: Failure | undefined, info: string) => void): void {
   const request = upstream.nextRequest++;
   upstream.asks.set(request, answered);
   whenOpen(upstream, () => {
@@ -274,8 +274,9 @@ export function onUpstreamFrame(core: Core, upstream: Upstream, reader: FrameRea
       break;
     case OP.DONE: {
       const request = reader.u32();
+      const info = upstream.asks.has(request) ? reader.text(MAX_GROUP_JSON_BYTES) : '';
       reader.skipRest();
-      settleAsk(upstream, request, undefined);
+      settleAsk(upstream, request, undefined, info);
       break;
     }
     case OP.FAILED: {
@@ -301,11 +302,11 @@ export function onUpstreamFrame(core: Core, upstream: Upstream, reader: FrameRea
   reader.finish();
 }
 
-function settleAsk(upstream: Upstream, request: number, failure: Failure | undefined): void {
+function settleAsk(upstream: Upstream, request: number, failure: Failure | undefined, info = ''): void {
   const answered = upstream.asks.get(request);
   if (answered === undefined) return;
   upstream.asks.delete(request);
-  answered(failure);
+  answered(failure, info);
 }
 
 /**
@@ -514,7 +515,7 @@ export function closeUpstream(core: Core, upstream: Upstream, failure: Failure):
   upstream.streams.clear();
   const asks = [...upstream.asks.values()];
   upstream.asks.clear();
-  for (const answered of asks) answered(failure);
+  for (const answered of asks) answered(failure, '');
   for (const session of upstream.job.tenant.sessions) {
     for (const entry of [...session.objects.values()]) if (entry.remote === upstream && entry.status === OBJECT_STATUS.REMOTE) loseEntry(core, entry, { code: 'OBJECT_LOST', message: `the object was on another node: ${failure.message}`, stack: '' });
   }
