@@ -106,11 +106,13 @@ class _Here(threading.local):
 class Slot:
     core: ClientCore
 
-    def __init__(self, channel: socket.socket, number: int, prefix: bytes) -> None:
+    def __init__(self, channel: socket.socket, number: int, prefix: bytes, supervisor: socket.socket) -> None:
         # Imported here so that process 1 has it loaded and does not need it.
         from .worker import Envelopes
 
         self._channel = channel
+        # What only process 1 can do is asked for here.
+        self._supervisor = supervisor
         self._number = number
         self._envelopes = Envelopes()
         self._cond = threading.Condition(threading.Lock())
@@ -203,7 +205,7 @@ class Slot:
                 os.close(fd)
             from .worker import STAGED_USED, envelope
 
-            self._channel.sendall(envelope(0, f.frame(STAGED_USED)))
+            self._supervisor.sendall(envelope(0, f.frame(STAGED_USED)))
         return number
 
     def attachment(self, number: int) -> memoryview:
@@ -267,6 +269,9 @@ class Slot:
                 return
             octets = self._channel.recv(READ_BYTES)
             if not octets:
+                # The raylet wants this slot no more and has told the supervisor, which ends it: one that went first would be taken for dead.
+                if self._channel is not self._supervisor:
+                    self._supervisor.recv(1)
                 os._exit(0)
             for slot, batch in self._envelopes.push(octets):
                 if slot == 0:

@@ -1,5 +1,5 @@
-"""What runs in a sandbox. Process 1 is the supervisor: it moves envelopes (`u32 length | u32 slot | batch`, proto/frames.md) between the one channel to
-the raylet and a child process per slot, and never looks into a slot's batches. Children are forked warm, become a user without any right, and run
+"""What runs in a sandbox. Process 1 is the supervisor: it makes a child process per slot and gives it an inherited channel of its own to the raylet. Where none
+is left, it moves the slot's envelopes (`u32 length | u32 slot | batch`, proto/frames.md) between its own channel and the child, and never looks into a batch. Children are forked warm, become a user without any right, and run
 what the tenant sends: see slot.py.
 
 Must never: unpickle or run anything of a tenant in process 1; outlive the channel.
@@ -13,6 +13,7 @@ import os
 import selectors
 import signal
 import socket
+import stat
 import struct
 import sys
 import traceback
@@ -22,6 +23,8 @@ from . import frames as f
 from .errors import BulkheadError
 
 CHANNEL_FD = 3
+# Inherited too: a channel for each of the first slots.
+FIRST_DIRECT_FD = 5
 TENANT_UID = 65_534
 READ_BYTES = 256 * 2**10
 # What a child does not read, or the raylet does not, waits here; beyond it the child has failed, or nothing more is read from it.
@@ -115,7 +118,8 @@ class Child:
 
 
 class Supervisor:
-    def __init__(self, channel: socket.socket) -> None:
+    def __init__(self, channel: socket.socket, direct: dict[int, int]) -> None:
+        self._direct = direct
         self._selector = selectors.DefaultSelector()
         self._channel = Pipe(channel)
         self._children: dict[int, Child] = {}
@@ -189,10 +193,11 @@ class Supervisor:
             slot = reader.u32()
             if op == f.OPEN_SLOT:
                 memory, prefix = reader.u32(), bytes(reader.raw(f.PREFIX_BYTES))
+                own = reader.u8() if reader.remaining else 0
                 reader.finish()
                 if slot == 0 or slot in self._children:
                     raise BulkheadError("INVALID_ARGUMENT", "a slot was opened twice")
-                self._open(slot, memory, prefix)
+                self._open(slot, memory, prefix, own)
             elif op == f.CLOSE_SLOT:
                 child = self._children.get(slot)
                 if child is not None:
@@ -205,32 +210,37 @@ class Supervisor:
             else:
                 raise BulkheadError("INVALID_ARGUMENT", f"unknown op 0x{op:x}")
 
-    def _open(self, slot: int, memory: int, prefix: bytes) -> None:
+    def _open(self, slot: int, memory: int, prefix: bytes, own: int) -> None:
         ours, theirs = socket.socketpair()
+        direct = self._direct.pop(own, None)
         child = Child(slot, 0, Pipe(ours))
         self._stage_ahead(child, STAGED_AHEAD)
         pid = os.fork()
         if pid == 0:
             status = 1
             try:
-                self._become(theirs, slot, prefix)
+                self._become(theirs, slot, prefix, direct)
                 status = 0
             except BaseException:  # noqa: BLE001 - for the operator's log
                 os.write(2, traceback.format_exc().encode()[-2_000:])
             finally:
                 os._exit(status)
         theirs.close()
+        if direct is not None:
+            os.close(direct)
         child.pid = pid
         self._children[slot] = child
         self._selector.register(ours, selectors.EVENT_READ, child)
         self._masks[ours.fileno()] = selectors.EVENT_READ
 
-    def _become(self, channel: socket.socket, slot: int, prefix: bytes) -> None:
+    def _become(self, channel: socket.socket, slot: int, prefix: bytes, direct: int | None) -> None:
         """The child: from here on a user without rights, in a session of its own, without the raylet's channel."""
         self._selector.close()
         self._channel.socket.close()
         for other in self._children.values():
             other.pipe.socket.close()
+        for fd in self._direct.values():
+            os.close(fd)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.setsid()
         for capability in range(64):
@@ -244,7 +254,7 @@ class Supervisor:
         from .slot import Slot
 
         gc.unfreeze()
-        Slot(channel, slot, prefix).serve()
+        Slot(channel if direct is None else socket.socket(fileno=direct), slot, prefix, channel).serve()
 
     def _stage_ahead(self, child: Child, count: int) -> None:
         """A child cannot make files in the staging directory, which belongs to another user of the host: it fills those that are there."""
@@ -339,6 +349,20 @@ def reap(*_: object) -> None:
 _supervisor: Supervisor | None = None
 
 
+def inherited() -> dict[int, int]:
+    """Channels that lie ready for slots, by their number from 1."""
+    found: dict[int, int] = {}
+    fd = FIRST_DIRECT_FD
+    while True:
+        try:
+            if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+                return found
+        except OSError:
+            return found
+        found[len(found) + 1] = fd
+        fd += 1
+
+
 def main() -> None:
     global _supervisor
     # What most programs need, loaded once and shared by every child.
@@ -354,7 +378,7 @@ def main() -> None:
     os.umask(0)
     os.chmod("/tmp", 0o1777)
     channel = socket.socket(fileno=CHANNEL_FD)
-    _supervisor = Supervisor(channel)
+    _supervisor = Supervisor(channel, inherited())
     signal.signal(signal.SIGCHLD, reap)
     signal.set_wakeup_fd(-1)
     try:

@@ -16,9 +16,9 @@ import { CrashLoopBreaker, type CrashLoopLimits } from './core/crash-loop.ts';
 import { StartTurns } from './core/start-turns.ts';
 import { pythonEnvironment, PYTHON_REMEDY, type PythonEnvironment } from './gvisor/python-environment.ts';
 import { findRunsc, type Runsc } from './gvisor/runsc.ts';
-import { startSandbox } from './gvisor/sandbox.ts';
+import { startSandbox, type SandboxProcess } from './gvisor/sandbox.ts';
 import { readSandboxLayers } from './gvisor/sandbox-layers.ts';
-import { killStrays, startJail, type Bind, type JailProcess, type ResourceLimits } from './jail/bubblewrap.ts';
+import { killStrays, startJail, type Bind, type ResourceLimits } from './jail/bubblewrap.ts';
 import { openCgroupTree, type CgroupLimits, type CgroupTree } from './jail/cgroup.ts';
 import { buildImage, findProgram, prepareImage, unsearchableParent, workerSpec, type JailImage } from './jail/image.ts';
 import { LAYER_REMEDIES, LAYERS, readLayers, requireLayers, type Layer, type LayerName } from './jail/layers.ts';
@@ -345,6 +345,7 @@ export class WorkerPool {
       worker = new WorkerProcess({
         id, pid, directory, cgroup,
         monitor: jail.monitor, channel: jail.channel, stdout: jail.stdout, stderr: jail.stderr,
+        ...('direct' in jail ? { direct: jail.direct } : {}),
         // Before anybody wants another worker in its place.
         onEnded: (ended) => this.#count(ended),
         onGone: (gone) => {
@@ -379,7 +380,7 @@ export class WorkerPool {
     }
   }
 
-  #startSandbox(id: string, directory: string, hostUid: number | undefined): Omit<JailProcess, 'pid'> & { readonly pid: number } {
+  #startSandbox(id: string, directory: string, hostUid: number | undefined): SandboxProcess {
     if ('refusal' in this.#python) throw this.#python.refusal;
     const { runsc, environment, unshare, setpriv } = this.#python;
     return startSandbox({

@@ -28,9 +28,13 @@ const ADOPTED_SLACK_BYTES = 64 * 2 ** 20;
 /** What a worker host may say of a failed slot; any other code would be a claim about somebody else. */
 const SLOT_FAILURES: ReadonlySet<ErrorCode> = new Set(['OUT_OF_MEMORY', 'RESOURCE_EXHAUSTED', 'INTERNAL']);
 const EXIT_GRACE_MS = 250;
+/** As the supervisor of relayed slots holds it: a slot that lets more than this wait has failed. */
+const MAX_SLOT_PENDING_BYTES = 64 * 2 ** 20;
 /** Processor time between two probes that shows a worker at work, and how many probes one may leave unanswered that shows none. */
 const WORKING_MICROS = 2_000;
 const UNANSWERED_PROBES = 2;
+/** What waits inside gVisor looks the same from here as what waits for a processor: only time tells. */
+const UNANSWERED_SANDBOX_PROBES = 30;
 const MONITOR_GRACE_MS = 2_000;
 const REMOVE_RETRY_MS = 5;
 const REMOVE_RETRIES = 400;
@@ -43,11 +47,23 @@ export interface WorkerExit {
   readonly detail: string;
 }
 
+/** A channel of one slot: its batches, and what the host says of it, in order. */
+interface DirectChannel {
+  readonly socket: Socket;
+  readonly writer: EnvelopeWriter;
+  readonly envelopes: EnvelopeReader;
+  closed: boolean;
+  /** The host has said that the slot failed: told when all is read that it wrote. */
+  failure: { readonly code: ErrorCode; readonly message: string } | undefined;
+}
+
 export interface WorkerParts {
   readonly id: WorkerId;
   readonly pid: number;
   readonly monitor: ChildProcess;
   readonly channel: Socket;
+  /** Of a sandbox of gVisor: channels that slots may be given, each to one slot and never to a second. */
+  readonly direct?: readonly Socket[];
   readonly stdout: Socket;
   readonly stderr: Socket;
   readonly cgroup: Cgroup;
@@ -86,6 +102,12 @@ export class WorkerProcess {
   readonly #envelopes: EnvelopeReader;
   readonly #reader = new FrameReader();
   readonly #host = new FrameWriter(256);
+  /** Sockets that no slot has had yet, by their number from 1 as both sides count them. */
+  readonly #unused: Socket[];
+  readonly #inGvisor: boolean;
+  #directGiven = 0;
+  /** Undefined: no slot here has a channel of its own. */
+  #direct: Map<number, DirectChannel> | undefined;
   readonly #onEnded: (worker: WorkerProcess) => void;
   readonly #onGone: (worker: WorkerProcess) => void;
   #limits: CgroupLimits = { memoryBytes: 0, cpus: 0, pids: 0 };
@@ -100,6 +122,7 @@ export class WorkerProcess {
   #exited = false;
   #channelClosed = false;
   #gone = false;
+  #ending = false;
   #blocked = false;
   #lastCpuMicros = 0;
   #probedMicros = 0;
@@ -125,6 +148,9 @@ export class WorkerProcess {
     this.#onEnded = parts.onEnded;
     this.#onGone = parts.onGone;
     this.#writer = new EnvelopeWriter(parts.channel);
+    this.#unused = [...(parts.direct ?? [])];
+    this.#inGvisor = parts.direct !== undefined;
+    for (const socket of this.#unused) socket.on('error', () => undefined);
     this.#envelopes = new EnvelopeReader((slot, batch) => this.#envelope(slot, batch));
     this.ready = new Promise((resolve, reject) => (this.#ready = { resolve, reject }));
     this.ready.catch(() => undefined);
@@ -210,6 +236,10 @@ export class WorkerProcess {
   send(slot: number, batch: Uint8Array): boolean {
     if (this.#gone || this.#killed !== undefined) return true;
     if (batch.length === 0 || batch.length > MAX_BATCH_BYTES) throw new BulkheadError('INTERNAL', `a batch of ${batch.length} bytes for a worker`);
+    if (this.#direct !== undefined && slot !== 0) {
+      const direct = this.#direct.get(slot);
+      if (direct !== undefined) return this.#sendDirect(slot, direct, batch);
+    }
     this.#writer.send(slot, batch);
     const pending = this.#writer.pendingBytes;
     if (pending > MAX_PENDING_BYTES) this.#end('TIMEOUT', 'the worker does not read its channel');
@@ -217,13 +247,28 @@ export class WorkerProcess {
     return !this.#blocked;
   }
 
+  #sendDirect(slot: number, direct: DirectChannel, batch: Uint8Array): boolean {
+    if (direct.closed || direct.failure !== undefined) return true;
+    direct.writer.send(slot, batch);
+    const pending = direct.writer.pendingBytes;
+    if (pending > MAX_SLOT_PENDING_BYTES) {
+      this.#host.begin(HOST_OP.CLOSE_SLOT).u32(slot).end();
+      this.#sendHost();
+      this.#slotFailed(slot, 'RESOURCE_EXHAUSTED', 'its process reads less than it is sent');
+    }
+    if (pending > HIGH_WATER_BYTES) this.#blocked = true;
+    return !this.#blocked;
+  }
+
   /** Sends now what would leave at the end of this turn. */
   flush(): void {
     this.#writer.flush();
+    if (this.#direct !== undefined) for (const { writer } of this.#direct.values()) writer.flush();
   }
 
   #drained(): void {
     if (!this.#blocked || this.#writer.pendingBytes > HIGH_WATER_BYTES / 2) return;
+    if (this.#direct !== undefined) for (const { writer, closed } of this.#direct.values()) if (!closed && writer.pendingBytes > HIGH_WATER_BYTES / 2) return;
     this.#blocked = false;
     this.onDrain();
   }
@@ -231,28 +276,82 @@ export class WorkerProcess {
   /** Stops reading from the worker: it then blocks, and a slot that goes on flooding fails inside. */
   pauseReading(): void {
     this.#channel.pause();
+    if (this.#direct !== undefined) for (const { socket } of this.#direct.values()) socket.pause();
   }
 
   resumeReading(): void {
     this.#channel.resume();
+    if (this.#direct !== undefined) for (const { socket } of this.#direct.values()) socket.resume();
   }
 
   #sendHost(): void {
     this.send(0, this.#host.take());
   }
 
+  /** What must be there before the slot's next batch goes the way that the batch goes. */
+  #sendHostOf(slot: number): void {
+    const direct = this.#direct?.get(slot);
+    const frame = this.#host.take();
+    if (direct === undefined) this.send(0, frame);
+    else if (!this.#gone && this.#killed === undefined && !direct.closed) direct.writer.send(0, frame);
+  }
+
+  #openDirect(slot: number, socket: Socket): void {
+    const direct: DirectChannel = {
+      socket, writer: new EnvelopeWriter(socket), closed: false, failure: undefined,
+      envelopes: new EnvelopeReader((from, batch) => {
+        if (from === slot) this.#envelope(slot, batch);
+        else this.#misbehaved('a slot spoke for another one');
+      }),
+    };
+    socket.on('data', (chunk: Buffer) => {
+      const wrong = direct.envelopes.push(chunk);
+      if (wrong !== undefined) this.#misbehaved(wrong);
+    });
+    socket.on('drain', () => this.#drained());
+    socket.on('close', () => {
+      direct.closed = true;
+      this.#tellFailure(slot, direct);
+      // Whatever waited for it waits for nothing.
+      this.#drained();
+      this.#finish();
+    });
+    this.#direct ??= new Map();
+    this.#direct.set(slot, direct);
+  }
+
+  /** A slot has failed, as its host or its channel says: what it wrote before that comes first. */
+  #slotFailed(slot: number, code: ErrorCode, message: string): void {
+    const direct = this.#direct?.get(slot);
+    if (direct === undefined) return this.onSlotFailed(slot, code, message);
+    if (direct.failure !== undefined) return;
+    direct.failure = { code, message };
+    if (direct.closed) return this.#tellFailure(slot, direct);
+    setTimeout(() => direct.socket.destroy(), EXIT_GRACE_MS);
+  }
+
+  #tellFailure(slot: number, direct: DirectChannel): void {
+    if (direct.failure === undefined || this.#direct?.get(slot) !== direct) return;
+    this.#direct.delete(slot);
+    this.onSlotFailed(slot, direct.failure.code, direct.failure.message);
+  }
+
   openSlot(slot: number, options: { readonly memoryMiB: number; readonly sessionPrefix: Uint8Array }): void {
     if (options.sessionPrefix.length !== SESSION_PREFIX_BYTES) throw new BulkheadError('INTERNAL', 'a session prefix has 20 octets');
     this.#slotsOpened++;
-    this.#host.begin(HOST_OP.OPEN_SLOT).u32(slot).u32(options.memoryMiB).raw(options.sessionPrefix).end();
+    this.#host.begin(HOST_OP.OPEN_SLOT).u32(slot).u32(options.memoryMiB).raw(options.sessionPrefix);
+    const own = this.#unused.shift();
+    if (own !== undefined) this.#host.u8(++this.#directGiven);
+    this.#host.end();
     this.#sendHost();
+    if (own !== undefined) this.#openDirect(slot, own);
   }
 
   /** Code that lies as `fileName` in `codeDir` already (see `linkCode`). */
   loadCode(slot: number, codeNumber: number, digest: Uint8Array, fileName: string): void {
     if (!FILE_NAME.test(fileName) || digest.length !== 32) throw new BulkheadError('INTERNAL', 'code has a plain file name and a digest of 32 octets');
     this.#host.begin(HOST_OP.LOAD_CODE).u32(slot).u32(codeNumber).raw(digest).str(fileName).end();
-    this.#sendHost();
+    this.#sendHostOf(slot);
   }
 
   /** Shows a code file of the raylet to this worker, by a hard link. */
@@ -268,7 +367,7 @@ export class WorkerProcess {
     const fileName = basename(hostPath);
     this.#link(hostPath, this.objectsDir, fileName);
     this.#host.begin(HOST_OP.ATTACH).u32(slot).u32(attachment).str(fileName).u64(size).end();
-    this.#sendHost();
+    this.#sendHostOf(slot);
   }
 
   #link(hostPath: string, directory: string, fileName: string): void {
@@ -291,6 +390,11 @@ export class WorkerProcess {
   closeSlot(slot: number): void {
     this.#host.begin(HOST_OP.CLOSE_SLOT).u32(slot).end();
     this.#sendHost();
+    const direct = this.#direct?.get(slot);
+    if (direct === undefined) return;
+    this.#direct?.delete(slot);
+    direct.envelopes.stop();
+    direct.socket.destroy();
   }
 
   /**
@@ -364,7 +468,7 @@ export class WorkerProcess {
         const code = reader.str();
         const message = reader.text(4 * MAX_ERROR_MESSAGE_CHARS);
         reader.finish();
-        this.onSlotFailed(slot, isErrorCode(code) && SLOT_FAILURES.has(code) ? code : 'INTERNAL', message);
+        this.#slotFailed(slot, isErrorCode(code) && SLOT_FAILURES.has(code) ? code : 'INTERNAL', message);
         return;
       }
       case HOST_OP.CODE_FAILED: {
@@ -402,7 +506,7 @@ export class WorkerProcess {
     const works = micros - this.#probedMicros >= WORKING_MICROS;
     this.#probedMicros = micros;
     if (works || this.#unanswered < 0) this.#unanswered = 0;
-    else if (this.#unanswered >= UNANSWERED_PROBES) return this.#stuck();
+    else if (this.#unanswered >= (this.#inGvisor ? UNANSWERED_SANDBOX_PROBES : UNANSWERED_PROBES)) return this.#stuck();
     if (works) return;
     this.#unanswered++;
     this.#host.begin(HOST_OP.PING).end();
@@ -418,6 +522,7 @@ export class WorkerProcess {
       // It is gone: its exit tells.
     }
     if (state === 'T' || state === 't') this.#end('CRASHED', 'it was stopped from outside');
+    else if (this.#inGvisor) this.#end('CRASHED', `its sandbox has not answered for ${UNANSWERED_SANDBOX_PROBES} s`);
     else if (state === 'S') this.#end('OUT_OF_MEMORY', 'an isolate stopped in the middle of a call, as V8 does when it has no memory left');
     // Else it waits for a processor or a disk: a busy machine, and no fault of its own.
   }
@@ -437,6 +542,7 @@ export class WorkerProcess {
     if (this.#killed !== undefined || this.#gone) return;
     this.#killed = { reason, detail };
     this.#envelopes.stop();
+    if (this.#direct !== undefined) for (const { envelopes } of this.#direct.values()) envelopes.stop();
     try {
       // PID 1 of the jail: its end is the end of all. The number cannot be another's while the monitor, its parent, has not reaped it.
       if (!this.#exited) process.kill(this.pid, 'SIGKILL');
@@ -449,6 +555,7 @@ export class WorkerProcess {
       if (!this.#exited) this.#monitor.kill('SIGKILL');
     }, MONITOR_GRACE_MS).unref();
     this.#channel.destroy();
+    this.#destroyDirect();
   }
 
   #finish(): void {
@@ -457,9 +564,19 @@ export class WorkerProcess {
     if (!this.#channelClosed) {
       this.#channel.resume();
       setTimeout(() => this.#channel.destroy(), EXIT_GRACE_MS);
+    }
+    if (this.#direct !== undefined) {
+      for (const { socket, closed } of this.#direct.values()) if (!closed) socket.resume();
+    }
+    if (!this.#channelClosed || this.#directOpen()) {
+      if (!this.#ending) {
+        this.#ending = true;
+        setTimeout(() => this.#destroyDirect(), EXIT_GRACE_MS);
+      }
       return;
     }
     this.#gone = true;
+    this.#destroyDirect();
     const exit = this.#reasonOfExit();
     this.#exit = exit;
     this.#ready?.reject(new BulkheadError('UNAVAILABLE', `a worker ended before it was ready: ${exit.detail}`, { cause: this.#output }));
@@ -475,6 +592,16 @@ export class WorkerProcess {
         this.#onGone(this);
       }
     }
+  }
+
+  #directOpen(): boolean {
+    if (this.#direct !== undefined) for (const { closed } of this.#direct.values()) if (!closed) return true;
+    return false;
+  }
+
+  #destroyDirect(): void {
+    for (const socket of this.#unused) socket.destroy();
+    if (this.#direct !== undefined) for (const { socket } of this.#direct.values()) socket.destroy();
   }
 
   #reasonOfExit(): WorkerExit {

@@ -1,8 +1,8 @@
 /**
  * From a description of a Python sandbox to an OCI bundle (pure), and to a running `runsc`. As root the raylet gives each sandbox a user of the host
  * of its own: a private mount namespace shows that user what it may read, then `runsc --rootless` makes the rest. The sandbox has no network,
- * no device of the host, a read-only root, and one channel: descriptor 3.
- * Must never: use the platform kvm; start before the process is in its control group; pass the raylet's environment or a descriptor besides 0 to 3.
+ * no device of the host, a read-only root, and channels that are inherited: descriptor 3 for the whole, and some that slots are given.
+ * Must never: use the platform kvm; start before the process is in its control group; pass the raylet's environment or a descriptor besides those.
  */
 import { spawn, type ChildProcess, type StdioOptions } from 'node:child_process';
 import { chownSync, closeSync, mkdirSync, openSync, statSync, writeFileSync } from 'node:fs';
@@ -21,6 +21,12 @@ const TMP_BYTES = 64 * 2 ** 20;
  */
 const SUPERVISOR_CAPABILITIES = ['CAP_SETUID', 'CAP_SETGID', 'CAP_KILL', 'CAP_SETPCAP'];
 export const GVISOR_LIMITS: ResourceLimits = { openFiles: 4_096, fileBytes: 2 * 2 ** 30 };
+
+/**
+ * Channels that lie ready for slots, one each and never for two: what a slot says need not pass the supervisor then. Later slots are relayed by it.
+ */
+const DIRECT_CHANNELS = 8;
+const FIRST_DIRECT_FD = 5;
 
 export interface SandboxSpec {
   readonly environment: PythonEnvironment;
@@ -89,6 +95,7 @@ export interface SandboxProcess {
   readonly monitor: ChildProcess;
   readonly pid: number;
   readonly channel: Socket;
+  readonly direct: readonly Socket[];
   readonly stdout: Socket;
   readonly stderr: Socket;
   release(): void;
@@ -120,14 +127,15 @@ export function startSandbox(command: SandboxCommand): SandboxProcess {
   const showAll = (binds: readonly Bind[]): Bind[] => binds.map(({ source, target }) => ({ source: show(source), target }));
   const config = ociConfig({ environment: { ...environment, readOnly: showAll(environment.readOnly) }, readOnly: command.readOnly, readWrite: command.readWrite, rootDir });
   writeFileSync(join(bundle, 'config.json'), JSON.stringify(config), { mode: 0o644 });
-  const runsc = [show(command.runsc), '--rootless', ...RUNSC_FLAGS, '--root', state, 'run', '--bundle', bundle, '--pass-fd=3:3', command.name];
+  const directFds = Array.from({ length: DIRECT_CHANNELS }, (_, i) => FIRST_DIRECT_FD + i);
+  const runsc = [show(command.runsc), '--rootless', ...RUNSC_FLAGS, '--root', state, 'run', '--bundle', bundle, '--pass-fd=3:3', ...directFds.map((fd) => `--pass-fd=${fd}:${fd}`), command.name];
   const nothing = openSync('/dev/null', 'r');
   let monitor: ChildProcess;
   try {
-    const stdio: StdioOptions = ['ignore', 'pipe', 'pipe', 'pipe', 'pipe'];
+    const stdio: StdioOptions = ['ignore', 'pipe', 'pipe', 'pipe', 'pipe', ...directFds.map(() => 'pipe' as const)];
     for (const fd of inheritableDescriptors()) {
       while (stdio.length <= fd) stdio.push('ignore');
-      if (fd > 4) stdio[fd] = nothing;
+      if (fd >= FIRST_DIRECT_FD + DIRECT_CHANNELS) stdio[fd] = nothing;
     }
     const env = { PRLIMIT: command.prlimit, SETPRIV: command.setpriv, LIMITS: prlimitArgs(GVISOR_LIMITS).join(' '), PATH: '/usr/sbin:/usr/bin:/sbin:/bin' };
     monitor = hostUid === undefined
@@ -145,5 +153,5 @@ export function startSandbox(command: SandboxCommand): SandboxProcess {
   if (monitor.pid === undefined) throw new BulkheadError('LAYER_MISSING', 'layer gvisor is missing: unshare, prlimit or sh could not be started; install the package util-linux');
   const block = stream(4);
   block.on('error', () => undefined);
-  return { monitor, pid: monitor.pid, channel: stream(3), stdout: stream(1), stderr: stream(2), release: () => void block.end('go\n') };
+  return { monitor, pid: monitor.pid, channel: stream(3), direct: directFds.map(stream), stdout: stream(1), stderr: stream(2), release: () => void block.end('go\n') };
 }
