@@ -90,6 +90,7 @@ export const SIZE_ROWS: readonly SizeRow[] = [
   { name: 'idle cluster processor use', unit: '% of a core', of: (s) => s.idleCpus * 100 },
   { name: 'actor creation', unit: 'actors/s', of: (s) => s.actorsPerSecond, floor: { kind: 'ratio', value: 40 } },
   { name: 'memory per idle actor', unit: 'MiB', of: (s) => s.bytesPerActor / MIB, floor: { kind: 'part', value: 1 / 15 } },
+  { name: '100,000 queued tasks, memory', unit: 'MiB', of: (s) => s.queuedBytes / MIB, floor: { kind: 'most', value: 512 } },
 ];
 
 const note = (text: string): void => void process.stderr.write(`${text}\n`);
@@ -136,8 +137,17 @@ async function measureRow(drivers: Drivers, row: Row, options: Options, ray: ((s
 async function rateRows(options: Options, python: string | undefined, report: (result: RowResult) => void): Promise<void> {
   const rows = ROWS.filter((row) => options.wanted(row.name));
   if (rows.length === 0) return;
-  await using cluster = await startCluster({ nodeArgs: options.nodeArgs });
-  await using drivers = new Drivers(cluster, options.nodeArgs);
+  await using clusters = new AsyncDisposableStack();
+  const started = new Map<number, Promise<Drivers>>();
+  // Rows of several nodes have a cluster of their own, which idles while others are measured only if it is there already.
+  const driversFor = ({ raylets = 1 }: Row): Promise<Drivers> => {
+    let drivers = started.get(raylets);
+    if (drivers === undefined) {
+      drivers = startCluster({ nodeArgs: options.nodeArgs, ...(raylets === 1 ? {} : { raylets, cpus: 1 }) }).then((cluster) => clusters.use(new Drivers(clusters.use(cluster), options.nodeArgs)));
+      started.set(raylets, drivers);
+    }
+    return drivers;
+  };
   const done = new Set<string>();
   const wantedOfRay = rows.filter((row) => row.ray).map((row) => row.name);
   if (python !== undefined && wantedOfRay.length > 0) {
@@ -150,7 +160,7 @@ async function rateRows(options: Options, python: string | undefined, report: (r
         let failed = false;
         if (row !== undefined) {
           done.add(row.name);
-          report(await measureRow(drivers, row, options, async (seconds) => {
+          report(await measureRow(await driversFor(row), row, options, async (seconds) => {
             try {
               return (await ray.ask({ do: 'run', seconds })).rate ?? Number.NaN;
             } catch (thrown) {
@@ -175,12 +185,12 @@ async function rateRows(options: Options, python: string | undefined, report: (r
       const starting = rayClient(python).then((started) => (remote = started));
       starting.catch(() => undefined);
       try {
-        report(await measureRow(drivers, row, options, async (seconds) => (await starting).get(seconds)));
+        report(await measureRow(await driversFor(row), row, options, async (seconds) => (await starting).get(seconds)));
       } finally {
         await starting.catch(() => undefined);
         await remote?.stop();
       }
-    } else report(await measureRow(drivers, row, options, undefined));
+    } else report(await measureRow(await driversFor(row), row, options, undefined));
   }
 }
 

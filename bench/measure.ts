@@ -1,13 +1,26 @@
 /** Stopwatch and scales of the bench: rates over bounded slices, medians, and the memory of process trees as /proc tells it. */
 import { readdirSync, readFileSync } from 'node:fs';
 
-/** Operations a second over one slice of `seconds`; at least one step, the last one whole. A step says how many operations it was. */
-export async function sliceRate(step: () => Promise<number>, seconds: number): Promise<number> {
+/** A step that had to prepare something first: how many operations it was, and how long those took. */
+export interface Timed {
+  readonly done: number;
+  readonly ms: number;
+}
+
+/** Operations a second over one slice of `seconds`; at least one step, the last one whole. A step says how many operations it was; what it does not count is left out of the time. */
+export async function sliceRate(step: () => Promise<number | Timed>, seconds: number): Promise<number> {
   const start = performance.now();
   let done = 0;
+  let besideMs = 0;
   for (;;) {
-    done += await step();
-    const elapsedMs = performance.now() - start;
+    const before = performance.now();
+    const took = await step();
+    if (typeof took === 'number') done += took;
+    else {
+      done += took.done;
+      besideMs += performance.now() - before - took.ms;
+    }
+    const elapsedMs = performance.now() - start - besideMs;
     if (elapsedMs >= seconds * 1_000) return (done / elapsedMs) * 1_000;
   }
 }
@@ -19,7 +32,7 @@ export interface Latencies {
 }
 
 /** One step after the other for `seconds`: how long they took. */
-export async function latencies(step: () => Promise<number>, seconds: number): Promise<Latencies> {
+export async function latencies(step: () => Promise<unknown>, seconds: number): Promise<Latencies> {
   const times: number[] = [];
   for (const start = performance.now(); performance.now() - start < seconds * 1_000; ) {
     const before = performance.now();

@@ -20,6 +20,15 @@ ANSWERS = os.fdopen(os.dup(1), "w")
 # Of one call, as in rows.ts.
 STREAM_ITEMS = 10_000
 STREAMING = "single client streaming generator items"
+BROADCAST = "broadcast of 100 MB to 3 raylets"
+OWN = {STREAMING, BROADCAST}
+# As in rows.ts.
+BROADCAST_NODES = 4
+LARGE_BYTES = 100 * 2**20
+
+
+class Timed(float):
+    """Seconds that a call says it took itself: what it had to prepare is left out."""
 
 
 def say(**answer):
@@ -36,12 +45,16 @@ def slice_rate(fn, multiplier, seconds):
     """Calls a second over one slice; at least one call, the last one whole."""
     start = time.perf_counter()
     count = 0
+    beside = 0.0
     while True:
-        fn()
+        before = time.perf_counter()
+        took = fn()
         count += 1
         now = time.perf_counter()
-        if now - start >= seconds:
-            return multiplier * count / (now - start)
+        if isinstance(took, Timed):
+            beside += now - before - took
+        if now - start - beside >= seconds:
+            return multiplier * count / (now - start - beside)
 
 
 def microbenchmark(wanted):
@@ -66,7 +79,7 @@ def microbenchmark(wanted):
     ray_perf.timeit = timeit
     ray_client_microbenchmark.timeit = timeit
     # Ray prepares all of its rows, measured or not: that takes minutes.
-    if wanted is None or wanted - {STREAMING}:
+    if wanted is None or wanted - OWN:
         ray_perf.main()
     own_rows(wanted, timeit)
     say(done=True)
@@ -74,8 +87,13 @@ def microbenchmark(wanted):
 
 def own_rows(wanted, timeit):
     """Rows that `ray microbenchmark` does not have."""
-    if wanted is not None and STREAMING not in wanted:
-        return
+    if wanted is None or STREAMING in wanted:
+        streaming(timeit)
+    if wanted is None or BROADCAST in wanted:
+        broadcast(timeit)
+
+
+def streaming(timeit):
     import ray
 
     ray.init(logging_level="WARNING", log_to_driver=False, ignore_reinit_error=True)
@@ -91,6 +109,45 @@ def own_rows(wanted, timeit):
 
     timeit(STREAMING, stream, STREAM_ITEMS)
     ray.shutdown()
+
+
+def broadcast(timeit):
+    """Several nodes of one machine, as Ray's own tests start them."""
+    import numpy as np
+    import ray
+    from ray.cluster_utils import Cluster
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    room = {"num_cpus": 1, "object_store_memory": 10 * LARGE_BYTES}
+    cluster = Cluster(initialize_head=True, head_node_args=room)
+    try:
+        for _ in range(BROADCAST_NODES - 1):
+            cluster.add_node(**room)
+        ray.init(address=cluster.address, logging_level="WARNING", log_to_driver=False)
+        cluster.wait_for_nodes()
+        here = ray.get_runtime_context().get_node_id()
+
+        @ray.remote(num_cpus=1)
+        def size(array):
+            return array.nbytes
+
+        others = [node["NodeID"] for node in ray.nodes() if node["NodeID"] != here]
+        readers = [size.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)) for node in others]
+        ray.get([read.remote(np.zeros(1)) for read in readers])
+        array = np.zeros(LARGE_BYTES // 8, dtype=np.int64)
+
+        def everywhere():
+            ref = ray.put(array)
+            start = time.perf_counter()
+            sizes = ray.get([read.remote(ref) for read in readers])
+            took = time.perf_counter() - start
+            assert sizes == [LARGE_BYTES] * len(readers)
+            return Timed(took)
+
+        timeit(BROADCAST, everywhere, len(readers) * LARGE_BYTES / 1e9)
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
 
 
 def extras():
@@ -131,6 +188,22 @@ def extras():
         elif do == "drop":
             for actor in kept.pop("actors", []):
                 ray.kill(actor)
+            say(ok=True)
+        elif do == "block":
+            # All cpus are taken for so long.
+            @ray.remote
+            def block(seconds):
+                time.sleep(seconds)
+
+            kept["blockers"] = [block.remote(command["seconds"]) for _ in range(int(ray.cluster_resources()["CPU"]))]
+            say(ok=True)
+        elif do == "queue":
+
+            @ray.remote
+            def small_value():
+                return b"ok"
+
+            kept["queued"] = [small_value.remote() for _ in range(command["count"])]
             say(ok=True)
         elif do == "client":
             # As Ray's own rows of its client do it: server and client in one process, gRPC between them.

@@ -4,10 +4,11 @@
  */
 import { randomUUID } from 'node:crypto';
 import { availableParallelism } from 'node:os';
+import type { Timed } from './measure.ts';
 import type { ActorHandle, Cluster, ObjectRef, RemoteClass, RemoteModule } from '../src/sdk/sdk.ts';
 
 type Workload = typeof import('./workload.ts');
-export type Step = () => Promise<number>;
+export type Step = () => Promise<number | Timed>;
 
 /** What a driver gives a row. */
 export interface RowContext {
@@ -25,6 +26,8 @@ export interface Row {
   readonly unit: 'calls/s' | 'items/s' | 'GB/s';
   /** Driver processes that run the step at once. */
   readonly drivers: number;
+  /** Nodes that it needs; else one. They have a cpu each. */
+  readonly raylets?: number;
   /** Whether the drivers belong to two tenants in turn; else to one. */
   readonly tenants?: 2;
   /** Whether `ray microbenchmark` has the row; `own`: it has not, and `ray_rows.py` does the same on Ray. */
@@ -212,6 +215,27 @@ async function placementGroups({ cluster }: RowContext): Promise<Step> {
   };
 }
 
+/** Nodes of the cluster, one of which the driver is connected to, and which has the object. */
+const BROADCAST_NODES = 4;
+
+/** From a task's submission on each of the other nodes until all of them have read a fresh object; putting it does not count. */
+async function broadcast({ cluster, module }: RowContext): Promise<Step> {
+  const others = times(BROADCAST_NODES, (i) => `node-${i + 1}`).filter((node) => node !== cluster.nodeId);
+  const readers = others.map((node) => module.size.options({ nodeAffinity: node, memory: '1GiB' }));
+  await cluster.get(readers.map((read) => read(new Uint8Array(1))));
+  const bytes = new Uint8Array(LARGE_BYTES);
+  return async () => {
+    const ref = await cluster.put(bytes);
+    await cluster.wait([ref]);
+    const start = performance.now();
+    const sizes = await cluster.get(readers.map((read) => read(ref)));
+    const ms = performance.now() - start;
+    if (sizes.some((size) => size !== LARGE_BYTES)) throw new Error('a node has read something else');
+    cluster.release(ref);
+    return { done: (others.length * LARGE_BYTES) / 1e9, ms };
+  };
+}
+
 const calls = 'calls/s';
 const one = { unit: calls, drivers: 1, ray: true } as const;
 const many = { unit: calls, drivers: MULTI_CLIENTS, ray: true } as const;
@@ -251,6 +275,7 @@ export const ROWS: readonly Row[] = [
   { ...one, name: 'client: tasks and get batch', prepare: taskBatch(() => 1) },
   // Not in Ray's list.
   { ...one, name: 'single client streaming generator items', unit: 'items/s', ray: 'own', floor: 5, prepare: streamItems },
+  { ...one, name: 'broadcast of 100 MB to 3 raylets', unit: 'GB/s', ray: 'own', raylets: BROADCAST_NODES, floor: 0.5, prepare: broadcast },
   { ...one, name: 'client: get gigabytes', unit: 'GB/s', ray: false, floor: 2, prepare: getLarge },
   { ...one, name: 'single client get calls, from the raylet', ray: false, prepare: getFromRaylet(1) },
   { ...one, name: 'single client get calls, from the raylet, 1000 in flight', ray: false, prepare: getFromRaylet(BATCH) },

@@ -1,5 +1,5 @@
 /** Rows that `ray microbenchmark` does not have: start to ready, memory at rest, actors' creation and memory, large values through Ray Client. */
-import { startCluster } from './cluster.ts';
+import { startCluster, type BenchCluster } from './cluster.ts';
 import { Driver } from './drivers.ts';
 import { median, processorSeconds, processTree, proportionalBytes, sleep } from './measure.ts';
 import { RayProcess } from './ray.ts';
@@ -8,6 +8,9 @@ import { LARGE_BYTES } from './rows.ts';
 /** As many actors as an answer in a few seconds allows on either side. */
 const ACTORS = 200;
 const RAY_ACTORS = 20;
+/** Tasks that wait behind some that keep the cpus for so long. */
+const QUEUED = 100_000;
+const BLOCK_MS = 20_000;
 const SETTLE_MS = 2_000;
 const IDLE_WATCH_MS = 3_000;
 
@@ -18,9 +21,11 @@ export interface Sizes {
   readonly idleCpus: number;
   readonly actorsPerSecond: number;
   readonly bytesPerActor: number;
+  /** What cluster and driver grow by when so many tasks wait. */
+  readonly queuedBytes: number;
 }
 
-const LOWER: readonly (keyof Sizes)[] = ['readyMs', 'idleBytes', 'idleCpus', 'actorsPerSecond', 'bytesPerActor'];
+const LOWER: readonly (keyof Sizes)[] = ['readyMs', 'idleBytes', 'idleCpus', 'actorsPerSecond', 'bytesPerActor', 'queuedBytes'];
 
 export function medianSizes(all: readonly Sizes[]): Sizes {
   return Object.fromEntries(LOWER.map((key) => [key, median(all.map((s) => s[key]))])) as unknown as Sizes;
@@ -47,7 +52,26 @@ export async function bulkheadSizes(actors = ACTORS): Promise<Sizes> {
     const actorsPerSecond = await driver.ask({ do: 'create-actors', count: actors });
     await sleep(SETTLE_MS);
     const bytesPerActor = (proportionalBytes(tree()) - before) / actors;
-    return { readyMs: cluster.readyMs, idleBytes, idleCpus: idle, actorsPerSecond, bytesPerActor };
+    await driver.stop();
+    return { readyMs: cluster.readyMs, idleBytes, idleCpus: idle, actorsPerSecond, bytesPerActor, queuedBytes: await queuedBytes(cluster, tree) };
+  } finally {
+    await driver.stop();
+  }
+}
+
+/** Submitted by a driver of its own, whose memory counts too: in Ray the queue is there. All of them are run in the end. */
+async function queuedBytes(cluster: BenchCluster, tree: () => number[]): Promise<number> {
+  const driver = new Driver(cluster.profiles.acme);
+  try {
+    await driver.ask({ do: 'queue', count: 0, blockers: 2, ms: 1 });
+    await driver.ask({ do: 'queue', count: 0, blockers: 2, ms: BLOCK_MS });
+    await sleep(SETTLE_MS);
+    const before = proportionalBytes([...tree(), driver.pid]);
+    await driver.ask({ do: 'queue', count: QUEUED, blockers: 0, ms: 0 });
+    await sleep(SETTLE_MS);
+    const bytes = proportionalBytes([...tree(), driver.pid]) - before;
+    await driver.ask({ do: 'drain' });
+    return bytes;
   } finally {
     await driver.stop();
   }
@@ -64,7 +88,14 @@ export async function raySizes(python: string, actors = RAY_ACTORS): Promise<Siz
     const idle = await idleCpus(tree());
     const { rate = Number.NaN } = await ray.ask({ do: 'actors', count: actors });
     await sleep(SETTLE_MS);
-    return { readyMs, idleBytes, idleCpus: idle, actorsPerSecond: rate, bytesPerActor: (proportionalBytes(tree()) - idleBytes) / actors };
+    const bytesPerActor = (proportionalBytes(tree()) - idleBytes) / actors;
+    await ray.ask({ do: 'drop' });
+    await ray.ask({ do: 'block', seconds: (4 * BLOCK_MS) / 1_000 });
+    await sleep(SETTLE_MS);
+    const before = proportionalBytes([...tree(), ray.pid]);
+    await ray.ask({ do: 'queue', count: QUEUED });
+    await sleep(SETTLE_MS);
+    return { readyMs, idleBytes, idleCpus: idle, actorsPerSecond: rate, bytesPerActor, queuedBytes: proportionalBytes([...tree(), ray.pid]) - before };
   } finally {
     await ray.stop();
   }

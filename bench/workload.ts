@@ -11,6 +11,18 @@ export async function* smallValues(n: number): AsyncGenerator<Uint8Array> {
   for (let i = 0; i < n; i++) yield OK;
 }
 
+/** Keeps its cpu for so long. */
+export async function block(ms: number): Promise<number> {
+  await new Promise<void>((resolve) => {
+    setTimeout(() => resolve(), ms);
+  });
+  return ms;
+}
+
+export function size(bytes: Uint8Array): number {
+  return bytes.length;
+}
+
 export async function smallValueBatch(n: number): Promise<number> {
   const remote = task(smallValue);
   await get(Array.from({ length: n }, () => remote()));
