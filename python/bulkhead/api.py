@@ -520,6 +520,8 @@ def unpack_arguments(octets: Any, deps: list[tuple[int, Any]]) -> tuple[list[Any
     packed = values.decode(octets)
     if isinstance(packed, list):
         for position, value in deps:
+            if position >= len(packed):
+                raise BulkheadError("INVALID_ARGUMENT", "malformed frame: the place of an argument is out of range")
             packed[position] = value
         return packed, {}
     args, kwargs = packed

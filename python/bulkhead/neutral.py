@@ -20,6 +20,7 @@ _STACK_CHARS = 16_000
 _SAFE = 2**53 - 1
 # A buffer of this size is not copied into the octets around it.
 _APART = 4_096
+_COLLISIONS = 256
 _EPOCH, _BIG, _NEGATIVE_BIG, _SHARED, _REFERENCE, _REGEXP, _ROWS, _UINT8, _COLUMNS = 1, 2, 3, 28, 29, 35, 40, 64, 1040
 _SET, _MAP = 258, 259
 _REF, _ACTOR, _ERROR, _UTF16, _ARRAY_BUFFER, _DATA_VIEW, _SPARSE, _REGEXP_FLAGS, _DATE_MS, _ARROW = range(0x4248, 0x4252)
@@ -374,7 +375,7 @@ _PENDING = object()
 
 
 class _Decoder:
-    __slots__ = ("view", "at", "end", "refs", "shared", "_checked")
+    __slots__ = ("view", "at", "end", "refs", "shared", "_checked", "_keys_left")
 
     def __init__(self, view: memoryview, refs: Refs | None, checked: bool) -> None:
         self.view = view
@@ -383,6 +384,8 @@ class _Decoder:
         self.refs = refs
         self.shared: list[Any] = []
         self._checked = checked
+        # Elements of keys that are made of lists: no more than the value has octets, or shared lists would grow without end.
+        self._keys_left = self.end
 
     def refuse(self, what: str) -> BulkheadError:
         return BulkheadError("INVALID_ARGUMENT", f"malformed value at octet {self.at}: {what}")
@@ -524,8 +527,11 @@ class _Decoder:
             elements: set[Any] = set()
             if slot >= 0:
                 self.shared[slot] = elements
-            for _ in range(n):
-                elements.add(self.hashable(self.value(depth + 1, -1), "an element of a set"))
+            hashes: set[int] = set()
+            for i in range(n):
+                element = self.hashable(self.value(depth + 1, -1), "an element of a set")
+                self.spread(hashes, element, i)
+                elements.add(element)
             if len(elements) != n:
                 raise self.refuse("an element of a set comes twice, as Python compares (1, 1.0 and True are equal)")
             return elements
@@ -534,8 +540,10 @@ class _Decoder:
             found: dict[Any, Any] = {}
             if slot >= 0:
                 self.shared[slot] = found
-            for _ in range(n):
+            hashes = set()
+            for i in range(n):
                 key = self.hashable(self.value(depth + 1, -1), "a key of a map")
+                self.spread(hashes, key, i)
                 found[key] = self.value(depth + 1, -1)
             if len(found) != n:
                 raise self.refuse("a key of a map comes twice, as Python compares (1, 1.0 and True are equal)")
@@ -578,12 +586,21 @@ class _Decoder:
     def hashable(self, value: Any, what: str) -> Any:
         if type(value) is list:
             # What was a tuple in Python.
+            self._keys_left -= len(value) + 1
+            if self._keys_left < 0:
+                raise self.refuse(f"{what} is larger than what it is made of")
             value = tuple(self.hashable(item, what) for item in value)
         try:
             hash(value)
         except TypeError:
             raise self.refuse(f"{what} is a {type(value).__name__}, which cannot be one in Python: use text or numbers") from None
         return value
+
+    def spread(self, hashes: set[int], key: Any, n: int) -> None:
+        """Numbers chosen so that Python finds them by one hash would take hours to be looked up."""
+        hashes.add(hash(key))
+        if n - len(hashes) > _COLLISIONS:
+            raise self.refuse(f"more than {_COLLISIONS} keys have hashes of others")
 
     def date(self, given: Any, per_second: int) -> datetime.datetime:
         if isinstance(given, bool) or not isinstance(given, (int, float)):
@@ -629,12 +646,15 @@ class _Decoder:
             if not _LITTLE:
                 raise self.refuse("arrays cannot be read here without numpy") from None
             flat = octets.cast(form)
-            return flat if shape is None else flat.cast("B").cast(form, shape) if not columns and shape and math.prod(shape) else flat
+            return flat if shape is None or columns or not math.prod(shape) else flat.cast("B").cast(form, shape)
         made = np.frombuffer(octets, dtype=np.dtype(dtype)) if len(octets) else np.empty(0, np.dtype(dtype))
         if not made.flags.aligned:
             made = made.copy()
         if shape is not None:
-            made = made.reshape(shape, order="F" if columns else "C")
+            try:
+                made = made.reshape(shape, order="F" if columns else "C")
+            except (ValueError, OverflowError, MemoryError):
+                raise self.refuse("an array has a shape that numpy does not have") from None
         made.flags.writeable = False
         return made
 
@@ -662,7 +682,16 @@ class _Decoder:
         if tuple(int(p) for p in pa.__version__.split(".")[:3] if p.isdigit()) < (14, 0, 1):
             raise BulkheadError("INVALID_ARGUMENT", f"pyarrow {pa.__version__} runs code out of schemas: Arrow tables need 14.0.1 or newer")
         try:
-            with pa.ipc.open_stream(pa.py_buffer(octets)) as reader:
+            stream = pa.py_buffer(octets)
+            messages = pa.ipc.MessageReader.open_stream(stream)
+            while True:
+                try:
+                    message = messages.read_next_message()
+                except StopIteration:
+                    break
+                if _is_compressed(memoryview(message.metadata)):
+                    raise self.refuse("an Arrow table that is compressed, which may be of any size: write it without compression")
+            with pa.ipc.open_stream(stream) as reader:
                 for field in _fields(reader.schema):
                     if field.metadata is not None and field.metadata.get(b"ARROW:extension:name") == b"arrow.py_extension_type":
                         raise self.refuse("an Arrow schema names a pickled type")
@@ -677,6 +706,39 @@ class _Decoder:
 
 # Ours, of Python programs among themselves (values.py).
 _PICKLE_TAG = 0x424B5059
+
+
+def _is_compressed(metadata: memoryview) -> bool:
+    """Whether the message is a batch (or a dictionary) whose buffers are compressed, by its flatbuffer: what pyarrow does not tell."""
+
+    def u16(at: int) -> int:
+        return int(struct.unpack_from("<H", metadata, at)[0])
+
+    def u32(at: int) -> int:
+        return int(struct.unpack_from("<I", metadata, at)[0])
+
+    def field(table: int, n: int) -> int:
+        layout = table - int(struct.unpack_from("<i", metadata, table)[0])
+        offset = u16(layout + 4 + 2 * n) if 4 + 2 * n < u16(layout) else 0
+        return table + offset if offset else 0
+
+    root = u32(0)
+    kind = field(root, 1)
+    header = field(root, 2)
+    of = metadata[kind] if kind else 0
+    if of not in (_DICTIONARY, _BATCH) or not header:
+        return False
+    batch = header + u32(header)
+    if of == _DICTIONARY:
+        data = field(batch, 1)
+        if not data:
+            return False
+        batch = data + u32(data)
+    return field(batch, 3) != 0
+
+
+# Kinds of Arrow's messages.
+_DICTIONARY, _BATCH = 2, 3
 
 
 def _fields(schema: Any) -> Any:

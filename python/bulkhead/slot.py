@@ -678,7 +678,7 @@ class Slot:
         if isinstance(thrown, Cancelled) or (of.over and isinstance(thrown, asyncio.CancelledError)):
             return self._failure(of, "CANCELLED", "the call was cancelled", "")
         if isinstance(thrown, BulkheadError):
-            code = thrown.code if thrown.code in ("INVALID_ARGUMENT", "RESOURCE_EXHAUSTED") else "TASK_FAILED"
+            code = thrown.code if thrown.code in ("INVALID_ARGUMENT", "RESOURCE_EXHAUSTED", "DENIED") else "TASK_FAILED"
         if isinstance(thrown, RayTaskError) and thrown.cause is not None:
             thrown = thrown.cause
         message, stack = describe_failure(thrown, plain=of.plain)

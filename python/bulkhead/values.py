@@ -183,6 +183,9 @@ def decode(octets: bytes | bytearray | memoryview, foreign: bool = False) -> Any
             return pickle.loads(memoryview(octets)[_PREFIX + _HEAD.size :])
     view = memoryview(octets).toreadonly()
     if view[: len(TAG)] != TAG:
+        if foreign and len(view) > 1 and not any(view[:16]):
+            # What a raylet did not let across the wall is zeros.
+            raise BulkheadError("DENIED", "the value carries code or was changed by its owner: it did not leave its tenant")
         return neutral.decode(view, refs, foreign)
     if foreign:
         raise BulkheadError("DENIED", "a value of another tenant that carries code (a pickle) is never read: its owner can share it as data, with Neutral(value), a numpy array or an Arrow table")
