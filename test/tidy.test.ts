@@ -27,10 +27,11 @@ const FACES: Readonly<Record<string, readonly string[]>> = {
   audit: ['audit-store.ts', 'audit-query.ts', 'audit-usage.ts', 'audit-export.ts', 'audit-verify.ts', 'checkpoint-signer.ts', 'core/note.ts', 'core/record-lines.ts'],
   objects: ['object-files.ts', 'spill-files.ts'],
   sandbox: ['worker-pool.ts', 'worker-process.ts', 'jail/layers.ts', 'jail/cgroup.ts', 'gvisor/runsc.ts', 'gvisor/python-environment.ts'],
-  sdk: ['sdk.ts', 'runtime.ts', 'actor-pool.ts', 'queue.ts', 'head-client.ts', 'remote-types.ts', 'python-program.ts', 'bundle.ts'],
+  sdk: ['sdk.ts', 'runtime.ts', 'actor-pool.ts', 'queue.ts', 'head-client.ts', 'remote-types.ts', 'python-program.ts', 'owned-job.ts', 'job-log.ts', 'grpc-transport.ts', 'bundle.ts'],
   // Processes: they are started, and meet the others in proto/.
   gcs: [],
   raylet: [],
+  gateway: [],
   cli: [],
 };
 
@@ -53,7 +54,7 @@ interface ImportRule {
 const IMPORT_RULES: readonly ImportRule[] = [
   { files: ['src/base/'], may: [] },
   // A core decides about its own area's things, in the vocabulary of base.
-  ...['audit', 'authz', 'gcs', 'pki', 'raylet', 'sandbox'].map((area) => ({ files: [`src/${area}/core/`], may: ['base'], ownOnly: [`src/${area}/core/`] })),
+  ...['audit', 'authz', 'gateway', 'gcs', 'pki', 'raylet', 'sandbox'].map((area) => ({ files: [`src/${area}/core/`], may: ['base'], ownOnly: [`src/${area}/core/`] })),
   // These meet rpc through the ports of src/base and src/rpc/ports.ts, whose shapes they have without importing them.
   { files: ['src/rpc/', 'src/pki/', 'src/authz/', 'src/audit/', 'src/objects/'], may: ['base'] },
   // The prelude is the guest's half of the SDK; nothing of the host gets in.
@@ -67,6 +68,8 @@ const IMPORT_RULES: readonly ImportRule[] = [
   { files: ['src/raylet/'], may: ['base', 'rpc', 'sandbox', 'objects'] },
   { files: SHARED_WITH_ISOLATES, may: ['base'], ownOnly: SHARED_WITH_ISOLATES },
   { files: ['src/sdk/'], may: ['base', 'rpc', 'pki'] },
+  // A client of head and raylets like any other, with a socket of its own.
+  { files: ['src/gateway/'], may: ['base', 'rpc', 'pki', 'sdk'] },
   // Verifies exports, checks policies and reads layers on this machine, so it knows more than the protocol; never a process's inside.
   { files: ['src/cli/'], may: ['base', 'rpc', 'pki', 'authz', 'audit', 'sandbox', 'sdk'] },
   // A user's programs see what a user sees.
@@ -89,7 +92,7 @@ const PACKAGE_HOMES: Readonly<Record<string, readonly string[]>> = {
   yaml: ['src/authz/policy-file.ts', 'src/authz/methods.ts', 'test/'],
   jose: ['src/pki/', 'test/'],
   zod: ['src/', 'test/'],
-  pino: ['src/gcs/', 'src/raylet/'],
+  pino: ['src/gcs/', 'src/raylet/', 'src/gateway/'],
   commander: ['src/cli/program.ts', 'bench/'],
   esbuild: ['src/sdk/bundle.ts', 'src/sandbox/bundle-cache.ts', 'scripts/', 'bench/control-raylet.ts', 'test/'],
   acorn: ['src/sdk/', 'test/'],

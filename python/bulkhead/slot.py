@@ -131,6 +131,7 @@ class Slot:
         self._instance: Any = None
         # The call of a job's program: threads that the program starts are part of it.
         self._program: Exec | None = None
+        self._lines_planned = False
         self._staged = 0
         self._loop: asyncio.AbstractEventLoop | None = None
         # An actor with async methods runs all of them in its event loop, as in Ray; its constructor says so.
@@ -702,6 +703,20 @@ class Slot:
         self.core_write(f.frame(f.LOG, f.u32(number), f.u8(stream), line.encode("utf-8", "replace")[:65_536]))
         if time.monotonic() - self.flushed_at > LOG_SECONDS:
             self.flush()
+        elif self._program is not None and not self._lines_planned:
+            # A program may print and then sleep: its lines are seen all the same.
+            self._lines_planned = True
+            late = threading.Timer(LOG_SECONDS, self._late_lines)
+            late.daemon = True
+            late.start()
+
+    def _late_lines(self) -> None:
+        self._lines_planned = False
+        try:
+            self.flush()
+        except OSError:
+            # The sandbox ends.
+            pass
 
 
 def _mapped(path: str, size: int) -> memoryview:

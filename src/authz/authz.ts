@@ -6,6 +6,6 @@ export { diagnosticText, type Diagnostic, type PolicyDocument } from './core/pol
 export { EMPTY_SNAPSHOT, parseSnapshot, snapshotText, type PolicySnapshot } from './core/snapshot.ts';
 export { createDecisionPoint, LiveDecisionPoint } from './decision-point.ts';
 export { explain, explanationText, rolesOf, whoCan, type Explanation, type WhoCan } from './explain.ts';
-export { CHANNEL_CALLS, methodTable, parseMethods, targetOf, type AuditClass, type ChannelCall, type ChannelRow, type MethodFile, type MethodRow, type MethodTable, type MethodTarget } from './methods.ts';
+export { CHANNEL_CALLS, GATEWAY_CALLS, methodTable, parseMethods, targetOf, type AuditClass, type ChannelCall, type ChannelRow, type GatewayCall, type GatewayRow, type MethodFile, type MethodRow, type MethodTable, type MethodTarget } from './methods.ts';
 export { builtinMethods, defaultPolicy } from './builtin-policies.ts';
 export { ATTRIBUTES_OF_KIND, KIND_OF_ACTION } from './core/vocabulary.ts';

@@ -22,6 +22,10 @@ export const CHANNEL_CALLS = [
 ] as const;
 export type ChannelCall = (typeof CHANNEL_CALLS)[number];
 
+/** Requests of HTTP clients (src/gateway); each needs a row. */
+export const GATEWAY_CALLS = ['version', 'list-jobs', 'submit-job', 'get-job', 'delete-job', 'stop-job', 'read-logs', 'get-package', 'put-package'] as const;
+export type GatewayCall = (typeof GATEWAY_CALLS)[number];
+
 export interface MethodTarget {
   readonly action: Action;
   readonly resource: ResourceKind;
@@ -50,17 +54,23 @@ export interface ChannelRow extends Row {
   readonly tenant: 'own' | 'target';
 }
 
+export interface GatewayRow extends Row {
+  readonly call: GatewayCall;
+}
+
 const target = { action: z.enum(ACTIONS), resource: z.enum(RESOURCE_KINDS) };
 const field = z.string().regex(/^request\.[a-z][a-z0-9_]*$/, "must be 'request.<field>'");
 const common = { callers: z.array(z.enum(CALLER_KINDS)), audit: z.enum(AUDIT_CLASSES) };
 const rpc = { ...common, tenant: z.union([z.enum(['own', 'none']), field]), name: field.optional() };
 const row = z.union([z.strictObject({ ...target, ...rpc }), z.strictObject({ by: field, cases: z.record(z.string().regex(/^[a-z]+(?:-[a-z]+)*$/), z.strictObject(target)), ...rpc })]);
 const channelRow = z.strictObject({ ...target, ...common, tenant: z.enum(['own', 'target']) });
-const file = z.strictObject({ version: z.literal(1), rpc: z.record(z.string(), row), channel: z.partialRecord(z.enum(CHANNEL_CALLS), channelRow), reserved: z.array(z.enum(ACTIONS)) });
+const gatewayRow = z.strictObject({ ...target, ...common });
+const file = z.strictObject({ version: z.literal(1), rpc: z.record(z.string(), row), channel: z.partialRecord(z.enum(CHANNEL_CALLS), channelRow), gateway: z.partialRecord(z.enum(GATEWAY_CALLS), gatewayRow).default({}), reserved: z.array(z.enum(ACTIONS)) });
 
 export interface MethodFile {
   readonly rows: readonly MethodRow[];
   readonly channel: readonly ChannelRow[];
+  readonly gateway: readonly GatewayRow[];
   /** Actions of the vocabulary that nothing asks for yet. */
   readonly reserved: readonly Action[];
 }
@@ -82,12 +92,16 @@ export function parseMethods(text: string): MethodFile {
   }
   const parsed = file.safeParse(content);
   if (!parsed.success) return refuse(z.prettifyError(parsed.error));
-  const { rpc: rpcs, channel, reserved } = parsed.data;
+  const { rpc: rpcs, channel, gateway, reserved } = parsed.data;
   return {
     rows: Object.entries(rpcs).map(([method, r]) => rowOf(method, r)),
     channel: Object.entries(channel).map(([call, r]) => {
       agree(`channel call '${call}'`, r);
       return Object.freeze({ ...r, call: call as ChannelCall, callers: Object.freeze([...new Set(r.callers)]) });
+    }),
+    gateway: Object.entries(gateway).map(([call, r]) => {
+      agree(`gateway call '${call}'`, r);
+      return Object.freeze({ ...r, call: call as GatewayCall, callers: Object.freeze([...new Set(r.callers)]) });
     }),
     reserved,
   };
@@ -119,24 +133,27 @@ export interface MethodTable {
   /** By full name: what an RPC server is built with. */
   readonly methods: ReadonlyMap<string, MethodRow>;
   readonly channel: ReadonlyMap<ChannelCall, ChannelRow>;
+  readonly gateway: ReadonlyMap<GatewayCall, GatewayRow>;
 }
 
 /**
  * Rows for exactly the methods there are. `methods`: full names of all RPCs (`bulkhead.v1.Service/Method`). Throws INTERNAL when a method or
  * call of a channel has no row, a row has no method, or an action has neither row nor reservation.
  */
-export function methodTable({ rows, channel, reserved }: MethodFile, methods: readonly string[]): MethodTable {
+export function methodTable({ rows, channel, gateway, reserved }: MethodFile, methods: readonly string[]): MethodTable {
   const table = new Map(rows.map((r) => [r.method, r]));
   const calls = new Map(channel.map((r) => [r.call, r]));
   for (const method of methods) if (!table.has(method)) refuse(`${method} has no row, so it does not start; add one`);
   for (const { method } of rows) if (!methods.includes(method)) refuse(`the row '${method}' is for a method that does not exist${hint(method, methods)}`);
   for (const call of CHANNEL_CALLS) if (!calls.has(call)) refuse(`the channel call '${call}' has no row, so it does not start; add one`);
-  const asked = new Set([...rows.flatMap((r) => (r.cases === undefined ? [r.action] : [...r.cases.targets.values()].map((t) => t.action))), ...channel.map((r) => r.action)]);
+  const requests = new Map(gateway.map((r) => [r.call, r]));
+  for (const call of GATEWAY_CALLS) if (!requests.has(call)) refuse(`the gateway call '${call}' has no row, so it does not start; add one`);
+  const asked = new Set([...rows.flatMap((r) => (r.cases === undefined ? [r.action] : [...r.cases.targets.values()].map((t) => t.action))), ...channel.map((r) => r.action), ...gateway.map((r) => r.action)]);
   for (const action of ACTIONS) {
     if (!asked.has(action) && !reserved.includes(action)) refuse(`no row asks for the action '${action}'; add the row, or list the action under 'reserved'`);
     if (asked.has(action) && reserved.includes(action)) refuse(`the action '${action}' has a row, so it is no longer 'reserved'`);
   }
-  return { methods: table, channel: calls };
+  return { methods: table, channel: calls, gateway: requests };
 }
 
 /** What a request asks for: the row's own target, or the one of its case. Undefined for a value without a case, which must be refused. */

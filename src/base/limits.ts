@@ -183,6 +183,11 @@ export const MAX_ENDED_JOBS_PER_TENANT = 1_000;
 export const MAX_SESSIONS_PER_JOB = 64;
 /** Nodes in what a raylet says of who wants a job there: the last ones. A count is one octet. */
 export const MAX_ROOT_NODES = 255;
+/** Bearer tokens of HTTP clients: a working day; a week at most, since whoever reads one has it. */
+export const DEFAULT_TOKEN_TTL_MS = 8 * 3_600_000;
+export const MAX_TOKEN_TTL_MS = 7 * 24 * 3_600_000;
+export const MAX_TOKENS_PER_PRINCIPAL = 32;
+export const MAX_TOKENS_PER_TENANT = 2_000;
 export const MAX_JOB_TEXT_CHARS = 1_024;
 /** A success may be taken back this long by the session that reported it: a process can only fail after it has closed its connection. */
 export const SECOND_THOUGHTS_MS = 5_000;

@@ -29,6 +29,11 @@ export function rayletDirectory(dataDir: string, name: string): string {
   return join(dataDir, name);
 }
 
+/** The gateway's profile. */
+export function gatewayProfile(dataDir: string): string {
+  return join(dataDir, 'gateway');
+}
+
 /** Where this cluster's raylets keep objects and workers: memory, never disk. */
 export function runDirectory(dataDir: string): string {
   return join(SHARED_MEMORY, `bulkhead-${process.getuid?.() ?? 0}-${shortDigest(dataDir)}`);

@@ -12,10 +12,11 @@ import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
 import { BulkheadError, type ErrorCode } from '../base/errors.ts';
 import type { Labels } from '../base/labels.ts';
-import { adminProfile, headDirectory, makeRunDirectory, rayletDirectory, removeGroups, removeRunDirectory, runDirectory } from './leftovers.ts';
+import { adminProfile, gatewayProfile, headDirectory, makeRunDirectory, rayletDirectory, removeGroups, removeRunDirectory, runDirectory } from './leftovers.ts';
 import { identify, isAlive, processesOf, readRecord, recordPath, removeRecord, runningProcesses, signalProcess, waitUntilGone, writeRecord, type ClusterRecord, type ProcessIdentity } from './process-record.ts';
 
 const HEAD_MAIN = fileURLToPath(new URL('../gcs/main.ts', import.meta.url));
+const GATEWAY_MAIN = fileURLToPath(new URL('../gateway/main.ts', import.meta.url));
 const RAYLET_MAIN = fileURLToPath(new URL('../raylet/main.ts', import.meta.url));
 /** A cold disk and a busy machine; the jail's own limit is 20 s. */
 const READY_TIMEOUT_MS = 45_000;
@@ -36,6 +37,8 @@ export interface ClusterOptions {
   readonly listen: string | undefined;
   /** Where the head is scraped, `host:port`; raylets have the ports after it, or with port 0 any. */
   readonly metrics?: string | undefined;
+  /** Where HTTP clients find the gateway, `host:port`; undefined: there is none. */
+  readonly gateway?: string | undefined;
   readonly cpus: number | undefined;
   readonly memoryBytes: number | undefined;
   /** Of each raylet: memory that objects may take, and disk beyond it. */
@@ -159,6 +162,8 @@ export interface Ended {
 export class LocalCluster {
   readonly options: ClusterOptions;
   head: HeadReady | undefined;
+  /** `https://…`, where HTTP clients find it. */
+  gatewayUrl: string | undefined;
   /** Where raylets are scraped, by name. */
   readonly metricsAddresses = new Map<string, string>();
   /** Called when a process ended that nobody told to. */
@@ -210,14 +215,24 @@ export class LocalCluster {
     const failed = started.find((s) => s.status === 'rejected');
     if (failed !== undefined) throw failed.reason;
     this.#save();
+    if (this.options.gateway !== undefined) await this.#startGateway(this.options.gateway);
+  }
+
+  async #startGateway(listen: string): Promise<void> {
+    const { dataDir } = this.options;
+    const profile = gatewayProfile(dataDir);
+    await (await import('./gateway-identity.ts')).ensureGatewayIdentity(adminProfile(dataDir), profile);
+    const part = this.#spawn<{ readonly url: string }>('gateway', GATEWAY_MAIN);
+    this.#save();
+    this.gatewayUrl = (await part.configure(this.#configured('gateway', { profile, headAddress: this.head?.address, listen }))).url;
   }
 
   #spawn<Ready>(name: string, main: string): Part<Ready> {
     const part = new Part<Ready>(name, main, join(this.options.dataDir, 'logs'), this.options.launch?.(name));
     this.#parts.set(name, part);
     const { identity } = part;
-    this.#record = name === 'head'
-      ? { ...this.#record, head: identity }
+    this.#record = name === 'head' || name === 'gateway'
+      ? { ...this.#record, [name]: identity }
       : { ...this.#record, raylets: [...this.#record.raylets.filter((r) => r.name !== name), { name, process: identity }].sort((a, b) => a.name.localeCompare(b.name, 'en', { numeric: true })) };
     void part.exited.then((how) => {
       if (!this.#stopping && part.ready && this.#parts.get(name) === part) this.onEnded?.({ name, how });
@@ -273,7 +288,8 @@ export class LocalCluster {
   async restart(name: string): Promise<void> {
     if (this.#stopping) return;
     const { dataDir } = this.options;
-    if (name === 'head') {
+    if (name === 'gateway') await this.#startGateway(this.options.gateway ?? '127.0.0.1:0');
+    else if (name === 'head') {
       const part = this.#spawn<HeadReady>('head', HEAD_MAIN);
       this.#save();
       this.head = await part.configure(this.#headConfig());
@@ -361,10 +377,10 @@ async function removeLeftovers(dataDir: string, record: ClusterRecord): Promise<
   removeRunDirectory(dataDir);
 }
 
-/** Raylets first, so that the head hears that they leave; then the head; then by force. Throws when anything is left. */
+/** The gateway first, whose jobs end in order; raylets, so that the head hears that they leave; then the head; then by force. Throws when anything is left. */
 async function stopProcesses(dataDir: string, record: ClusterRecord): Promise<{ readonly killed: number }> {
   let killed = 0;
-  for (const group of [record.raylets.map((r) => r.process), record.head === undefined ? [] : [record.head]]) {
+  for (const group of [record.gateway === undefined ? [] : [record.gateway], record.raylets.map((r) => r.process), record.head === undefined ? [] : [record.head]]) {
     for (const identity of group) signalProcess(identity, 'SIGTERM');
     for (const identity of await waitUntilGone(group, STOP_TIMEOUT_MS)) if (signalProcess(identity, 'SIGKILL')) killed++;
   }

@@ -23,6 +23,7 @@ export interface ClusterRecord {
   readonly trustDomain?: string;
   readonly address?: string;
   readonly head?: ProcessIdentity;
+  readonly gateway?: ProcessIdentity;
   readonly raylets: readonly { readonly name: string; readonly process: ProcessIdentity; readonly nodeId?: string; readonly address?: string }[];
 }
 
@@ -38,12 +39,12 @@ function parseRecord(text: string): ClusterRecord {
     if (typeof pid !== 'number' || !Number.isSafeInteger(pid) || pid < 2) return refuse();
     return { pid, startTicks: string(startTicks, /^\d{1,20}$/), bootId: string(bootId, /^[0-9a-f-]{1,64}$/) };
   };
-  const { version, startedMs, raylets, supervisor, head, startedIn, trustDomain, address } = object(JSON.parse(text));
+  const { version, startedMs, raylets, supervisor, head, gateway, startedIn, trustDomain, address } = object(JSON.parse(text));
   if (version !== 1 || typeof startedMs !== 'number' || !Array.isArray(raylets)) return refuse();
   const optional = <K extends string, T>(key: K, value: unknown, parse: (value: unknown) => T): { readonly [P in K]?: T } => (value === undefined ? {} : ({ [key]: parse(value) } as { readonly [P in K]: T }));
   const text8k = (value: unknown): string => string(value, /^[^]*$/);
   return {
-    version, startedMs, ...optional('supervisor', supervisor, identity), ...optional('head', head, identity), ...optional('startedIn', startedIn, text8k), ...optional('trustDomain', trustDomain, text8k), ...optional('address', address, text8k),
+    version, startedMs, ...optional('supervisor', supervisor, identity), ...optional('head', head, identity), ...optional('gateway', gateway, identity), ...optional('startedIn', startedIn, text8k), ...optional('trustDomain', trustDomain, text8k), ...optional('address', address, text8k),
     raylets: raylets.map((value: unknown) => {
       const raylet = object(value);
       return { name: string(raylet['name'], /^raylet-\d{1,4}$/), process: identity(raylet['process']), ...optional('nodeId', raylet['nodeId'], text8k), ...optional('address', raylet['address'], text8k) };
@@ -131,7 +132,7 @@ export function removeRecord(dataDir: string): void {
 }
 
 export function processesOf(record: ClusterRecord): ProcessIdentity[] {
-  return [...record.raylets.map((r) => r.process), ...(record.head === undefined ? [] : [record.head])];
+  return [...record.raylets.map((r) => r.process), ...[record.gateway, record.head].filter((p) => p !== undefined)];
 }
 
 export function runningProcesses(record: ClusterRecord): ProcessIdentity[] {

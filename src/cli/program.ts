@@ -110,7 +110,7 @@ function pythonInterpreter(named: string | undefined): string | undefined {
 }
 
 function clusterCommands(program: Command): void {
-  leaf<{ data?: string; python?: string; raylets: number; listen?: string; metrics?: string; detach?: boolean; cpus?: number; memory?: string; objectMemory?: string; spill?: string; resources?: Record<string, string>; label?: Record<string, string>; insecureDev?: string[] }>(
+  leaf<{ data?: string; python?: string; raylets: number; listen?: string; metrics?: string; gateway?: string; detach?: boolean; cpus?: number; memory?: string; objectMemory?: string; spill?: string; resources?: Record<string, string>; label?: Record<string, string>; insecureDev?: string[] }>(
     program, 'up', 'start a cluster on this machine: a head and raylets', { local: true },
     (c) => c
       .option('--data <dir>', 'data directory (default: ~/.bulkhead/cluster)')
@@ -118,6 +118,7 @@ function clusterCommands(program: Command): void {
       .addOption(new Option('--raylets <n>', 'raylets to start').argParser(number('raylets', 1, 64, true)).default(1))
       .option('--listen <host:port>', 'where the head listens (default: loopback, any port, the same one again later)', hostPort)
       .option('--metrics <host:port>', 'where Prometheus scrapes the head, over mTLS; raylets have the ports after it (default: nowhere)', hostPort)
+      .option('--gateway <host:port>', 'where HTTP clients find the gateway (Ray’s Jobs API), over HTTPS with bearer tokens (default: nowhere)', hostPort)
       .option('--detach', 'return when it is ready and leave it running')
       .option('--cpus <n>', 'CPUs of each raylet (default: an equal share of this machine)', number('CPUs', 0.0001, 10_000, false))
       .option('--memory <amount>', 'memory of each raylet, for example 2GiB')
@@ -143,7 +144,7 @@ function clusterCommands(program: Command): void {
       if (objectMemoryBytes !== undefined && objectMemoryBytes < MIN_OBJECT_MEMORY_BYTES) throw new UsageError(`--object-memory: ${o.objectMemory} is less than 1MiB`);
       const { own, of } = labelsByRaylet(o.label ?? {}, o.raylets);
       await up(terminal, {
-        dataDir: dataDirectory(o.data), raylets: o.raylets, listen: o.listen, metrics: o.metrics, cpus: o.cpus, memoryBytes: amount(o.memory), objectMemoryBytes, spillBytes: amount(o.spill), resources, labels: own, labelsOf: of, insecureDev: o.insecureDev ?? [], python: pythonInterpreter(o.python), detach: o.detach === true,
+        dataDir: dataDirectory(o.data), raylets: o.raylets, listen: o.listen, metrics: o.metrics, gateway: o.gateway, cpus: o.cpus, memoryBytes: amount(o.memory), objectMemoryBytes, spillBytes: amount(o.spill), resources, labels: own, labelsOf: of, insecureDev: o.insecureDev ?? [], python: pythonInterpreter(o.python), detach: o.detach === true,
       });
     },
   );
@@ -212,6 +213,16 @@ function policyCommands(program: Command): void {
     if (!/^[1-9]\d{0,8}$/.test(version)) throw new UsageError("the version is a number of 'bulkhead policy history'");
     await (await commands()).rollbackPolicy(terminal, Number(version), o.tenant, o.profile);
   });
+}
+
+function tokenCommands(program: Command): void {
+  const token = group(program, 'token', 'bearer tokens, for HTTP clients of the gateway');
+  const commands = (): Promise<typeof import('./commands/token.ts')> => import('./commands/token.ts');
+  leaf<{ out?: string; name?: string; hours: number }>(token, 'create', 'a token that lets whoever has it act as you by HTTP', {},
+    (c) => c.option('--out <file>', 'where to write it, readable for you alone (default: standard output, where that is no terminal)').option('--name <name>', 'what lists show').addOption(new Option('--hours <n>', 'how long it is in force').argParser(number('hours', 0.01, 168, false)).default(8)),
+    async (terminal, _args, o) => (await commands()).createToken(terminal, { out: o.out, name: o.name ?? '', ttlSeconds: Math.round(o.hours * 3_600) }, o.profile));
+  leaf(token, 'list', 'yours that are in force', {}, () => undefined, async (terminal, _args, o) => (await commands()).listTokens(terminal, o.profile));
+  leaf(token, 'revoke <id>', 'end one at once', {}, () => undefined, async (terminal, [id = ''], o) => (await commands()).revokeToken(terminal, id, o.profile));
 }
 
 function workCommands(program: Command): void {
@@ -309,6 +320,7 @@ export function buildProgram(): Command {
   usageCommand(program);
   auditCommands(program);
   pkiCommands(program);
+  tokenCommands(program);
   program.command('bench [args...]').description('the rows of `ray microbenchmark` with every control on; --ray runs Ray beside it').allowUnknownOption().passThroughOptions()
     .action((args: string[]) => guarded(new Terminal(false), async () => (await import('./commands/run.ts')).runBench(args)));
   return program;

@@ -51,7 +51,7 @@ export function headPki(parts: { readonly authority: CertificateAuthority; reado
   return {
     trustDomain: authority.trustDomain, keyManagerName,
     issue: (spiffeId: SpiffeId, csrDer, ttlMs) => authority.issueX509Svid({ spiffeId, publicKeySpkiDer: publicKeyFromCsr(csrDer), ttlMs }),
-    certifyServer: (spiffeId, csrDer, ttlMs) => authority.issueServerCertificate({ spiffeId, publicKeySpkiDer: publicKeyFromCsr(csrDer), ttlMs }),
+    certifyServer: (spiffeId, csrDer, ttlMs, moreNames = []) => authority.issueServerCertificate({ spiffeId, publicKeySpkiDer: publicKeyFromCsr(csrDer), ttlMs, moreNames }),
     checkCsr: (csrDer) => void publicKeyFromCsr(csrDer),
     trustBundlePem: () => authority.trustBundlePem(),
     trustBundleJwks: () => authority.trustBundleJwks(),

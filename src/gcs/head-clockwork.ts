@@ -29,6 +29,7 @@ export class HeadClockwork implements Disposable {
       await head.commit((nowMs, out) => {
         head.jobs.step({ type: 'tick' }, nowMs, out);
         head.joinTokens.step({ type: 'tick' }, nowMs, out);
+        head.tokens.step({ type: 'tick' }, nowMs, out);
       });
       await this.#releaseNames();
     });

@@ -20,6 +20,8 @@ const ConfigSchema = z.strictObject({
   metricsListen: address.optional(),
   /** Host name or address by which clients and nodes reach this machine, where it is not the one to listen on. */
   advertiseHost: z.string().regex(/^(?:[A-Za-z0-9._-]{1,253}|\[[0-9a-fA-F:]{2,45}\])$/, 'expected a host name or address').optional(),
+  /** Names of DNS by which HTTP clients reach the gateway; its certificate has them. */
+  gatewayNames: z.array(z.string().regex(/^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$/, 'expected a lower-case name of DNS')).max(16).default(['localhost']),
   /** Chosen at the first start and kept; later it may be left out, and must not differ. */
   trustDomain: z.string().optional(),
   /** Of each tenant's audit log on this head, in bytes; then its calls are refused here. */
@@ -37,6 +39,7 @@ export interface HeadConfig {
   readonly attestationListen: string;
   readonly metricsListen: string | undefined;
   readonly advertiseHost: string | undefined;
+  readonly gatewayNames: readonly string[];
   readonly trustDomain: TrustDomain | undefined;
   readonly auditBytesPerTenant: number;
   readonly nodeMost: NodeMost;

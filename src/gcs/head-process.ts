@@ -14,7 +14,7 @@ import { parseTrustDomain, spiffeId, type TrustDomain } from '../base/ids.ts';
 import { SVID_TTL_MS } from '../base/limits.ts';
 import { CertificateAuthority, EncryptedFileKeyManager, JwtAuthority, PeerVerifier, requestSvid, Revocations, ServerCertificate, SvidSource, writeProfile } from '../pki/pki.ts';
 import { Audit, file_bulkhead_v1_raylet, Metrics } from '../rpc/generated/bulkhead/v1/raylet_pb.js';
-import { Cluster, file_bulkhead_v1_head, Identities, Jobs, NodeAttestation, NodeSync, Policies, Sessions, Tenants } from '../rpc/generated/bulkhead/v1/head_pb.js';
+import { Cluster, file_bulkhead_v1_head, Identities, Jobs, NodeAttestation, NodeSync, Policies, Sessions, Tenants, Tokens } from '../rpc/generated/bulkhead/v1/head_pb.js';
 import { createAttestationServer, createMetricsListener, createServer, type MethodRow, type RpcLog } from '../rpc/rpc.ts';
 import { auditReader, authorityStorage, checkpointReader, headPki, policyCompiler, recordIssued, systemClock, systemRandom, type CompiledSnapshot } from './adapters.ts';
 import { Budgets } from './core/budgets.ts';
@@ -22,7 +22,7 @@ import { HeadClockwork } from './head-clockwork.ts';
 import { readHeadConfig, type HeadConfig } from './head-config.ts';
 import { HeadState } from './head-state.ts';
 import { PolicyAdministrator } from './policy-administrator.ts';
-import type { HeadContext } from './ports.ts';
+import type { GatewayCall, HeadContext } from './ports.ts';
 import { auditService } from './services/audit.ts';
 import { clusterService } from './services/cluster.ts';
 import { HEAD_COMPONENT, identitiesService, PROFILE_TTL_MS } from './services/identities.ts';
@@ -33,6 +33,7 @@ import { nodeSyncService } from './services/node-sync.ts';
 import { policiesService } from './services/policies.ts';
 import { sessionsService } from './services/sessions.ts';
 import { finishDeletion, tenantsService } from './services/tenants.ts';
+import { tokensService } from './services/tokens.ts';
 import { SqliteStore } from './sqlite-store.ts';
 import type { Store } from './store.ts';
 
@@ -77,9 +78,9 @@ function trustDomainOf(config: HeadConfig, chosen: Chosen | undefined): TrustDom
 }
 
 /** Rows for exactly the RPCs that exist; a missing or surplus one keeps the head from starting. Calls of channels are the raylets'. */
-function methodRows(): ReadonlyMap<string, MethodRow> {
+function methodRows(): { readonly methods: ReadonlyMap<string, MethodRow>; readonly gateway: ReadonlyMap<string, GatewayCall> } {
   const names = [...file_bulkhead_v1_head.services, ...file_bulkhead_v1_raylet.services].flatMap((s) => s.methods.map((m) => `${s.typeName}/${m.name}`));
-  return methodTable(builtinMethods(), names).methods;
+  return methodTable(builtinMethods(), names);
 }
 
 /** Port 0 means any: then the last one is tried first. Returns `host:port` as clients write it. */
@@ -176,8 +177,9 @@ export async function startHead(config: HeadConfig, { log, onFatal }: StartOptio
   }));
 
   const addresses = { main: '', attestation: '' };
+  const { methods, gateway: gatewayCalls } = methodRows();
   const context: HeadContext = {
-    head, pki, policies, budgets: new Budgets(), appendAudit, statements: { verifierKey: signer.publicKeyLine, sign: (statement) => signer.sign(statement) }, audit: auditReader(logs), checkpoints: checkpointReader(signer, systemClock),
+    head, pki, policies, budgets: new Budgets(), appendAudit, decisions, gatewayCalls, gatewayNames: config.gatewayNames, statements: { verifierKey: signer.publicKeyLine, sign: (statement) => signer.sign(statement) }, audit: auditReader(logs), checkpoints: checkpointReader(signer, systemClock),
     random: systemRandom, nodeMost: config.nodeMost, addresses, insecureDev: config.insecureDev, version: packageVersion(), startedMs,
   };
   // What a killed head left half done.
@@ -186,7 +188,7 @@ export async function startHead(config: HeadConfig, { log, onFatal }: StartOptio
     else await finishDeletion(context, tenant.name, identity.spiffeId);
   }
 
-  const security = { identity, peers, decisions, audit: appendAudit, methods: methodRows() };
+  const security = { identity, peers, decisions, audit: appendAudit, methods };
   const server = createServer(security, { knowsTenant: (tenant) => head.tenants.get(tenant) !== undefined, clock: systemClock, log });
   parts.defer(() => server.close());
   server.add(Identities, identitiesService(context));
@@ -194,6 +196,7 @@ export async function startHead(config: HeadConfig, { log, onFatal }: StartOptio
   server.add(Tenants, tenantsService(context));
   server.add(Policies, policiesService(context));
   server.add(Jobs, jobsService(context));
+  server.add(Tokens, tokensService(context));
   server.add(Cluster, clusterService(context));
   server.add(NodeSync, nodeSyncService(context));
   server.add(Audit, auditService(context));

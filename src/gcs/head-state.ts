@@ -17,6 +17,7 @@ import { PolicyVersions } from './core/policy-versions.ts';
 import { Revocations } from './core/revocations.ts';
 import type { Effect, Part, Table } from './core/table.ts';
 import { Tenants } from './core/tenants.ts';
+import { Tokens } from './core/tokens.ts';
 import type { Operation, Store } from './store.ts';
 
 /** Written at every start. A head whose epoch is no longer the stored one has been replaced, and its writes fail. */
@@ -39,12 +40,13 @@ export class HeadState {
   readonly policies = new PolicyVersions();
   readonly revocations = new Revocations();
   readonly joinTokens = new JoinTokens();
+  readonly tokens = new Tokens();
   readonly issuance = new Issuance();
   readonly checkpoints = new Checkpoints();
   readonly clock: Pick<Clock, 'nowMs'>;
   /** For how long a node has been silent: a clock that is set kills none. */
   readonly steady: Clock;
-  readonly #tables: readonly Table<never>[] = [this.tenants, this.nodes, this.jobs, this.actorNames, this.identities, this.policies, this.revocations, this.joinTokens, this.issuance, this.checkpoints];
+  readonly #tables: readonly Table<never>[] = [this.tenants, this.nodes, this.jobs, this.actorNames, this.identities, this.policies, this.revocations, this.joinTokens, this.tokens, this.issuance, this.checkpoints];
   readonly #options: HeadStateOptions;
   readonly #listeners = new Set<(parts: ReadonlySet<Part>) => void>();
   #epochRevision = 0;

@@ -4,8 +4,9 @@
  */
 import type { AuditCounts } from '../base/audit-metrics.ts';
 import type { AppendDurably } from '../base/audit-record.ts';
+import type { Action, PolicyDecisionPoint, ResourceKind } from '../base/decision.ts';
 import type { SpiffeId, TenantName, TrustDomain } from '../base/ids.ts';
-import type { Principal } from '../base/principal.ts';
+import type { Principal, PrincipalKind } from '../base/principal.ts';
 import type { RandomSource } from '../base/time.ts';
 import type { Budgets } from './core/budgets.ts';
 import type { CurrentFile } from './core/policy-versions.ts';
@@ -41,7 +42,7 @@ export interface HeadPki {
   /** Throws INVALID_ARGUMENT when the request is not a CSR signed by its own key. The record of the issue is durable when it resolves. */
   issue(spiffeId: SpiffeId, csrDer: Uint8Array, ttlMs: number): Promise<IssuedChain>;
   /** A certificate with names of DNS for a node or component, no SVID. Throws INVALID_ARGUMENT for another identity, or a CSR that is none. */
-  certifyServer(spiffeId: SpiffeId, csrDer: Uint8Array, ttlMs: number): Promise<IssuedChain & { readonly dnsNames: readonly string[] }>;
+  certifyServer(spiffeId: SpiffeId, csrDer: Uint8Array, ttlMs: number, moreNames?: readonly string[]): Promise<IssuedChain & { readonly dnsNames: readonly string[] }>;
   /** Throws as `issue` would; signs nothing. */
   checkCsr(csrDer: Uint8Array): void;
   trustBundlePem(): string;
@@ -122,6 +123,14 @@ export interface CheckpointReader {
   sign(note: Uint8Array): Uint8Array;
 }
 
+/** What a request of the gateway asks for: a row under `gateway` in policies/methods.yaml. */
+export interface GatewayCall {
+  readonly call: string;
+  readonly action: Action;
+  readonly resource: ResourceKind;
+  readonly callers: readonly PrincipalKind[];
+}
+
 /** Everything that a service may use. */
 export interface HeadContext {
   readonly head: HeadState;
@@ -129,6 +138,11 @@ export interface HeadContext {
   readonly policies: PolicyAdministrator;
   readonly budgets: Budgets;
   readonly appendAudit: AppendDurably;
+  readonly decisions: PolicyDecisionPoint;
+  /** By which HTTP clients know the gateway, beside its name in the trust domain. */
+  readonly gatewayNames: readonly string[];
+  /** What HTTP clients may ask for, by name. */
+  readonly gatewayCalls: ReadonlyMap<string, GatewayCall>;
   readonly statements: StatementSigner;
   readonly audit: AuditReader;
   readonly checkpoints: CheckpointReader;

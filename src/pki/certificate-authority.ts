@@ -157,11 +157,12 @@ export class CertificateAuthority implements JwtSigner, TrustBundleSource {
    * A certificate that says who a node or component is as DNS has names: `raylet.<trust domain>` and `<node>.raylet.<trust domain>`, or
    * `<component>.<trust domain>`. Throws INVALID_ARGUMENT for any other identity.
    */
-  async issueServerCertificate(request: { spiffeId: SpiffeId; publicKeySpkiDer: ProvenPublicKey; ttlMs: number }): Promise<IssuedSvid & { readonly dnsNames: readonly string[] }> {
+  async issueServerCertificate(request: { spiffeId: SpiffeId; publicKeySpkiDer: ProvenPublicKey; ttlMs: number; moreNames?: readonly string[] }): Promise<IssuedSvid & { readonly dnsNames: readonly string[] }> {
     const { id, path, trustDomain } = parseSpiffeId(request.spiffeId);
     if (trustDomain !== this.trustDomain) throw new BulkheadError('INVALID_ARGUMENT', 'the SPIFFE ID is of another trust domain');
     const dnsNames = path.kind === 'node' ? [`raylet.${trustDomain}`, `${path.node}.raylet.${trustDomain}`] : path.kind === 'system' ? [`${path.component}.${trustDomain}`] : [];
-    if (dnsNames.length === 0) throw new BulkheadError('INVALID_ARGUMENT', 'only nodes and components of the cluster are servers');
+    dnsNames.push(...(request.moreNames ?? []));
+    if (path.kind !== 'node' && path.kind !== 'system') throw new BulkheadError('INVALID_ARGUMENT', 'only nodes and components of the cluster are servers');
     const nowMs = this.#options.clock.nowMs();
     const issuer = this.#intermediate;
     if (nowMs > issuer.certificate.notAfterMs) throw new BulkheadError('UNAVAILABLE', 'the intermediate certificate has expired; run: bulkhead pki rotate');

@@ -1,6 +1,7 @@
 /** The face of src/rpc: servers and channels over mTLS. What is not named here is inner. */
 export { createServer, DEFAULT_LIMITS, type RpcLimits, type RpcServer, type ServerOptions } from './server.ts';
 export { createAttestationServer, type AttestationServer } from './attestation-listener.ts';
+export { createHttpsListener, type HttpsListener } from './https-listener.ts';
 export { createMetricsListener, type MetricsListener } from './metrics-listener.ts';
 export { client, createChannel, type RpcChannel } from './channel.ts';
 export type { ChannelOptions } from './client-tls.ts';

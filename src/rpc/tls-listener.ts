@@ -1,7 +1,7 @@
 /**
  * The listening socket of a server. TLS, chain verification, revocation and limits happen here, before the first HTTP/2 byte is
  * answered: what grpc-js gets is a connection of a known peer. Must never: hand on a connection without a verified peer
- * (except where the server was built for callers without an SVID: no `peers`, the attestation listener).
+ * (except where the server was built for callers without an SVID: no `peers`, the attestation listener and the gateway).
  *
  * The TLS sockets are made here and not by `tls.createServer`: Node 24.21 and 26.8 read the peer's certificate before they hand a
  * server's socket over, in a way that drops its intermediates (nodejs/node#65579), and without them no chain can be verified.
@@ -23,7 +23,7 @@ export interface Connection {
   /** Address and port of the other side. */
   readonly remote: string;
   readonly address: string;
-  /** Undefined only on the attestation listener. */
+  /** Undefined only where callers have no SVID. */
   readonly peer: VerifiedPeer | undefined;
   readonly leafDer: Uint8Array | undefined;
   /** False once it was cut: calls that still come out of it are refused. */
@@ -134,7 +134,9 @@ export class TlsListener {
     try {
       if (socket.remoteAddress === undefined || socket.destroyed) throw new BulkheadError('UNAVAILABLE', 'the peer left during the handshake');
       if (peers === undefined) {
-        if (socket.alpnProtocol !== 'h2' || socket.isSessionReused()) throw new BulkheadError('UNAUTHENTICATED', 'the peer does not speak HTTP/2 over a fresh TLS session');
+        const { protocols } = this.#options;
+        // HTTP/1.1 is what a client speaks that names nothing.
+        if (!protocols.includes(socket.alpnProtocol || 'http/1.1') || socket.isSessionReused()) throw new BulkheadError('UNAUTHENTICATED', `the peer does not speak ${protocols.join(' or ')} over a fresh TLS session`);
         const connection = { remote, address, peer: undefined, leafDer: undefined, open: true, socket };
         this.#remember(connection);
         onConnection(socket, connection);

@@ -10,7 +10,7 @@ import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest';
 import type { BulkheadError } from '../../src/base/errors.ts';
 import type { MessageStream } from '../../src/rpc/rpc.ts';
 import { Audit, file_bulkhead_v1_raylet, Metrics } from '../../src/rpc/generated/bulkhead/v1/raylet_pb.js';
-import { Cluster, file_bulkhead_v1_head, Identities, Jobs, NodeAttestation, NodeSync, Policies, Sessions, Tenants, type HeadUpdate } from '../../src/rpc/generated/bulkhead/v1/head_pb.js';
+import { Cluster, file_bulkhead_v1_head, Identities, Jobs, NodeAttestation, NodeSync, Policies, Sessions, Tenants, Tokens, type HeadUpdate } from '../../src/rpc/generated/bulkhead/v1/head_pb.js';
 import { adminOf, Caller, freshKey, issued, joined, startHeadProcess, temporaryDirectory, type HeadProcess } from '../e2e/start-head.ts';
 
 // A loaded machine is slow, not wrong.
@@ -25,6 +25,7 @@ let node: Caller;
 let stolen: Awaited<ReturnType<typeof joined>>;
 let anasJob: string;
 let anasSession: string;
+let anasToken: string;
 
 beforeAll(async () => {
   dir = await temporaryDirectory();
@@ -36,6 +37,7 @@ beforeAll(async () => {
   node = await joined(admin, head, 'n1');
   stolen = await joined(admin, head, 'n9');
   ({ jobId: anasJob, sessionId: anasSession } = await ana.to(Sessions).open({ jobName: 'a' }));
+  anasToken = (await ana.to(Tokens).create({ name: 'a' })).info?.tokenId ?? '';
   await ana.to(Policies).apply({ tenant: 'acme', fileName: 'p.yaml', content: Buffer.from('version: 1\ntenant: acme\nroles: {}\n') });
 });
 
@@ -238,13 +240,13 @@ describe("another tenant's ids", () => {
   /** Of acme, by the name of the field; the second is one of the same form that does not exist. */
   const IDS: Readonly<Record<string, () => readonly [unknown, unknown]>> = {
     tenant: () => ['acme', 'nonesuch'], job_id: () => [anasJob, `job-${'0'.repeat(24)}`], spiffe_id: () => [ana.svid.spiffeId, 'spiffe://test.example/tenant/nonesuch/user/x'],
-    session_id: () => [anasSession, '0'.repeat(16)], node_id: () => ['n1', 'n99'], serial: () => [ana.svid.serial, '00ff'],
+    session_id: () => [anasSession, '0'.repeat(16)], node_id: () => ['n1', 'n99'], serial: () => [ana.svid.serial, '00ff'], token_id: () => [anasToken, '0'.repeat(16)],
   };
   /** Fields that name nothing of anybody's. */
-  const FREE = new Set(['kind', 'most', 'labels', 'project', 'name', 'roles', 'csr', 'reason', 'quota', 'remove', 'outcome', 'message', 'file_name', 'content', 'version', 'job_name', 'last', 'follow', 'from_ms', 'to_ms']);
+  const FREE = new Set(['kind', 'most', 'labels', 'project', 'name', 'roles', 'csr', 'reason', 'quota', 'remove', 'outcome', 'message', 'file_name', 'content', 'version', 'job_name', 'last', 'follow', 'from_ms', 'to_ms', 'token', 'call', 'remote', 'ttl_seconds']);
   const FILLED: Readonly<Record<string, unknown>> = { kind: 'user', name: 'x', outcome: 'failed', fileName: 'p.yaml', content: Buffer.from('version: 1\ntenant: acme\nroles: {}\n'), version: 1 };
 
-  const served = [Identities, Sessions, Tenants, Policies, Jobs, Cluster, Audit, Metrics];
+  const served = [Identities, Sessions, Tenants, Policies, Jobs, Tokens, Cluster, Audit, Metrics];
   const attacks = served.flatMap((service) => service.methods.flatMap((method: DescMethod) => method.input.fields.filter((f) => !FREE.has(f.name)).map((field: DescField) => ({ service, method, field }))));
 
   it('has an id of each kind for every field that could hold one', () => {

@@ -86,6 +86,8 @@ export class Caller {
 export interface TestClusterOptions extends Partial<Pick<ClusterOptions, 'raylets' | 'cpus' | 'memoryBytes' | 'resources' | 'labels' | 'labelsOf' | 'python' | 'launch' | 'configure'>> {
   /** Quota of each tenant, as `tenant create --quota` takes it. */
   readonly quota?: Readonly<Record<string, string>>;
+  /** With a gateway for HTTP clients. */
+  readonly gateway?: boolean;
   /** Every component is scraped somewhere. */
   readonly metrics?: boolean;
 }
@@ -123,6 +125,7 @@ export class TestCluster implements AsyncDisposable {
     try {
       const local = await LocalCluster.start({
         dataDir: join(directory, 'cluster'), raylets: options.raylets ?? 1, listen: undefined, cpus: options.cpus ?? 2, memoryBytes: options.memoryBytes, resources: options.resources ?? {}, labels: options.labels ?? {}, labelsOf: options.labelsOf ?? {}, insecureDev: [], python: options.python, ...(options.metrics === true ? { metrics: '127.0.0.1:0' } : {}),
+        ...(options.gateway === true ? { gateway: '127.0.0.1:0' } : {}),
         ...(options.launch === undefined ? {} : { launch: options.launch }), ...(options.configure === undefined ? {} : { configure: options.configure }),
       });
       const cluster = new TestCluster(directory, local, guardian);
@@ -222,7 +225,7 @@ export class TestCluster implements AsyncDisposable {
 
   /** Every process of the cluster: head, raylets and what they started, jails included. */
   pids(): number[] {
-    const roots = [this.local.record.head?.pid, ...this.local.record.raylets.map((r) => r.process.pid)].filter((pid) => pid !== undefined);
+    const roots = [this.local.record.gateway?.pid, this.local.record.head?.pid, ...this.local.record.raylets.map((r) => r.process.pid)].filter((pid) => pid !== undefined);
     const children = new Map<number, number[]>();
     for (const { pid, parent } of processes()) children.set(parent, [...(children.get(parent) ?? []), pid]);
     const all: number[] = [];
@@ -293,7 +296,7 @@ export class TestCluster implements AsyncDisposable {
 
   /** Lines of the logs that say something went wrong inside. */
   faults(): string[] {
-    return ['head', ...this.local.record.raylets.map((r) => r.name)].flatMap((name) => this.log(name).split('\n').filter((line) => /"level":(?:50|60)/.test(line)).map((line) => `${name}: ${line.slice(0, 1_000)}`));
+    return ['head', ...(this.local.record.gateway === undefined ? [] : ['gateway']), ...this.local.record.raylets.map((r) => r.name)].flatMap((name) => this.log(name).split('\n').filter((line) => /"level":(?:50|60)/.test(line)).map((line) => `${name}: ${line.slice(0, 1_000)}`));
   }
 
   stop(): Promise<void> {

@@ -58,7 +58,7 @@ const OTHER = 99;
 
 /** API Activity (6003): by the verb after the dot. */
 const API_ACTIVITY: ReadonlyMap<string, Named> = new Map(
-  Object.entries({ Create: ['submit', 'create', 'put', 'register', 'open', 'join', 'issue', 'join-token'], Read: ['get', 'read', 'list', 'wait', 'find', 'stats', 'export', 'check', 'doctor', 'trust-bundle'],
+  Object.entries({ Create: ['submit', 'create', 'put', 'register', 'open', 'join', 'issue', 'join-token', 'admit'], Read: ['get', 'read', 'list', 'wait', 'find', 'stats', 'export', 'check', 'doctor', 'trust-bundle'],
     Update: ['call', 'rotate', 'renew', 'apply', 'sync', 'exchange', 'update', 'use', 'divide'], Delete: ['cancel', 'kill', 'release', 'stop', 'delete', 'revoke', 'remove'] })
     .flatMap(([name, verbs], i) => verbs.map((verb) => [verb, [i + 1, name] as const] as const)),
 );

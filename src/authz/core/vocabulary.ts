@@ -41,6 +41,7 @@ export const ATTRIBUTES_OF_KIND: Readonly<Record<ResourceKind, readonly Attribut
   cluster: COMMON,
   metrics: COMMON,
   'placement-group': [...COMMON, 'cpus', 'memory', 'detached'],
+  token: COMMON,
 };
 
 const KINDS: ReadonlySet<string> = new Set(RESOURCE_KINDS);

@@ -4,10 +4,10 @@
  */
 import { readFileSync, statSync } from 'node:fs';
 import { basename, resolve } from 'node:path';
-import { BulkheadError, toSafeError } from '../../base/errors.ts';
+import { toSafeError } from '../../base/errors.ts';
 import { MAX_CODE_BYTES } from '../../base/limits.ts';
-import { Inspection } from '../../rpc/generated/bulkhead/v1/raylet_pb.js';
-import { DRIVER_NAME, submitProgram, type ProgramPackage } from '../../sdk/python-program.ts';
+import { JobLog } from '../../sdk/job-log.ts';
+import { submitProgram, type ProgramPackage } from '../../sdk/python-program.ts';
 import { connect, type Cluster, type ObjectRef } from '../../sdk/sdk.ts';
 import { CallerSession } from '../session.ts';
 import { printable, UsageError } from '../terminal.ts';
@@ -51,17 +51,16 @@ function packagesOf({ file, workingDir }: PythonRun): { readonly program: string
   return { program: program.slice(root.length + 1), packages: [{ kind: 'working_dir', name: '', bytes: packDirectory(root) }] };
 }
 
-/** Prints what the job prints: the driver's lines as they are, those of its calls with their name. */
+/** Prints what the job prints. */
 class Printer {
   readonly #session: CallerSession;
-  readonly #jobId: string;
-  readonly #shown = new Map<string, number>();
+  readonly #log: JobLog;
   readonly #stop = new AbortController();
   #following: Promise<void> | undefined;
 
   constructor(session: CallerSession, jobId: string) {
     this.#session = session;
-    this.#jobId = jobId;
+    this.#log = new JobLog(session.tenant ?? '', jobId);
   }
 
   follow(): void {
@@ -78,24 +77,9 @@ class Printer {
   }
 
   async #read(follow: boolean, signal: AbortSignal): Promise<void> {
-    const { tenant } = this.#session;
-    if (tenant === undefined) throw new BulkheadError('INTERNAL', 'a job without a tenant');
-    await this.#session.ask(await this.#session.raylets(), async (raylet) => {
-      let seen = 0;
-      try {
-        for await (const chunk of raylet.to(Inspection).readLog({ tenant, kind: 'job', id: this.#jobId, follow }, { signal })) {
-          // Read from the start each time: what was shown is passed over.
-          if (++seen <= (this.#shown.get(raylet.nodeId) ?? 0)) continue;
-          this.#shown.set(raylet.nodeId, seen);
-          const { name = '', stream } = JSON.parse(chunk.source) as { name?: string; stream?: string };
-          const text = new TextDecoder().decode(chunk.text);
-          const out = stream === 'stderr' ? process.stderr : process.stdout;
-          const shown = out.isTTY ? printable(text, true) : text;
-          out.write(name === DRIVER_NAME ? shown : shown.replace(/^(?=[^])/gm, (_, at: number) => (at === shown.length ? '' : `(${printable(name)}) `)));
-        }
-      } catch (thrown) {
-        if (!signal.aborted) throw thrown;
-      }
+    await this.#log.read(await this.#session.raylets(), follow, signal, ({ stream, text }) => {
+      const out = stream === 'stderr' ? process.stderr : process.stdout;
+      out.write(out.isTTY ? printable(text, true) : text);
     });
   }
 }

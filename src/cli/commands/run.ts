@@ -6,22 +6,15 @@ import { spawn } from 'node:child_process';
 import { existsSync, readFileSync, statSync } from 'node:fs';
 import { constants, homedir } from 'node:os';
 import { basename, join, resolve } from 'node:path';
-import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { BulkheadError, toSafeError } from '../../base/errors.ts';
-import { MAX_JOB_TEXT_CHARS } from '../../base/limits.ts';
-import { Sessions, type Session } from '../../rpc/generated/bulkhead/v1/head_pb.js';
 import { JOB_VARIABLE } from '../../sdk/head-client.ts';
-import { CALL_TIMEOUT_MS, CallerSession } from '../session.ts';
+import { OwnedJob, type JobOutcome } from '../../sdk/owned-job.ts';
+import { CallerSession } from '../session.ts';
 import { ExitCode, Terminal, UsageError } from '../terminal.ts';
 
 const HOOKS = new URL('../driver-hooks.ts', import.meta.url).href;
 const BENCH = fileURLToPath(new URL('../../../bench/bench.ts', import.meta.url));
-const REFRESH_RETRY_MS = 5_000;
-const CLOSE_TIMEOUT_MS = 5_000;
-/** A head that restarts is back in a few seconds. */
-const CLOSE_ATTEMPTS = 6;
-const CLOSE_RETRY_MS = 500;
 
 /** How the program ended. */
 export interface JobEnd {
@@ -61,55 +54,35 @@ function exitLikeChild({ exitCode, signal }: JobEnd): void {
   if (code !== 0) throw new ExitCode(code);
 }
 
-function outcomeOf({ exitCode, signal, asked }: JobEnd): { outcome: string; message: string } {
+function outcomeOf({ exitCode, signal, asked }: JobEnd): JobOutcome {
   if (asked !== undefined) return { outcome: 'stopped', message: asked === 'SIGINT' ? 'interrupted (^C)' : `stopped by ${asked}` };
   if (signal !== null) return { outcome: signal === 'SIGINT' ? 'stopped' : 'failed', message: `signal ${signal}` };
   return exitCode === 0 ? { outcome: 'succeeded', message: '' } : { outcome: 'failed', message: `exit code ${exitCode ?? 1}` };
 }
 
-/** What went wrong around the program, in the words of its job. */
-function failureOf(thrown: unknown): { outcome: string; message: string } {
-  const { code, safeMessage } = toSafeError(thrown);
-  return { outcome: 'failed', message: `${code}: ${safeMessage}`.slice(0, MAX_JOB_TEXT_CHARS) };
-}
-
-/** A job that stays open while the program runs: its session is refreshed at half of its credential's life. */
+/** The job of a run, and the connection under which it was opened. */
 class RunJob implements AsyncDisposable {
-  readonly id: string;
   readonly #session: CallerSession;
-  readonly #sessionId: string;
-  #timer: NodeJS.Timeout | undefined;
-  #outcome = { outcome: 'failed', message: 'the program could not be started' };
+  readonly #job: OwnedJob;
+  #outcome: JobOutcome = { outcome: 'failed', message: 'the program could not be started' };
 
-  private constructor(session: CallerSession, opened: Session) {
+  private constructor(session: CallerSession, job: OwnedJob) {
     this.#session = session;
-    this.id = opened.jobId;
-    this.#sessionId = opened.sessionId;
-    this.#plan(Math.max(1_000, (Number(opened.expiresMs) - Date.now()) / 2));
+    this.#job = job;
   }
 
   static async open(profile: string | undefined, jobName: string, project: string): Promise<RunJob> {
     const session = await CallerSession.open(profile);
     try {
-      return new RunJob(session, await session.to(Sessions).open({ jobName, jobId: '', project }, { timeoutMs: CALL_TIMEOUT_MS }));
+      return new RunJob(session, await OwnedJob.open(session.head.channel, jobName, project));
     } catch (thrown) {
       await session[Symbol.asyncDispose]();
       throw thrown;
     }
   }
 
-  #plan(afterMs: number): void {
-    this.#timer = setTimeout(() => {
-      this.#session.to(Sessions).refresh({ jobId: this.id, sessionId: this.#sessionId }, { timeoutMs: CALL_TIMEOUT_MS }).then(
-        ({ expiresMs }) => this.#plan(Math.max(1_000, (Number(expiresMs) - Date.now()) / 2)),
-        (thrown: unknown) => {
-          // A job that was stopped, or an identity that was revoked: the program's own calls fail and say so.
-          const { code } = toSafeError(thrown);
-          if (code !== 'DENIED' && code !== 'UNAUTHENTICATED') this.#plan(REFRESH_RETRY_MS);
-        },
-      );
-    }, afterMs);
-    this.#timer.unref();
+  get id(): string {
+    return this.#job.id;
   }
 
   ended(end: JobEnd): void {
@@ -117,24 +90,14 @@ class RunJob implements AsyncDisposable {
   }
 
   failed(thrown: unknown): void {
-    this.#outcome = failureOf(thrown);
+    const { code, safeMessage } = toSafeError(thrown);
+    this.#outcome = { outcome: 'failed', message: `${code}: ${safeMessage}` };
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    clearTimeout(this.#timer);
-    await using session = this.#session;
-    for (let attempt = 1; ; attempt++) {
-      try {
-        await session.to(Sessions).close({ jobId: this.id, sessionId: this.#sessionId, ...this.#outcome }, { timeoutMs: CLOSE_TIMEOUT_MS });
-        return;
-      } catch (thrown) {
-        const { code } = toSafeError(thrown);
-        // DENIED: the job was stopped, or ended, before; that is its outcome.
-        if (code === 'DENIED') return;
-        if (code !== 'UNAVAILABLE' || attempt === CLOSE_ATTEMPTS) return new Terminal(false).warn(`the head could not be told how job ${this.id} ended (${code}); it counts the job as failed when its session runs out`);
-        await sleep(CLOSE_RETRY_MS);
-      }
-    }
+    await using _ = this.#session;
+    const failed = await this.#job.end(this.#outcome);
+    if (failed !== undefined) new Terminal(false).warn(`the head could not be told how job ${this.id} ended (${failed}); it counts the job as failed when its session runs out`);
   }
 }
 

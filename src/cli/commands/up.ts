@@ -125,8 +125,9 @@ export async function up(terminal: Terminal, options: ClusterOptions & { readonl
   const isDefault = linkDefaultProfile(admin);
   const { head, record } = cluster;
   const readyMs = Math.round(performance.now() - startedMs);
-  terminal.answer({ ready: true, address: head?.address, trustDomain: head?.trustDomain, dataDir: options.dataDir, adminProfile: admin, raylets: record.raylets.map((r) => ({ name: r.name, nodeId: r.nodeId, address: r.address, metrics: cluster.metricsAddresses.get(r.name) })), metrics: head?.metricsAddress, readyMs });
+  terminal.answer({ ready: true, address: head?.address, trustDomain: head?.trustDomain, dataDir: options.dataDir, adminProfile: admin, raylets: record.raylets.map((r) => ({ name: r.name, nodeId: r.nodeId, address: r.address, metrics: cluster.metricsAddresses.get(r.name) })), metrics: head?.metricsAddress, gateway: cluster.gatewayUrl, readyMs });
   terminal.say(`${terminal.colour('green', 'ready')} in ${(readyMs / 1_000).toFixed(1)} s: head ${head?.address}, ${record.raylets.length} raylet${record.raylets.length === 1 ? '' : 's'}, trust domain ${head?.trustDomain}, data in ${options.dataDir}`);
+  if (cluster.gatewayUrl !== undefined) terminal.say(`gateway ${cluster.gatewayUrl}: its clients verify it with bundle.pem of a profile, and bring a token of 'bulkhead token create'`);
   if (options.insecureDev.length > 0) terminal.warn(`without isolation layers: ${options.insecureDev.join(', ')}; this is stamped on every audit record`);
   terminal.say(`\nTry:\n\n${snippet(admin, isDefault, head?.trustDomain ?? '')}\n`);
   if (options.detach) {

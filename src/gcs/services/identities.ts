@@ -15,7 +15,8 @@ export const PROFILE_TTL_MS = 30 * 24 * 3_600_000;
 /** The head itself, in its own SVID. */
 export const HEAD_COMPONENT = 'head';
 /** Components that people run beside the cluster, each with a role of its own in policies/defaults.yaml. Never the cluster's own processes or its administrator. */
-const ISSUED_COMPONENTS = ['monitor'];
+const ISSUED_COMPONENTS = ['monitor', 'gateway'];
+const GATEWAY_COMPONENT = 'gateway';
 const JOIN_TOKEN_BYTES = 32;
 /** A transaction must hold them all. */
 const JOBS_PER_COMMIT = 50;
@@ -65,12 +66,17 @@ export function identitiesService(context: HeadContext): Implementation<typeof I
       if (principal.tenant !== undefined) head.tenants.active(principal.tenant);
       // The connection would have been cut; this is for the moment between. Certificates are dated back by the tolerated clock difference.
       if (head.revocations.covers(principal.spiffeId, peer.serial, peer.notBeforeMs + CLOCK_SKEW_MS)) throw new BulkheadError('UNAUTHENTICATED', 'this identity is revoked; ask for a new one');
-      const ttlMs = principal.kind === 'node' || principal.kind === 'job' ? SVID_TTL_MS : PROFILE_TTL_MS;
+      // A process's hour stays an hour, whoever's the identity is: the gateway holds users' for their jobs.
+      const short = peer.notAfterMs - peer.notBeforeMs <= SVID_TTL_MS + CLOCK_SKEW_MS;
+      const ttlMs = principal.kind === 'node' || principal.kind === 'job' || short ? SVID_TTL_MS : PROFILE_TTL_MS;
       return svid(principal.spiffeId, await pki.issue(principal.spiffeId, request.csr, ttlMs));
     },
 
     async certifyServer(call, request) {
-      const { certificateChainPem, dnsNames, notAfterMs } = await pki.certifyServer(call.principal.spiffeId, request.csr, SVID_TTL_MS);
+      const { principal } = call;
+      // Of the cluster's components only the gateway is a server of its own.
+      if (principal.kind === 'system' && principal.name !== GATEWAY_COMPONENT) throw new BulkheadError('DENIED', 'not found, or not permitted');
+      const { certificateChainPem, dnsNames, notAfterMs } = await pki.certifyServer(principal.spiffeId, request.csr, SVID_TTL_MS, principal.name === GATEWAY_COMPONENT ? context.gatewayNames : []);
       return { chain: certificateChainPem, dnsNames: [...dnsNames], notAfterMs: BigInt(notAfterMs) };
     },
 

@@ -1203,6 +1203,229 @@ export declare type Job = Message<"bulkhead.v1.Job"> & {
 export declare const JobSchema: GenMessage<Job>;
 
 /**
+ * @generated from message bulkhead.v1.CreateTokenRequest
+ */
+export declare type CreateTokenRequest = Message<"bulkhead.v1.CreateTokenRequest"> & {
+  /**
+   * What lists show.
+   *
+   * @generated from field: string name = 1;
+   */
+  name: string;
+
+  /**
+   * 0: eight hours.
+   *
+   * @generated from field: uint32 ttl_seconds = 2;
+   */
+  ttlSeconds: number;
+};
+
+/**
+ * Describes the message bulkhead.v1.CreateTokenRequest.
+ * Use `create(CreateTokenRequestSchema)` to create a new message.
+ */
+export declare const CreateTokenRequestSchema: GenMessage<CreateTokenRequest>;
+
+/**
+ * @generated from message bulkhead.v1.NewToken
+ */
+export declare type NewToken = Message<"bulkhead.v1.NewToken"> & {
+  /**
+   * @generated from field: string token = 1;
+   */
+  token: string;
+
+  /**
+   * @generated from field: bulkhead.v1.TokenInfo info = 2;
+   */
+  info?: TokenInfo | undefined;
+};
+
+/**
+ * Describes the message bulkhead.v1.NewToken.
+ * Use `create(NewTokenSchema)` to create a new message.
+ */
+export declare const NewTokenSchema: GenMessage<NewToken>;
+
+/**
+ * @generated from message bulkhead.v1.TokenInfo
+ */
+export declare type TokenInfo = Message<"bulkhead.v1.TokenInfo"> & {
+  /**
+   * @generated from field: string token_id = 1;
+   */
+  tokenId: string;
+
+  /**
+   * @generated from field: string name = 2;
+   */
+  name: string;
+
+  /**
+   * @generated from field: string spiffe_id = 3;
+   */
+  spiffeId: string;
+
+  /**
+   * @generated from field: int64 created_ms = 4;
+   */
+  createdMs: bigint;
+
+  /**
+   * @generated from field: int64 expires_ms = 5;
+   */
+  expiresMs: bigint;
+};
+
+/**
+ * Describes the message bulkhead.v1.TokenInfo.
+ * Use `create(TokenInfoSchema)` to create a new message.
+ */
+export declare const TokenInfoSchema: GenMessage<TokenInfo>;
+
+/**
+ * @generated from message bulkhead.v1.ListTokensRequest
+ */
+export declare type ListTokensRequest = Message<"bulkhead.v1.ListTokensRequest"> & {
+};
+
+/**
+ * Describes the message bulkhead.v1.ListTokensRequest.
+ * Use `create(ListTokensRequestSchema)` to create a new message.
+ */
+export declare const ListTokensRequestSchema: GenMessage<ListTokensRequest>;
+
+/**
+ * @generated from message bulkhead.v1.TokenList
+ */
+export declare type TokenList = Message<"bulkhead.v1.TokenList"> & {
+  /**
+   * @generated from field: repeated bulkhead.v1.TokenInfo tokens = 1;
+   */
+  tokens: TokenInfo[];
+};
+
+/**
+ * Describes the message bulkhead.v1.TokenList.
+ * Use `create(TokenListSchema)` to create a new message.
+ */
+export declare const TokenListSchema: GenMessage<TokenList>;
+
+/**
+ * @generated from message bulkhead.v1.RevokeTokenRequest
+ */
+export declare type RevokeTokenRequest = Message<"bulkhead.v1.RevokeTokenRequest"> & {
+  /**
+   * @generated from field: string token_id = 1;
+   */
+  tokenId: string;
+};
+
+/**
+ * Describes the message bulkhead.v1.RevokeTokenRequest.
+ * Use `create(RevokeTokenRequestSchema)` to create a new message.
+ */
+export declare const RevokeTokenRequestSchema: GenMessage<RevokeTokenRequest>;
+
+/**
+ * @generated from message bulkhead.v1.RevokeTokenResponse
+ */
+export declare type RevokeTokenResponse = Message<"bulkhead.v1.RevokeTokenResponse"> & {
+};
+
+/**
+ * Describes the message bulkhead.v1.RevokeTokenResponse.
+ * Use `create(RevokeTokenResponseSchema)` to create a new message.
+ */
+export declare const RevokeTokenResponseSchema: GenMessage<RevokeTokenResponse>;
+
+/**
+ * @generated from message bulkhead.v1.AdmitTokenRequest
+ */
+export declare type AdmitTokenRequest = Message<"bulkhead.v1.AdmitTokenRequest"> & {
+  /**
+   * @generated from field: string token = 1;
+   */
+  token: string;
+
+  /**
+   * A row under `gateway` in policies/methods.yaml.
+   *
+   * @generated from field: string call = 2;
+   */
+  call: string;
+
+  /**
+   * What it is about: a submission's id, a package's name.
+   *
+   * @generated from field: string name = 3;
+   */
+  name: string;
+
+  /**
+   * Address of the client.
+   *
+   * @generated from field: string remote = 4;
+   */
+  remote: string;
+
+  /**
+   * @generated from field: bytes csr = 5;
+   */
+  csr: Uint8Array;
+};
+
+/**
+ * Describes the message bulkhead.v1.AdmitTokenRequest.
+ * Use `create(AdmitTokenRequestSchema)` to create a new message.
+ */
+export declare const AdmitTokenRequestSchema: GenMessage<AdmitTokenRequest>;
+
+/**
+ * @generated from message bulkhead.v1.AdmittedToken
+ */
+export declare type AdmittedToken = Message<"bulkhead.v1.AdmittedToken"> & {
+  /**
+   * @generated from field: string spiffe_id = 1;
+   */
+  spiffeId: string;
+
+  /**
+   * @generated from field: string tenant = 2;
+   */
+  tenant: string;
+
+  /**
+   * @generated from field: int64 expires_ms = 3;
+   */
+  expiresMs: bigint;
+
+  /**
+   * @generated from field: string token_id = 4;
+   */
+  tokenId: string;
+
+  /**
+   * With a CSR.
+   *
+   * @generated from field: string svid_chain = 5;
+   */
+  svidChain: string;
+
+  /**
+   * @generated from field: string trust_bundle = 6;
+   */
+  trustBundle: string;
+};
+
+/**
+ * Describes the message bulkhead.v1.AdmittedToken.
+ * Use `create(AdmittedTokenSchema)` to create a new message.
+ */
+export declare const AdmittedTokenSchema: GenMessage<AdmittedToken>;
+
+/**
  * @generated from message bulkhead.v1.ClusterStatusRequest
  */
 export declare type ClusterStatusRequest = Message<"bulkhead.v1.ClusterStatusRequest"> & {
@@ -2245,6 +2468,53 @@ export declare const Jobs: GenService<{
     methodKind: "unary";
     input: typeof StopJobRequestSchema;
     output: typeof JobSchema;
+  },
+}>;
+
+/**
+ * Bearer tokens, for HTTP clients of the gateway. Each is its maker's own, short-lived, and kept as a digest only.
+ *
+ * @generated from service bulkhead.v1.Tokens
+ */
+export declare const Tokens: GenService<{
+  /**
+   * For the caller itself. The answer is the only place where the token ever is.
+   *
+   * @generated from rpc bulkhead.v1.Tokens.Create
+   */
+  create: {
+    methodKind: "unary";
+    input: typeof CreateTokenRequestSchema;
+    output: typeof NewTokenSchema;
+  },
+  /**
+   * The caller's own.
+   *
+   * @generated from rpc bulkhead.v1.Tokens.List
+   */
+  list: {
+    methodKind: "unary";
+    input: typeof ListTokensRequestSchema;
+    output: typeof TokenListSchema;
+  },
+  /**
+   * @generated from rpc bulkhead.v1.Tokens.Revoke
+   */
+  revoke: {
+    methodKind: "unary";
+    input: typeof RevokeTokenRequestSchema;
+    output: typeof RevokeTokenResponseSchema;
+  },
+  /**
+   * For the gateway alone: decides, for whoever the token is of, what a request asks for (`gateway` in policies/methods.yaml), and records it. UNAUTHENTICATED for
+   * every token that is not in force; DENIED otherwise. With a CSR also an SVID of that principal, so that the gateway acts as it and never in its own name.
+   *
+   * @generated from rpc bulkhead.v1.Tokens.Admit
+   */
+  admit: {
+    methodKind: "unary";
+    input: typeof AdmitTokenRequestSchema;
+    output: typeof AdmittedTokenSchema;
   },
 }>;
 
