@@ -146,6 +146,9 @@ class ObjectRef(Generic[T]):
         made: concurrent.futures.Future[T] = concurrent.futures.Future()
 
         def settled(pending: Any) -> None:
+            if not made.set_running_or_notify_cancel():
+                # Whoever waited does no more, as after `asyncio.wait_for`.
+                return
             if pending.error is not None:
                 made.set_exception(pending.error)
             else:

@@ -293,7 +293,7 @@ class ClientCore:
             if template.source is not None and template.digest not in self._code_sent:
                 source = template.source
                 if len(source) > f.MAX_CODE_BYTES:
-                    raise BulkheadError("INVALID_ARGUMENT", f"The remote function {template.export} is too large: with what it refers to it is {len(source)} bytes, at most {f.MAX_CODE_BYTES} are allowed: put large values and pass their refs")
+                    raise BulkheadError("INVALID_ARGUMENT", f"The {'actor' if template.kind == f.ACTOR_CLASS else 'remote function'} {template.export} is too large: with what it refers to it is {len(source)} bytes, at most {f.MAX_CODE_BYTES} are allowed: put large values and pass their refs")
                 self._code_sent.add(template.digest)
                 for offset in range(0, max(len(source), 1), f.CHUNK_BYTES):
                     self._put(f.frame(f.CODE, template.digest, f.u32(len(source)), f.u32(offset), source[offset : offset + f.CHUNK_BYTES]))

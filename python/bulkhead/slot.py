@@ -120,7 +120,7 @@ class Slot:
         self._execs: deque[Exec] = deque()
         self._running: dict[int, Exec] = {}
         self._active = 0
-        self._limit = 1
+        self._limit = self._concurrency = 1
         self._idle = 0
         self._runners = 1
         self._pumping = False
@@ -340,7 +340,8 @@ class Slot:
                 info = TemplateInfo(kind, code, export, method, returns, context)
                 if kind == f.ACTOR_CLASS:
                     self._is_actor = True
-                    self._limit = max(1, min(MAX_RUNNERS, int(context.pop("concurrency", 1) or 1)))
+                    self._concurrency = max(1, int(context.pop("concurrency", 1) or 1))
+                    self._limit = min(MAX_RUNNERS, self._concurrency)
                 self._templates[number] = info
             elif op == f.CANCEL_EXEC:
                 self._cancel(reader.u32())
@@ -528,6 +529,8 @@ class Slot:
         self._instance = make(*args, **kwargs)
         if any(inspect.iscoroutinefunction(member) or inspect.isasyncgenfunction(member) for _, member in inspect.getmembers(of, callable)):
             self._events()
+            # Coroutines need no thread each.
+            self._limit = self._concurrency
             self._async = True
             self._start_async()
 

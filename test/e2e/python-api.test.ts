@@ -47,18 +47,27 @@ class Async:
         for i in range(n):
             await asyncio.sleep(0)
             yield i
+    async def sleeps(self): await asyncio.sleep(600)
 def caught(ref):
     try: return ray.get(ref)
     except KeyError as e: return type(e).__name__
+async def impatient():
+    never = Async.remote().sleeps.remote()
+    try: await asyncio.wait_for(never, 0.05)
+    except asyncio.TimeoutError: pass
+    ray.cancel(never)
+    try: await never
+    except ray.exceptions.TaskCancelledError: return "cancelled"
 async def later(stream): return [await ref async for ref in stream]
+gave_up = asyncio.run(impatient())
 gen = fails.remote()
 failed = [caught(ref) for ref in gen]
 show([
     sum(ray.get(ref) for ref in numbers.remote(1000)), [int(ray.get(ref)[-1]) for ref in arrays.remote(3)], failed, gen.is_finished(), ray.get(reads.remote(300)),
     asyncio.run(later(numbers.remote(4))), asyncio.run(later(Async.remote().items.remote(4))),
-    [ray.get(ref) for ref in ray.get(numbers.options(num_returns="dynamic").remote(3))], ray.get(numbers.options(num_returns=2).remote(2)),
+    [ray.get(ref) for ref in ray.get(numbers.options(num_returns="dynamic").remote(3))], ray.get(numbers.options(num_returns=2).remote(2)), gave_up,
 ])
-`)).toEqual([499_500, [0, 1, 2], [1, 'RayTaskError(KeyError)'], true, 44_850, [0, 1, 2, 3], [0, 1, 2, 3], [0, 1, 2], [0, 1]]);
+`)).toEqual([499_500, [0, 1, 2], [1, 'RayTaskError(KeyError)'], true, 44_850, [0, 1, 2, 3], [0, 1, 2, 3], [0, 1, 2], [0, 1], 'cancelled']);
   });
 
   test('a stream goes no further than its reader has room, is waited for as refs are, and ends with its generator or a cancel', async () => {
