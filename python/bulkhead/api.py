@@ -429,7 +429,7 @@ def wire_options(options: dict[str, Any], kind: int, plain: bool = False) -> tup
             wire.update(scheduling.group_options(value, -1 if options.get("placement_group_bundle_index") is None else int(options["placement_group_bundle_index"]), options.get("placement_group_capture_child_tasks")))
         elif name in ("placement_group_bundle_index", "placement_group_capture_child_tasks"):
             if options.get("placement_group") is None and name == "placement_group_bundle_index" and value != -1:
-                raise ValueError("placement_group_bundle_index needs a placement_group")
+                raise ValueError("If placement group is not set, the value of placement group bundle index must be -1.")
         elif name == "label_selector":
             if value:
                 wire["labels"] = scheduling.selector(value)

@@ -68,12 +68,14 @@ class PlacementGroup:
         return self.id.is_nil()
 
     def ready(self) -> api.ObjectRef[Any]:
-        """A ref that has its value, None, when all bundles are reserved; it raises why the group cannot be."""
-        return api.put(self) if self.is_empty else self._ref
+        """A ref that has this group as its value when all bundles are reserved; it raises why the group cannot be."""
+        return api.put(self) if self.is_empty else _itself.remote(self._ref, self)
 
     def wait(self, timeout_seconds: float = 30) -> bool:
+        if self.is_empty:
+            return True
         try:
-            api.get(self.ready(), timeout=timeout_seconds)
+            api.get(self._ref, timeout=timeout_seconds)
             return True
         except (GetTimeoutError, RayError):
             return False
@@ -99,6 +101,12 @@ class PlacementGroup:
         return PlacementGroup, (self._ref, self.bundle_cache, self._strategy, self._name)
 
 
+def _when_ready(_: Any, group: PlacementGroup) -> PlacementGroup:
+    """A task that waits for the group, as its argument, and needs nothing itself: the group's own object has no value to give."""
+    return group
+
+
+_itself = api.RemoteFunction(_when_ready, {"num_cpus": 0})
 # What this process made or found, for `placement_group_table()`.
 _known: dict[bytes, PlacementGroup] = {}
 _removed: set[bytes] = set()

@@ -212,7 +212,7 @@ from bulkhead.ray.util import get_placement_group, placement_group, placement_gr
 from bulkhead.ray.util.scheduling_strategies import Exists, NodeAffinitySchedulingStrategy, NodeLabelSchedulingStrategy, PlacementGroupSchedulingStrategy
 node = ray.nodes()[0]["NodeID"]
 group = placement_group([{"CPU": 1}, {"CPU": 1}], strategy="STRICT_PACK", name="py-group")
-here = group.wait(30)
+here = group.wait(30) and ray.get(group.ready()) == group
 table = placement_group_table(group)
 @ray.remote
 class Member:
