@@ -30,6 +30,7 @@ import { overMemory } from './core/object-memory.ts';
 import { idFromHex } from './core/group-views.ts';
 import { groupInfo, type PlacementGroup } from './core/placement-groups.ts';
 import { RayletCore } from './core/raylet-core.ts';
+import { queuedForRoom } from './core/scheduler.ts';
 import { Channel, CHANNEL_KIND, failureOf, NO_QUOTA, Worker, type Actor, type ChannelKind, type Failure, type Job, type Slot, type TenantQuota, type TenantState, type Upstream } from './core/state.ts';
 import { Intake, type Source } from './intake.ts';
 import { JobLogs } from './job-logs.ts';
@@ -1034,9 +1035,7 @@ export class Raylet implements AsyncDisposable {
   }
 
   queuedTasks(): number {
-    let n = 0;
-    for (const c of this.core.state.classes) n += c.queue.length;
-    return n;
+    return queuedForRoom(this.core.state);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

@@ -75,6 +75,23 @@ function expectConserved(nodes: readonly SimNode[]): void {
 
 const ONE = { cpus: 1 };
 
+it('what came and went between two reports of a node is not counted for ever: the next group gets its room', () => {
+  const { world, client } = started({ nodes: 3, seed: 1, cpus: 1 });
+  const spread = { bundles: [ONE, ONE, ONE], strategy: 'STRICT_SPREAD' };
+  world.reporting = false;
+  const first = create(client, spread);
+  settle(world, client);
+  expect(groupOf(client, first)?.state).toBe('CREATED');
+  remove(client, first);
+  settle(world, client);
+  world.reporting = true;
+  const second = create(client, spread);
+  settle(world, client);
+  pass(world, 2_000);
+  expect(groupOf(client, second)?.state).toBe('CREATED');
+  expect(new Set(nodesOf(client, second)).size).toBe(3);
+});
+
 describe.each([1, 2, 3, 4, 5, 6])('placement groups (seed %i)', (seed) => {
   it.each<[string, object[], number, (nodes: number[]) => boolean]>([
     ['PACK', [ONE, ONE], 3, (n) => new Set(n).size === 1], ['PACK', [ONE, ONE, ONE], 3, (n) => new Set(n).size === 2],

@@ -2,6 +2,7 @@
 import { describe, expect, it } from 'vitest';
 import { CALL_KIND, OP } from '../../src/base/frame.ts';
 import { actorReason, pendingReason } from '../../src/raylet/core/reasons.ts';
+import { queuedForRoom } from '../../src/raylet/core/scheduler.ts';
 import type { Task } from '../../src/raylet/core/state.ts';
 import { DO, World, type SimClient } from './world.ts';
 
@@ -123,4 +124,46 @@ it.each([
   client.flush();
   w.run(10_000);
   expect([call.answers, client.failed, nodesOf(w, 99)]).toEqual([['failed'], ['INVALID_ARGUMENT'], []]);
+});
+
+describe('work that waits for a place that there is not', () => {
+  it('does not keep others away from the node where it waits', () => {
+    const { world: w, client } = world(1);
+    client.define(1, CALL_KIND.TASK, { labels: { zone: 'mars' } });
+    client.define(2, CALL_KIND.TASK, { cpus: 64 });
+    client.define(3, CALL_KIND.TASK, { cpus: 1 });
+    submit(client, 1, 3, 0);
+    submit(client, 2, 3, 0);
+    client.flush();
+    w.run(20_000);
+    expect(queuedForRoom(client.node.core.state)).toBe(0);
+    // As many as two cpus do not take at once: those wait for room.
+    submit(client, 3, 100, 0);
+    client.flush();
+    let most = 0;
+    while (w.step()) most = Math.max(most, queuedForRoom(client.node.core.state));
+    expect(most).toBeGreaterThan(0);
+    expect(queuedForRoom(client.node.core.state)).toBe(0);
+  });
+
+  it.each([['tasks', 10], ['calls of an actor', 11]])('is not kept when it is cancelled: %s, again and again', (what, seed) => {
+    const { world: w, client } = world(seed);
+    const { state: core } = client.node.core;
+    client.define(1, CALL_KIND.TASK, { labels: { zone: 'mars' } });
+    client.define(2, CALL_KIND.ACTOR_CLASS, { labels: { zone: 'mars' } }, 'Counter');
+    client.define(3, CALL_KIND.ACTOR_METHOD, {}, 'add');
+    submit(client, 1, 1, 0);
+    const actor = client.call(OP.CREATE_ACTOR, 2, DO.RETURN);
+    client.call(OP.CALL_ACTOR, 3, DO.RETURN, [], actor);
+    for (let round = 0; round < 40; round++) {
+      for (const ref of what === 'tasks' ? submit(client, 1, 50, 0) : Array.from({ length: 50 }, () => client.call(OP.CALL_ACTOR, 3, DO.RETURN, [], actor))) client.cancel(ref, false);
+      client.flush();
+      w.run(20_000);
+    }
+    const [found] = [...core.classes].filter((c) => c.queue.length > 0);
+    expect(found?.queue.length).toBe(1);
+    expect(found?.queue.kept).toBeLessThan(200);
+    const [counter] = [...client.channel.session.actors.values()];
+    expect([...(counter?.queues.values() ?? [])].reduce((n, queue) => n + queue.length, 0)).toBeLessThan(200);
+  });
 });

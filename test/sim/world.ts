@@ -274,6 +274,10 @@ export class World {
   nowMs = 1_000_000;
   readonly #queues = new Map<string, (() => void)[]>();
   readonly #held: { readonly log: SimLog; readonly needed: number; readonly go: () => void; readonly key: object }[] = [];
+  /** Whether nodes report what they have left. */
+  reporting = true;
+  /** What a node knows of another, by both. */
+  readonly #told = new Map<string, string>();
   readonly #labels = new Map<SimNode, Readonly<Record<string, string>>>();
   readonly hanging = new Set<{ node: SimNode; slot: Slot; exec: number }>();
   /** What isolates were given to run, in the order they got it. */
@@ -313,7 +317,13 @@ export class World {
     for (const other of this.nodes) {
       if (other === node || this.#lost.has(other)) continue;
       const { config, available } = other.core.state;
-      node.core.setNode(config.nodeId, config.nodeNumber, '', `spiffe://sim/node/${config.nodeId}`, config.total, available, this.#labels.get(other) ?? config.labels);
+      // As the head does: a node that has nothing new to say is not passed on.
+      const labels = this.#labels.get(other) ?? config.labels;
+      const told = `${node.core.state.nodes.has(config.nodeNumber)} ${JSON.stringify([available, labels])}`;
+      const pair = `${node.core.state.config.nodeNumber} ${config.nodeNumber}`;
+      if (this.#told.get(pair) === told) continue;
+      this.#told.set(pair, told.replace('false', 'true'));
+      node.core.setNode(config.nodeId, config.nodeNumber, '', `spiffe://sim/node/${config.nodeId}`, config.total, available, labels);
     }
   }
 
@@ -391,7 +401,7 @@ export class World {
   tick(): void {
     this.nowMs += 5;
     for (const node of this.nodes) {
-      this.shareNodes(node);
+      if (this.reporting) this.shareNodes(node);
       node.core.tick(this.nowMs, () => 0);
       this.drain(node);
     }

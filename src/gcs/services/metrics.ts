@@ -21,7 +21,7 @@ function clusterMetrics(m: MetricsText, { head, pki, policies }: HeadContext): v
   for (const node of nodes.filter((n) => n.state === 'alive')) {
     m.gauge('bulkhead_cluster_node_cpus', 'CPUs of a node that is alive.', node.total.cpuUnits / UNITS_PER_CPU, { node: node.id });
     m.gauge('bulkhead_cluster_node_cpus_free', 'CPUs that nothing holds, as the node last reported.', node.available.cpuUnits / UNITS_PER_CPU, { node: node.id });
-    m.gauge('bulkhead_cluster_node_queued_tasks', 'Tasks that wait on a node, as it last reported.', node.queuedTasks, { node: node.id });
+    m.gauge('bulkhead_cluster_node_queued_tasks', 'Tasks that wait for room on a node, as it last reported.', node.queuedTasks, { node: node.id });
   }
   for (const state of ['active', 'deleted']) m.gauge('bulkhead_tenants', 'Tenants by state.', tenants.filter((t) => t.state === state).length, { state });
   m.gauge('bulkhead_policy_version', 'Version of the policy in force.', policies.current?.version ?? 0);

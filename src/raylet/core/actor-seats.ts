@@ -4,12 +4,12 @@
  */
 import { OP } from '../../base/frame.ts';
 import { MAX_ACTORS_PER_WORKER } from '../../base/limits.ts';
-import { fits, subtract, UNITS_PER_CPU } from '../../base/resources.ts';
+import { fits, UNITS_PER_CPU } from '../../base/resources.ts';
 import { makeId, type Core } from './core.ts';
 import { openSlot, sendExec } from './dispatch.ts';
 import { giveTo, takeFrom, type BundleHold } from './bundle.ts';
 import { misfit, viewOf } from './group-views.ts';
-import { allowedPlaces, type Place, type Placement } from './placement.ts';
+import { allowedPlaces, giveBackOn, takeOn, type Place, type Placement } from './placement.ts';
 import { mayHold } from './quota-tree.ts';
 import { isolateBytes, NO_BUNDLE, roomForWorker } from './scheduler.ts';
 import { CHANNEL_KIND, TASK_STATE, Worker, type Actor, type Failure, type RemoteNode, type Task } from './state.ts';
@@ -102,7 +102,7 @@ function moveActor(core: Core, actor: Actor, node: RemoteNode, reserved = false)
   const task = actor.creation;
   const upstream = upstreamTo(core, node.number, actor.job, task.channel.principal.kind === 'job', task.depth);
   actor.upstream = upstream;
-  if (!reserved) node.available = subtract(node.available, actor.template.options.resources);
+  if (!reserved) takeOn(core, node, actor.template.options.resources);
   forward(core, upstream, task, OP.CREATE_ACTOR, undefined);
   return true;
 }
@@ -220,6 +220,8 @@ export function unseat(core: Core, actor: Actor): Task[] {
   }
   actor.upstream = undefined;
   if (upstream !== undefined) {
+    const node = core.nodes.get(upstream.nodeNumber);
+    if (node !== undefined && (actor.template.options.placement?.group ?? '') === '') giveBackOn(core, node, resources);
     const { creation, remoteId } = actor;
     if (creation.remoteSeq !== 0) upstream.actors.delete(creation.remoteSeq);
     // It may be alive there by now, and the word of that on its way.

@@ -208,9 +208,23 @@ export function drainCalls(core: Core, actor: Actor, caller: Channel): void {
   else queue.splice(0, taken);
 }
 
+/** Calls that ended while they waited are not kept behind one that waits for long. */
+function forgetEnded(actor: Actor): void {
+  let waiting = 0;
+  for (const queue of actor.queues.values()) waiting += queue.length;
+  if (actor.endedWaiting * 2 < waiting) return;
+  actor.endedWaiting = 0;
+  for (const [caller, queue] of actor.queues) {
+    const left = queue.filter((task) => task.state === TASK_STATE.WAITING);
+    if (left.length === 0) actor.queues.delete(caller);
+    else actor.queues.set(caller, left);
+  }
+}
+
 export function callEnded(core: Core, actor: Actor): void {
   if (actor.state === 'DEAD') return;
   actor.inFlight--;
+  if (actor.endedWaiting >= 64) forgetEnded(actor);
   if (actor.queues.size > 0) for (const caller of [...actor.queues.keys()]) drainCalls(core, actor, caller);
   if (actor.unreachable) core.unreachable.push(actor);
 }

@@ -136,8 +136,11 @@ export function takeOff(core: Core, task: Task): boolean {
 
 /** The end of a call, whatever it was: arguments are let go, refs made by it too, its place among the finished is noted. */
 export function concludeTask(core: Core, task: Task, failure: Failure | undefined): void {
-  if (task.state === TASK_STATE.DONE) return;
+  const before = task.state;
+  if (before === TASK_STATE.DONE) return;
   task.state = TASK_STATE.DONE;
+  if (before === TASK_STATE.QUEUED) task.template.schedulingClass?.queue.ended();
+  else if (before === TASK_STATE.WAITING && task.actor !== undefined) task.actor.endedWaiting++;
   task.letGo();
   core.timed.delete(task);
   const channel = task.channel;

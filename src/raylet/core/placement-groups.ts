@@ -17,7 +17,7 @@ import { OP, type FrameReader } from '../../base/frame.ts';
 import { OBJECT_ID_BYTES, objectIdText, quote } from '../../base/ids.ts';
 import { parseSelector } from '../../base/labels.ts';
 import { BUNDLE_PREPARE_MS, MAX_BUNDLES_PER_GROUP, MAX_GROUP_JSON_BYTES, MAX_PLACEMENT_GROUPS_PER_TENANT } from '../../base/limits.ts';
-import { fits, subtract, type ResourceVector } from '../../base/resources.ts';
+import { fits, type ResourceVector } from '../../base/resources.ts';
 import { actorDied } from './actors.ts';
 import type { BundleFields } from './bundle.ts';
 import { holdsOf, prepare, release } from './bundle-holds.ts';
@@ -29,7 +29,7 @@ import { idFromHex, REMOVED, type GroupBundle, type GroupView } from './group-vi
 import { hex, idWord, makeId, type Core } from './core.ts';
 import { failQueued, groupClasses } from './scheduler.ts';
 import { parseResources } from './function-options.ts';
-import { ownPlace, placesOf, type Place } from './placement.ts';
+import { giveBackOn, ownPlace, placesOf, takeOn, type Place } from './placement.ts';
 import { CHANNEL_KIND, type Channel, type Failure, type Job, type ObjectEntry, type Session, type TenantState, type Upstream } from './state.ts';
 import { askRemote } from './upstreams.ts';
 import { upstreamTo } from './upstream-channels.ts';
@@ -308,7 +308,7 @@ function place(core: Core, group: PlacementGroup): void {
       continue;
     }
     const remote = core.nodes.get(node);
-    if (remote !== undefined) for (const index of indexes) remote.available = subtract(remote.available, (group.bundles[index] as GroupBundle).resources);
+    if (remote !== undefined) for (const index of indexes) takeOn(core, remote, (group.bundles[index] as GroupBundle).resources);
     const text = JSON.stringify({ name: group.name, detached: group.detached, kept: group.kept, bundles: indexes.map((index) => ({ index, ...amounts((group.bundles[index] as GroupBundle).resources) })) });
     askRemote(core, upstreamOf(core, group, node), group.auditSeq, (out, number) => out.begin(OP.PREPARE_BUNDLES).u32(number).raw(idBytes(group)).text(text), (failure) => prepared(core, group, round, node, failure));
   }
@@ -391,7 +391,10 @@ export function giveBack(core: Core, group: PlacementGroup, node: number, indexe
     out.begin(OP.RELEASE_BUNDLES).u32(number).raw(idBytes(group)).u32(indexes.length);
     for (const index of indexes) out.u32(index);
     return out;
-  }, () => undefined);
+  }, (failure) => {
+    const remote = core.nodes.get(node);
+    if (failure === undefined && remote !== undefined) for (const index of indexes) giveBackOn(core, remote, (group.bundles[index] as GroupBundle).resources);
+  });
 }
 
 /** Bundles on a node are not there any more. */

@@ -6,9 +6,13 @@
 import { BulkheadError } from '../../base/errors.ts';
 import { objectIdFromText, parseNodeId, quote } from '../../base/ids.ts';
 import { describeSelector, meets, parseFallback, parseSelector, type Labels, type LabelSelector } from '../../base/labels.ts';
-import { MAX_BUNDLES_PER_GROUP } from '../../base/limits.ts';
-import { fits, type ResourceVector } from '../../base/resources.ts';
+import { HEARTBEAT_MS, MAX_BUNDLES_PER_GROUP } from '../../base/limits.ts';
+import { add, fits, subtract, type ResourceVector } from '../../base/resources.ts';
 import { hex, type Core } from './core.ts';
+import type { RemoteNode, SchedulingClass } from './state.ts';
+
+/** By then a node has reported what it was given, and the head has passed it on. */
+const REPORTED_WITHIN_MS = 4 * HEARTBEAT_MS;
 
 export interface Placement {
   /** In the order they are tried: the first that a living node meets counts. */
@@ -86,6 +90,38 @@ export function placesOf(core: Core): Place[] {
   const places = [ownPlace(core)];
   for (const node of core.nodes.values()) if (core.reachable(node.number)) places.push(node);
   return places;
+}
+
+/** It may have room again, for either. */
+export function openNode(c: SchedulingClass, number: number): void {
+  if (c.placement !== undefined && !c.positions.has(number)) return;
+  c.open[0]?.add(number);
+  c.open[1]?.add(number);
+}
+
+/** What is forwarded to a node is counted there at once, before its next report can. */
+export function takeOn(core: Core, node: RemoteNode, resources: ResourceVector): void {
+  node.available = subtract(node.available, resources);
+  node.takenMs = core.nowMs;
+}
+
+/** The other way: until it reports again a node has what it says it was given back. */
+export function giveBackOn(core: Core, node: RemoteNode, resources: ResourceVector): void {
+  const sum = add(node.available, resources);
+  node.available = fits(sum, node.total) ? sum : node.total;
+  node.takenMs = core.nowMs;
+  for (const c of core.classes) openNode(c, node.number);
+  core.roomFreed = true;
+}
+
+/** The head passes on only what changed: a node that has not said anything since has what it said, whatever was forwarded meanwhile came and went. */
+export function believeReports(core: Core): void {
+  for (const node of core.nodes.values()) {
+    if (core.nowMs - node.takenMs < REPORTED_WITHIN_MS) continue;
+    node.available = node.reported;
+    node.takenMs = Number.POSITIVE_INFINITY;
+    for (const c of core.classes) openNode(c, node.number);
+  }
 }
 
 function firstMet(places: readonly Place[], selectors: readonly LabelSelector[], wanted: ResourceVector): Place[] {

@@ -24,6 +24,8 @@ import { onGroupState, viewsUpstreamClosed } from './group-views.ts';
 import { onDescribeGroup, onListNodes } from './cluster-view.ts';
 import { adoptGroup, onTakeBundles, takeOver } from './group-heirs.ts';
 import * as groups from './placement-groups.ts';
+import { onRecall, recallUnbegun } from './recalls.ts';
+import { believeReports, openNode } from './placement.ts';
 import { expireRounds, groupsNodeGone, groupsUpstreamClosed, jobGroupsEnd, placePending, takeUpEnded, tenantGroupsEnd } from './placement-groups.ts';
 import { Core, idWord, type CoreConfig } from './core.ts';
 import { cancelTask, closeSlotChannel, enforceLimits, execEnded, leaveStream, remoteEnded, remoteLost, slotDied, workerDied } from './endings.ts';
@@ -37,7 +39,7 @@ import { relieve, restored, spilled, takeUpRestores, tickMemory } from './object
 import { takeUpDelayed } from './retries.ts';
 import { preempt } from './preemption.ts';
 import { divide, leaveProject, limit, projectOf } from './quota-tree.ts';
-import { dropLease, enqueue, JOB_ENDED, openNode, parkClasses, pump, retireIdleWorkers, workerNotStarted, workerStarted } from './scheduler.ts';
+import { dropLease, enqueue, JOB_ENDED, parkClasses, pump, retireIdleWorkers, workerNotStarted, workerStarted } from './scheduler.ts';
 import { onItem, onMore } from './streams.ts';
 import { closeUpstream, fileChecked, forward, killRemote, onUpstreamFrame, takeUpFetches, transferFailed } from './upstreams.ts';
 import { upstreamTo } from './upstream-channels.ts';
@@ -85,7 +87,7 @@ export class RayletCore {
   setNode(nodeId: string, number: number, address: string, spiffeId: string, total: ResourceVector, available: ResourceVector, labels: Labels = NO_LABELS): void {
     const core = this.state;
     const known = core.nodes.get(number);
-    core.nodes.set(number, { nodeId, number, address, spiffeId, total, available, labels });
+    core.nodes.set(number, { nodeId, number, address, spiffeId, total, available, labels, reported: available, takenMs: Number.POSITIVE_INFINITY });
     if (known === undefined || known.nodeId !== nodeId || !sameResources(known.total, total) || (known.labels !== labels && JSON.stringify(known.labels) !== JSON.stringify(labels))) core.nodesChanged++;
     if (known === undefined || available.cpuUnits > 0 || available.memoryBytes > 0) for (const c of core.classes) openNode(c, number);
   }
@@ -301,6 +303,7 @@ export class RayletCore {
       case OP.DESCRIBE_GROUP: return onDescribeGroup(core, channel, r);
       case OP.PREPARE_BUNDLES: return groups.onPrepareBundles(core, channel, r);
       case OP.COMMIT_BUNDLES: return groups.onCommitBundles(core, channel, r);
+      case OP.RECALL: return onRecall(core, channel, r);
       case OP.RELEASE_BUNDLES: return groups.onReleaseBundles(core, channel, r);
       case OP.TAKE_BUNDLES: return onTakeBundles(core, channel, r);
       case OP.WATCH_GROUP: return groups.onWatchGroup(core, channel, r);
@@ -609,6 +612,8 @@ export class RayletCore {
     if (core.pullsUnderWay.size > 0) expirePulls(core);
     if (core.copyChannels.size > 0) expireCopies(core);
     if (core.holds.size > 0) expireHolds(core);
+    believeReports(core);
+    recallUnbegun(core);
     if (core.pendingGroups.size > 0) placePending(core);
     core.reopenNodes();
     parkClasses(core);

@@ -9,14 +9,14 @@ import { fits, type ResourceVector } from '../../base/resources.ts';
 import { giveTo, takeFrom, type BundleHold } from './bundle.ts';
 import type { Core } from './core.ts';
 import { groupKnown, misfit, viewOf } from './group-views.ts';
-import { allowedPlaces, type Place, type Placement } from './placement.ts';
+import { allowedPlaces, openNode, type Place, type Placement } from './placement.ts';
 import { concludeTask, openSlot, sendExec } from './dispatch.ts';
 import { grantFairly } from './fair-order.ts';
 import { argumentFailure } from './objects.ts';
 import { mayHold } from './quota-tree.ts';
 import { forward } from './upstreams.ts';
 import { upstreamTo } from './upstream-channels.ts';
-import { CHANNEL_KIND, Lease, RemoteLease, SchedulingClass, TASK_STATE, Worker, type Failure, type Job, type ObjectEntry, type RemoteNode, type Slot, type Task, type TenantState } from './state.ts';
+import { CHANNEL_KIND, Lease, RemoteLease, SchedulingClass, Worker, type Failure, type Job, type ObjectEntry, type RemoteNode, type Slot, type Task, type TenantState } from './state.ts';
 
 /** Work given to a lease ahead of its results, as time: long enough to hide a round trip, short enough to stay fair. */
 const LOOKAHEAD_MS = 6;
@@ -83,7 +83,6 @@ export const JOB_ENDED: Failure = { code: 'CANCELLED', message: 'its job ended',
 export function enqueue(core: Core, task: Task): void {
   const failure = task.channel.job.ended ? JOB_ENDED : failedArgument(core, task);
   if (failure !== undefined) return concludeTask(core, task, failure);
-  task.state = TASK_STATE.QUEUED;
   const c = task.template.schedulingClass as SchedulingClass;
   if (c.parked) revive(core, c);
   c.queue.push(task);
@@ -249,13 +248,6 @@ function openNodes(core: Core, c: SchedulingClass): Set<number> {
 }
 
 const NONE = new Set<number>();
-
-/** It may have room again, for either. */
-export function openNode(c: SchedulingClass, number: number): void {
-  if (c.placement !== undefined && !c.positions.has(number)) return;
-  c.open[0]?.add(number);
-  c.open[1]?.add(number);
-}
 
 /** One task to each place in turn, as long as any has room. */
 function spread(core: Core, c: SchedulingClass, places: readonly Place[]): void {
@@ -475,7 +467,6 @@ export function measure(core: Core, slot: Slot, task: Task, results: number): vo
 /** Gives a task back to its queue: its worker died through no fault of its own, or its node did. */
 export function requeue(core: Core, task: Task): void {
   if (task.channel.job.ended) return concludeTask(core, task, JOB_ENDED);
-  task.state = TASK_STATE.QUEUED;
   task.queuedMs = core.nowMs;
   if (task.template.options.queueTimeoutMs > 0) core.timed.add(task);
   task.slot = undefined;
@@ -484,6 +475,18 @@ export function requeue(core: Core, task: Task): void {
   const c = task.template.schedulingClass as SchedulingClass;
   if (c.parked) revive(core, c);
   c.queue.unshift(task);
+}
+
+/** How many tasks wait for room on this node: not those that may not run here, or that a quota holds back. While there are any, others send nothing. */
+export function queuedForRoom(core: Core): number {
+  let n = 0;
+  for (const c of core.classes) {
+    if (c.queue.length === 0 || !fits(c.resources, core.config.total) || !mayHold(c.job, c.resources)) continue;
+    const { placement } = c;
+    if (placement !== undefined && (placement.group !== '' || !allowedPlaces(core, placement, c.resources).some(({ number }) => number === core.config.nodeNumber))) continue;
+    n += c.queue.length;
+  }
+  return n;
 }
 
 /** Forwards what finds no room here to nodes that reported some. A task that was forwarded once is not forwarded again. */

@@ -643,25 +643,42 @@ export class SchedulingClass {
   }
 }
 
-/** First in, first out, with room to give a task back to the front; no array shift per task. */
+/** First in, first out, with room to give a task back to the front; no array shift per task. A task is QUEUED exactly while it is in here. */
 export class TaskQueue {
   #items: (Task | undefined)[] = [];
   #head = 0;
+  /** Of the items, those that ended where they are. */
+  #ended = 0;
 
   get length(): number {
+    return this.#items.length - this.#head - this.#ended;
+  }
+
+  /** Items, those that have ended included. */
+  get kept(): number {
     return this.#items.length - this.#head;
   }
 
   push(task: Task): void {
+    task.state = TASK_STATE.QUEUED;
     this.#items.push(task);
   }
 
   unshift(task: Task): void {
+    task.state = TASK_STATE.QUEUED;
     if (this.#head > 0) this.#items[--this.#head] = task;
     else this.#items.unshift(task);
   }
 
-  /** Takes the next task that is still queued (cancelled ones are passed over). */
+  /** One of its tasks has ended in here. They are not kept: what cannot run now, and is cancelled, may be followed by any number of the like. */
+  ended(): void {
+    if (++this.#ended < 64 || this.#ended * 2 < this.#items.length - this.#head) return;
+    this.#items = this.#items.filter((task) => task?.state === TASK_STATE.QUEUED);
+    this.#head = 0;
+    this.#ended = 0;
+  }
+
+  /** Takes the next task that is still queued. */
   shift(): Task | undefined {
     while (this.#head < this.#items.length) {
       const task = this.#items[this.#head];
@@ -670,10 +687,15 @@ export class TaskQueue {
         this.#items = this.#items.slice(this.#head);
         this.#head = 0;
       }
-      if (task !== undefined && task.state === TASK_STATE.QUEUED) return task;
+      if (task?.state === TASK_STATE.QUEUED) {
+        task.state = TASK_STATE.WAITING;
+        return task;
+      }
+      this.#ended--;
     }
     this.#items = [];
     this.#head = 0;
+    this.#ended = 0;
     return undefined;
   }
 
@@ -773,6 +795,9 @@ export class RemoteLease {
   readonly upstream: Upstream;
   inFlight = 0;
   lastResultMs = 0;
+  /** When tasks were last asked back, and how often in a row they had begun. */
+  recalledMs = 0;
+  refusals = 0;
 
   constructor(upstream: Upstream) {
     this.upstream = upstream;
@@ -908,6 +933,11 @@ export class Actor {
   /** It never was: its tenant's quota had no room for it. */
   refused: Failure | undefined = undefined;
 
+  /** While it waits on another node: when it may be asked back again. */
+  notRecalledBeforeMs = 0;
+  /** Of the calls in `queues`, at most so many ended where they are. */
+  endedWaiting = 0;
+
   constructor(session: Session, index: number, job: Job, template: Template, creation: Task, name: string) {
     this.session = session;
     this.index = index;
@@ -927,4 +957,7 @@ export interface RemoteNode {
   total: ResourceVector;
   /** As last reported, less what was forwarded since. */
   available: ResourceVector;
+  reported: ResourceVector;
+  /** When something was last forwarded; Infinity: not since it reported. */
+  takenMs: number;
 }
