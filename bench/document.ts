@@ -7,7 +7,7 @@ import type { SchedulingResult } from './scheduling.ts';
 import { schedulingCurve } from './curve.ts';
 import { COLUMNS, markdownTable, SCHEDULING_COLUMNS, schedulingRows, shown, tableRows, type Machine, type RowResult } from './report.ts';
 
-type Place = 'results' | 'scheduling';
+type Place = 'results' | 'scheduling' | 'python';
 
 export interface ResultsFile {
   readonly machine: Machine & { readonly loadAfter: number };
@@ -17,6 +17,8 @@ export interface ResultsFile {
   readonly rows: readonly RowResult[];
   readonly controls: readonly ControlResult[];
   readonly scheduling?: SchedulingResult;
+  /** Rows of `npm run bench:python`, which have a place of their own. */
+  readonly python?: true;
 }
 
 export function resultsText({ machine, ray, runs, seconds, rows, controls }: ResultsFile): string {
@@ -54,7 +56,7 @@ if (process.argv[1] !== undefined && resolve(process.argv[1]) === fileURLToPath(
   const file = process.argv[2] ?? fileURLToPath(new URL('./results/latest.json', import.meta.url));
   const results = JSON.parse(readFileSync(file, 'utf8')) as ResultsFile;
   let text = readFileSync(page, 'utf8');
-  if (results.rows.length > 0) text = withResults(text, resultsText(results));
+  if (results.rows.length > 0) text = withResults(text, resultsText(results), results.python === true ? 'python' : 'results');
   if (results.scheduling !== undefined) {
     text = withResults(text, schedulingText(results, results.scheduling), 'scheduling');
     writeFileSync(fileURLToPath(new URL('../docs/scheduling.svg', import.meta.url)), schedulingCurve(results.scheduling));

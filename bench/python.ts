@@ -165,7 +165,7 @@ async function main(): Promise<void> {
     const [name, ours, rays, unit, ratio, , verdict] = tableRows([result])[0] as string[];
     note(`  ${name}: ${ours} ${unit}${options.ray ? `, Ray ${rays}, ratio ${ratio}` : ''} ${verdict}`);
     mkdirSync(dirname(options.json), { recursive: true });
-    writeFileSync(options.json, `${JSON.stringify({ version: 1, machine: { ...here, loadAfter: loadavg()[0] }, ray: options.ray ? RAY_VERSION : null, runs: options.runs, seconds: options.seconds, rows: results.map((r) => ({ ...r, verdict: verdictOf(r) })), controls: [] }, null, 1)}\n`);
+    writeFileSync(options.json, `${JSON.stringify({ version: 1, python: true, machine: { ...here, loadAfter: loadavg()[0] }, ray: options.ray ? RAY_VERSION : null, runs: options.runs, seconds: options.seconds, rows: results.map((r) => ({ ...r, verdict: verdictOf(r) })), controls: [] }, null, 1)}\n`);
   };
   await using cluster = await startCluster({ python, fresh: options.wanted(FIRST) ? options.runs : 0 });
   const ray = theirs === undefined ? undefined : new RayProcess(theirs, ['ray', 'rows'], { program: PROGRAM });

@@ -45,6 +45,7 @@ MAX_RUNNERS = 1_024
 MAX_LOG_BYTES = 2**20
 FILE_NAME = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$")
 READ_BYTES = 256 * 2**10
+STAGING_SECONDS = 30.0
 
 
 class TemplateInfo:
@@ -189,7 +190,7 @@ class Slot:
         with self._send_lock:
             self._staged += 1
             number = self._staged
-            fd = os.open(f"/staging/{self._number}-{number}", os.O_WRONLY)
+            fd = _opened(f"/staging/{self._number}-{number}")
             try:
                 parts = [memoryview(part).cast("B") for part in encoded.parts]
                 while parts:
@@ -720,6 +721,18 @@ class Slot:
         except OSError:
             # The sandbox ends.
             pass
+
+
+def _opened(path: str) -> int:
+    """A staging file, which process 1 makes ahead; a slot that writes faster than that waits for it."""
+    end = time.monotonic() + STAGING_SECONDS
+    while True:
+        try:
+            return os.open(path, os.O_WRONLY)
+        except FileNotFoundError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.001)
 
 
 def _mapped(path: str, size: int) -> memoryview:
