@@ -762,7 +762,8 @@ export class Raylet implements AsyncDisposable {
     shell.readers.add(reader);
     // Where it crosses a wall its digest is fixed, or compared with what left before, and the last part leaves only then.
     const toRaylet = channel.kind === CHANNEL_KIND.PEER;
-    const hash = toRaylet || effect.owner !== channel.job.tenant ? createHash('sha256') : undefined;
+    // A copy's reader has the digest from its owner; nobody but this raylet has ever written the file.
+    const hash = !effect.copy && (toRaylet || effect.owner !== channel.job.tenant) ? createHash('sha256') : undefined;
     let offset = 0;
     let { refs } = effect;
     const step = (): boolean => {

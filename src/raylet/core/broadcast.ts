@@ -148,7 +148,7 @@ function sourceFor(spread: Spread, pull: Pull): Channel | undefined {
 function send(core: Core, pull: Pull): void {
   const { channel, request, position, entry, needed, refs } = pull;
   pull.refs = undefined;
-  if (!channel.closed) core.out.push({ type: 'stream-file', channel, owner: entry.session.tenant, request, position, fileName: entry.fileName, size: entry.size, needed, entry, refs });
+  if (!channel.closed) core.out.push({ type: 'stream-file', channel, owner: entry.session.tenant, request, position, fileName: entry.fileName, size: entry.size, needed, entry, refs, copy: false });
   entry.uses--;
   unpin(core, entry);
 }

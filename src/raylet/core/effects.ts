@@ -22,7 +22,7 @@ export type Effect =
   | { readonly type: 'spill-file'; readonly entry: ObjectEntry; readonly tenant: TenantState; readonly fileName: string; readonly size: number; readonly spillName: string; readonly id: Uint8Array; readonly version: number }
   | { readonly type: 'restore-file'; readonly entry: ObjectEntry; readonly tenant: TenantState; readonly spillName: string; readonly size: number; readonly fileName: string; readonly id: Uint8Array; readonly version: number }
   | { readonly type: 'delete-spill'; readonly tenant: TenantState; readonly spillName: string }
-  | { readonly type: 'stream-file'; readonly channel: Channel; readonly owner: TenantState; readonly request: number; readonly position: number; readonly fileName: string; readonly size: number; readonly needed: number; readonly entry: ObjectEntry; readonly refs: readonly Uint8Array[] | undefined }
+  | { readonly type: 'stream-file'; readonly channel: Channel; readonly owner: TenantState; readonly request: number; readonly position: number; readonly fileName: string; readonly size: number; readonly needed: number; readonly entry: ObjectEntry; readonly refs: readonly Uint8Array[] | undefined; readonly copy: boolean }
   | { readonly type: 'check-file'; readonly upstream: Upstream; readonly request: number; readonly tenant: TenantState; readonly fileName: string; readonly digest: Uint8Array }
   | { readonly type: 'register-name'; readonly actor: Actor; readonly id: Uint8Array; readonly classInfo: string }
   | { readonly type: 'release-name'; readonly actor: Actor; readonly id: Uint8Array }

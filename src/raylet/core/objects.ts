@@ -531,7 +531,7 @@ function answer(core: Core, channel: Channel, request: number, position: number,
         core.pulls.push({ channel, request, position, entry, needed, refs, state: 'WAITING', source: undefined, ticket: undefined, untilMs: 0, failed: undefined });
         return;
       }
-      core.out.push({ type: 'stream-file', channel, owner: entry.session.tenant, request, position, fileName: entry.fileName, size: entry.size, needed, entry, refs });
+      core.out.push({ type: 'stream-file', channel, owner: entry.session.tenant, request, position, fileName: entry.fileName, size: entry.size, needed, entry, refs, copy: kind === PENDING_KIND.COPY });
       return;
     }
   } else writeFailure(channel, request, position, failureFor(entry, channel.job.tenant));

@@ -347,7 +347,7 @@ function onPart(core: Core, upstream: Upstream, request: UpstreamRequest, positi
   const { digest } = request;
   if (last && digest?.length !== 32) return end(MALFORMED);
   upload.offset += part.length;
-  core.out.push({ type: 'write-part', tenant, fileName: upload.fileName, offset, bytes: part.slice(), last });
+  core.out.push({ type: 'write-part', tenant, fileName: upload.fileName, offset, bytes: part, last });
   if (last) core.out.push({ type: 'check-file', upstream, request: request.number, tenant, fileName: upload.fileName, digest: digest as Uint8Array });
 }
 
