@@ -5,7 +5,7 @@
 import { pino } from 'pino';
 import { toSafeError } from '../base/errors.ts';
 import { ServerCertificate } from '../pki/pki.ts';
-import { Identities } from '../rpc/generated/bulkhead/v1/head_pb.js';
+import { Identities, Tokens } from '../rpc/generated/bulkhead/v1/head_pb.js';
 import { client, createHttpsListener, type RpcLog } from '../rpc/rpc.ts';
 import { openHead } from '../sdk/head-client.ts';
 import { Callers } from './callers.ts';
@@ -16,6 +16,8 @@ import { RayJobs } from './ray-jobs.ts';
 import { Submissions } from './submissions.ts';
 
 const CERTIFY_TIMEOUT_MS = 15_000;
+/** The head shows one that it has heard of lately. */
+const ANNOUNCE_MS = 30_000;
 
 export interface RunningGateway {
   /** `https://name:port`, by the first name of its certificate that clients know without a directory. */
@@ -42,8 +44,13 @@ export async function startGateway(config: GatewayConfig, log: RpcLog): Promise<
   const listener = createHttpsListener({ certificate, log, onRequest: door.onRequest, onUpgrade: door.onUpgrade });
   parts.defer(() => listener.close());
   const { port } = await listener.listen(config.listen);
+  const url = `https://${names[1] ?? names[0] ?? 'localhost'}:${port}`;
+  const announce = (): Promise<unknown> => client(Tokens, head.channel).announce({ url }, { timeoutMs: CERTIFY_TIMEOUT_MS });
+  await announce();
+  const timer = setInterval(() => void announce().catch((error: unknown) => log.warn({ error }, 'the head did not hear where the gateway is; it is told again')), ANNOUNCE_MS);
+  parts.defer(() => clearInterval(timer));
   const stack = parts.move();
-  return { url: `https://${names[1] ?? names[0] ?? 'localhost'}:${port}`, stop: () => stack.disposeAsync() };
+  return { url, stop: () => stack.disposeAsync() };
 }
 
 /** The process: configuration in on stdin, one ready line out, until SIGTERM or SIGINT. Exit codes: 0 stopped, 1 failed, 2 wrong configuration. */

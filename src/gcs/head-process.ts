@@ -22,7 +22,7 @@ import { HeadClockwork } from './head-clockwork.ts';
 import { readHeadConfig, type HeadConfig } from './head-config.ts';
 import { HeadState } from './head-state.ts';
 import { PolicyAdministrator } from './policy-administrator.ts';
-import type { GatewayCall, HeadContext } from './ports.ts';
+import { AnnouncedGateway, type GatewayCall, type HeadContext } from './ports.ts';
 import { auditService } from './services/audit.ts';
 import { clusterService } from './services/cluster.ts';
 import { HEAD_COMPONENT, identitiesService, PROFILE_TTL_MS } from './services/identities.ts';
@@ -179,7 +179,7 @@ export async function startHead(config: HeadConfig, { log, onFatal }: StartOptio
   const addresses = { main: '', attestation: '' };
   const { methods, gateway: gatewayCalls } = methodRows();
   const context: HeadContext = {
-    head, pki, policies, budgets: new Budgets(), appendAudit, decisions, gatewayCalls, gatewayNames: config.gatewayNames, statements: { verifierKey: signer.publicKeyLine, sign: (statement) => signer.sign(statement) }, audit: auditReader(logs), checkpoints: checkpointReader(signer, systemClock),
+    head, pki, policies, budgets: new Budgets(), appendAudit, decisions, gateway: new AnnouncedGateway(), gatewayCalls, gatewayNames: config.gatewayNames, statements: { verifierKey: signer.publicKeyLine, sign: (statement) => signer.sign(statement) }, audit: auditReader(logs), checkpoints: checkpointReader(signer, systemClock),
     random: systemRandom, nodeMost: config.nodeMost, addresses, insecureDev: config.insecureDev, version: packageVersion(), startedMs,
   };
   // What a killed head left half done.

@@ -15,6 +15,9 @@ import type { NodeMost } from './core/nodes.ts';
 import type { HeadState } from './head-state.ts';
 import type { PolicyAdministrator } from './policy-administrator.ts';
 
+/** It announces itself every half minute. */
+const GATEWAY_SILENT_AFTER_MS = 90_000;
+
 export interface IssuedChain {
   readonly certificateChainPem: string;
   readonly serial: string;
@@ -131,6 +134,22 @@ export interface GatewayCall {
   readonly callers: readonly PrincipalKind[];
 }
 
+/** Where the gateway said that it is; in memory, since it says so again. */
+export class AnnouncedGateway {
+  #url = '';
+  #atMs = 0;
+
+  announce(url: string, nowMs: number): void {
+    this.#url = url;
+    this.#atMs = nowMs;
+  }
+
+  /** Empty when it has not spoken for a while. */
+  url(nowMs: number): string {
+    return nowMs - this.#atMs < GATEWAY_SILENT_AFTER_MS ? this.#url : '';
+  }
+}
+
 /** Everything that a service may use. */
 export interface HeadContext {
   readonly head: HeadState;
@@ -139,6 +158,7 @@ export interface HeadContext {
   readonly budgets: Budgets;
   readonly appendAudit: AppendDurably;
   readonly decisions: PolicyDecisionPoint;
+  readonly gateway: AnnouncedGateway;
   /** By which HTTP clients know the gateway, beside its name in the trust domain. */
   readonly gatewayNames: readonly string[];
   /** What HTTP clients may ask for, by name. */

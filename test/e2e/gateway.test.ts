@@ -7,7 +7,7 @@ import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { homedir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import { Identities, Jobs, Tokens } from '../../src/rpc/generated/bulkhead/v1/head_pb.js';
+import { Cluster as ClusterService, Identities, Jobs, Tokens } from '../../src/rpc/generated/bulkhead/v1/head_pb.js';
 import { until, TestCluster } from '../support/cluster.ts';
 import { ask, caFile, tail, tokenOf, zipOf, type Answer } from '../support/gateway.ts';
 import { testPython } from '../support/python.ts';
@@ -51,6 +51,7 @@ describe.runIf('interpreter' in python)('jobs by HTTP', () => {
 
   test('a job from upload to deletion, as Ray’s client asks for it', async () => {
     expect(json(await ask(cluster, 'GET', '/api/version', { token: ana }))).toMatchObject({ ray_version: '2.60.0' });
+    expect((await (await cluster.as('admin')).to(ClusterService).status({})).gateway).toBe(cluster.local.gatewayUrl);
     const archive = zipOf([{ name: 'script.py', bytes: Buffer.from('import sys, os\nimport bulkhead.ray as ray\nfrom lib import twice\nray.init()\nf = ray.remote(twice)\nprint("got", ray.get(f.remote(21)), sys.argv[1:], len(os.environ["KEY"]))\nsys.exit(int(sys.argv[1]))\n') }, { name: 'lib.py', bytes: Buffer.from('def twice(n): return 2 * n\n') }]);
     const uri = '/api/packages/gcs/_ray_pkg_0123456789abcdef.zip';
     expect((await ask(cluster, 'GET', uri, { token: ana })).status).toBe(404);

@@ -119,6 +119,25 @@ print(ray.get(look.remote()), os.environ.get("SECRET_NAME"))
 `)]);
     expect(others.out, others.errors).toBe('[None] None\n');
     // Nor where calls are listed, audited or logged; of the files that a cluster keeps, in none.
+    // A driver on the user's own machine gives its calls an environment in the same way.
+    if (!('interpreter' in python)) return;
+    write('mods/tool/__init__.py', 'def name(): return "tool"\n');
+    write('mods/tool/big.csv', 'x'.repeat(10));
+    const said = await python.run(cluster, 'acme-ana', `
+import os, sys
+import bulkhead.ray as ray
+ray.init(runtime_env={"working_dir": ${JSON.stringify(join(cluster.directory, 'wd'))}, "py_modules": [${JSON.stringify(join(cluster.directory, 'mods/tool'))}], "env_vars": {"OUTER": "1", "BOTH": "1"}, "excludes": ["*.csv", "main.py"]})
+@ray.remote(runtime_env={"env_vars": {"BOTH": "2"}})
+def look():
+    import tool, helper
+    return tool.name(), helper.twice(2), os.environ["OUTER"], os.environ["BOTH"], sorted(os.listdir(".")), os.path.exists(os.path.join(os.path.dirname(tool.__file__), "big.csv"))
+print(ray.get(look.remote()), "OUTER" in os.environ)
+def refused(**env):
+    try: ray.remote(runtime_env=env)(look._function)
+    except Exception as e: return type(e).__name__ + (" conda" if "conda" in str(e) else "")
+print(refused(conda={"x": 1}), refused(env_vars={"A": 1}), refused(working_dir="s3://b/x.zip"), refused(working_dir="/nowhere/at/all"))
+`);
+    expect(said).toBe("('tool', 4, '1', '2', ['data.txt', 'helper'], False) False\nNotImplementedError conda TypeError NotImplementedError ValueError\n");
     const { code: listed, out: tasks } = await bulkhead(['list', 'tasks', '--json']);
     expect(listed, tasks).toBe(0);
     expect(tasks).not.toContain('s3cret');

@@ -141,6 +141,10 @@ it('what was asked is in the tenant’s log, with its token’s id and never the
   const lines: string[] = [];
   for await (const { record } of people.to(Audit).tail({ tenant: 'acme', last: 500 })) lines.push(record);
   const text = lines.join('\n');
+  const ours: string[] = [];
+  for await (const { record } of (await cluster.as('admin')).to(Audit).tail({ tenant: '', last: 500 })) ours.push(record);
+  expect(ours.join('\n')).toMatch(/token\.refused.*from 127\.0\.0\.1/);
+  expect(ours.join('\n')).not.toContain(ana);
   expect(text).toMatch(/gateway\/list-jobs with token [0-9a-f]{16} from 127\.0\.0\.1|gateway\/version with token [0-9a-f]{16} from 127\.0\.0\.1/);
   expect(text).toContain('gateway/put-package');
   expect(text).not.toContain(ana);

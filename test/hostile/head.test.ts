@@ -243,7 +243,7 @@ describe("another tenant's ids", () => {
     session_id: () => [anasSession, '0'.repeat(16)], node_id: () => ['n1', 'n99'], serial: () => [ana.svid.serial, '00ff'], token_id: () => [anasToken, '0'.repeat(16)],
   };
   /** Fields that name nothing of anybody's. */
-  const FREE = new Set(['kind', 'most', 'labels', 'project', 'name', 'roles', 'csr', 'reason', 'quota', 'remove', 'outcome', 'message', 'file_name', 'content', 'version', 'job_name', 'last', 'follow', 'from_ms', 'to_ms', 'token', 'call', 'remote', 'ttl_seconds']);
+  const FREE = new Set(['kind', 'most', 'labels', 'project', 'name', 'roles', 'csr', 'reason', 'quota', 'remove', 'outcome', 'message', 'file_name', 'content', 'version', 'job_name', 'last', 'follow', 'from_ms', 'to_ms', 'token', 'call', 'remote', 'ttl_seconds', 'url']);
   const FILLED: Readonly<Record<string, unknown>> = { kind: 'user', name: 'x', outcome: 'failed', fileName: 'p.yaml', content: Buffer.from('version: 1\ntenant: acme\nroles: {}\n'), version: 1 };
 
   const served = [Identities, Sessions, Tenants, Policies, Jobs, Tokens, Cluster, Audit, Metrics];

@@ -20,14 +20,14 @@ export function shownNode(node: NodeState, trustDomain: TrustDomain, whole: bool
   };
 }
 
-export function clusterService({ head, pki, policies, insecureDev, version, startedMs }: HeadContext): Implementation<typeof Cluster> {
+export function clusterService({ head, pki, policies, gateway, insecureDev, version, startedMs }: HeadContext): Implementation<typeof Cluster> {
   const nodes = (whole: boolean) => head.nodes.all().map((n) => shownNode(n, pki.trustDomain, whole, head.clock.nowMs() - head.steady.nowMs()));
   return {
     async status({ principal }) {
       const whole = isSystem(principal);
       return {
         trustDomain: pki.trustDomain, version, nodes: nodes(whole), tenants: whole ? head.tenants.all().filter((t) => t.state === 'active').length : 1,
-        policyVersion: policies.current?.version ?? 0, gateway: '', insecureDev, startedMs: BigInt(startedMs),
+        policyVersion: policies.current?.version ?? 0, gateway: gateway.url(head.clock.nowMs()), insecureDev, startedMs: BigInt(startedMs),
       };
     },
     async listNodes({ principal }) {

@@ -52,13 +52,24 @@ export function tokensService(context: HeadContext): Implementation<typeof Token
       return {};
     },
 
+    async announce(_call, request) {
+      if (!/^https:\/\/[a-z0-9.-]{1,253}:\d{1,5}$/.test(request.url)) throw new BulkheadError('INVALID_ARGUMENT', 'the address of a gateway is https://name:port');
+      context.gateway.announce(request.url, head.clock.nowMs());
+      return {};
+    },
+
     async admit(_call, request) {
       const asked = context.gatewayCalls.get(request.call);
       if (asked === undefined) throw new BulkheadError('INVALID_ARGUMENT', `${quote(request.call)} is no request of the gateway`);
       const nowMs = head.clock.nowMs();
       // Found by a digest of what was sent, so that how long it takes tells nothing of the tokens that there are.
       const row = TOKEN.test(request.token) ? head.tokens.find(digestOf(request.token), nowMs) : undefined;
-      if (row === undefined || head.tenants.get(row.tenant)?.state !== 'active' || head.revocations.covers(row.spiffeId, '', row.createdMs)) throw notInForce();
+      const remote = request.remote.slice(0, 64);
+      if (row === undefined || head.tenants.get(row.tenant)?.state !== 'active' || head.revocations.covers(row.spiffeId, '', row.createdMs)) {
+        // How many a second the gateway bounds. Whose it once was is not looked up.
+        await context.appendAudit('', { type: 'lifecycle', timeMs: nowMs, event: 'token.refused', principal: '', resourceKind: 'token', resource: request.call, index: -1, detail: `from ${remote}` });
+        throw notInForce();
+      }
       const principal = principalFromSpiffeId(row.spiffeId);
       const name = request.name.slice(0, MAX_NAME_CHARS);
       const decision = asked.callers.includes(principal.kind)
@@ -67,7 +78,7 @@ export function tokensService(context: HeadContext): Implementation<typeof Token
       const allow = decision.allow === true;
       const record: DecisionRecord = {
         type: 'decision', timeMs: nowMs, principal: row.spiffeId, action: asked.action, resourceKind: asked.resource, resource: name, index: -1, count: 1,
-        allow, rule: decision.rule, policyVersion: decision.policyVersion, detail: `gateway/${asked.call} with token ${row.id} from ${request.remote.slice(0, 64)}`,
+        allow, rule: decision.rule, policyVersion: decision.policyVersion, detail: `gateway/${asked.call} with token ${row.id} from ${remote}`,
       };
       await context.appendAudit(row.tenant, record);
       if (!allow) throw new BulkheadError('DENIED', DENIED_TEXT);

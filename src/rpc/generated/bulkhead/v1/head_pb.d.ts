@@ -1203,6 +1203,34 @@ export declare type Job = Message<"bulkhead.v1.Job"> & {
 export declare const JobSchema: GenMessage<Job>;
 
 /**
+ * @generated from message bulkhead.v1.AnnounceGatewayRequest
+ */
+export declare type AnnounceGatewayRequest = Message<"bulkhead.v1.AnnounceGatewayRequest"> & {
+  /**
+   * @generated from field: string url = 1;
+   */
+  url: string;
+};
+
+/**
+ * Describes the message bulkhead.v1.AnnounceGatewayRequest.
+ * Use `create(AnnounceGatewayRequestSchema)` to create a new message.
+ */
+export declare const AnnounceGatewayRequestSchema: GenMessage<AnnounceGatewayRequest>;
+
+/**
+ * @generated from message bulkhead.v1.AnnounceGatewayResponse
+ */
+export declare type AnnounceGatewayResponse = Message<"bulkhead.v1.AnnounceGatewayResponse"> & {
+};
+
+/**
+ * Describes the message bulkhead.v1.AnnounceGatewayResponse.
+ * Use `create(AnnounceGatewayResponseSchema)` to create a new message.
+ */
+export declare const AnnounceGatewayResponseSchema: GenMessage<AnnounceGatewayResponse>;
+
+/**
  * @generated from message bulkhead.v1.CreateTokenRequest
  */
 export declare type CreateTokenRequest = Message<"bulkhead.v1.CreateTokenRequest"> & {
@@ -2515,6 +2543,16 @@ export declare const Tokens: GenService<{
     methodKind: "unary";
     input: typeof AdmitTokenRequestSchema;
     output: typeof AdmittedTokenSchema;
+  },
+  /**
+   * The gateway says where it is, again and again, so that the status shows it while it runs.
+   *
+   * @generated from rpc bulkhead.v1.Tokens.Announce
+   */
+  announce: {
+    methodKind: "unary";
+    input: typeof AnnounceGatewayRequestSchema;
+    output: typeof AnnounceGatewayResponseSchema;
   },
 }>;
 
