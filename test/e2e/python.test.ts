@@ -154,6 +154,32 @@ show([ray.get(tree.remote(4)), len(ready), len(rest)])
 `)).toEqual([16, 4, 6]);
     });
 
+    test('threads, futures and waits of one program share its connection, and more actors than a sandbox has channels answer', async () => {
+      expect(await run(`
+import asyncio, threading, time
+@ray.remote
+def echo(x, seconds=0):
+    time.sleep(seconds)
+    return x
+@ray.remote(num_cpus=0)
+class Many:
+    def __init__(self, n): self.n = n
+    def double(self): return sum(ray.get([echo.remote(self.n), echo.remote(self.n)]))
+late = echo.remote("late", 1).future()
+sums, seen = [], []
+threads = [threading.Thread(target=lambda: sums.append(sum(ray.get([echo.remote(i) for i in range(20)])))) for _ in range(4)]
+for t in threads: t.start()
+waiting = [echo.remote(i) for i in range(50)]
+while waiting:
+    done, waiting = ray.wait(waiting)
+    seen += ray.get(done)
+for t in threads: t.join()
+async def gathered(): return await asyncio.gather(*[echo.remote(i) for i in range(5)])
+actors = [Many.remote(i) for i in range(11)]
+show([sums, sorted(seen) == list(range(50)), late.result(40), asyncio.run(gathered()), ray.get([a.double.remote() for a in actors])])
+`)).toEqual([[190, 190, 190, 190], true, 'late', [0, 1, 2, 3, 4], Array.from({ length: 11 }, (_, i) => 2 * i)]);
+    });
+
     test('refuses what it does not support, by name', async () => {
       expect(await run(`
 def refused(of):
