@@ -22,7 +22,7 @@ import sys
 import threading
 import time
 from collections import deque
-from typing import Any, Callable
+from typing import Any, Callable, Iterable, Iterator
 
 from . import api, runtime_env, values
 from . import frames as f
@@ -635,19 +635,24 @@ class Slot:
             return self.core_write(f.frame(f.RESULT, f.u32(of.number), f.u8(0)))
         results = [result]
         if of.dynamic:
-            results = [self._collected(result)]
-        elif template.returns == 1 and inspect.isgenerator(result):
-            results = list(itertools.islice(result, 1))
-            if not results:
-                raise ValueError("Task returned 0 objects, but num_returns=1.")
+            if not inspect.isgenerator(result):
+                raise TypeError("num_returns='dynamic' needs a generator")
+            results = [DynamicGenerator([api.put(value) for value in self._yielded(of, result)])]
+        elif template.returns >= 1 and inspect.isgenerator(result):
+            return self._write_results(of, self._several(of, result))
         elif template.returns > 1:
-            # As in Ray, what a generator yields beyond them is dropped.
-            results = list(itertools.islice(result, template.returns) if inspect.isgenerator(result) else result)
+            results = list(result)
             if len(results) != template.returns:
                 raise ValueError(f"Task returned {len(results)} objects, but num_returns={template.returns}.")
+        self._write_results(of, results)
+
+    def _write_results(self, of: Exec, results: Iterable[Any]) -> None:
+        """One after the other, so that a generator's need not all be in memory."""
         parts: list[bytes] = []
+        count = 0
         inline = 0
         for value in results:
+            count += 1
             encoded = values.encode(value, "result", of.plain)
             if encoded.size > f.MAX_OBJECT_BYTES:
                 raise BulkheadError("RESOURCE_EXHAUSTED", f"a result of {encoded.size} bytes exceeds the limit of {f.MAX_OBJECT_BYTES}")
@@ -657,20 +662,34 @@ class Slot:
             else:
                 number = self.stage(encoded)
                 parts += [f.u8(1), f.refs(encoded.ids), f.u32(number or 0), f.u64(encoded.size)]
-        self.core_write(f.frame(f.RESULT, f.u32(of.number), f.u8(len(results)), *parts))
+        self.core_write(f.frame(f.RESULT, f.u32(of.number), f.u8(count), *parts))
 
-    def _collected(self, result: Any) -> DynamicGenerator:
-        """Of `num_returns="dynamic"`: refs of all items; where it fails after some, the last one raises why."""
-        if not inspect.isgenerator(result):
-            raise TypeError("num_returns='dynamic' needs a generator")
-        refs: list[Any] = []
+    def _yielded(self, of: Exec, generator: Any) -> Iterator[Any]:
+        """What it yields; where it fails after some, the last one is why, and raises it where it is read. What may be tried again is."""
+        some = False
         try:
-            for value in result:
-                refs.append(api.put(value))
+            for value in generator:
+                yield value
+                some = True
         except Exception as thrown:
+            if not some or _named(thrown, of.template.retry_on):
+                raise
             message, stack = describe_failure(thrown)
-            refs.append(api.put(values.Failed(message, stack.partition(CAUSE_MARK)[0], thrown.with_traceback(None))))
-        return DynamicGenerator(refs)
+            yield values.Failed(message, stack.partition(CAUSE_MARK)[0], thrown.with_traceback(None))
+
+    def _several(self, of: Exec, generator: Any) -> Iterator[Any]:
+        """As many as its call has results. As in Ray, what it yields beyond them is dropped."""
+        wanted = of.template.returns
+        count = 0
+        for value in itertools.islice(self._yielded(of, generator), wanted):
+            count += 1
+            yield value
+            if type(value) is values.Failed:
+                for _ in range(wanted - count):
+                    yield value
+                return
+        if count < wanted:
+            raise ValueError(f"Task returned {count} objects, but num_returns={wanted}.")
 
     def core_write(self, octets: bytes) -> None:
         with self.core.lock:
@@ -687,7 +706,7 @@ class Slot:
         if isinstance(thrown, RayTaskError) and thrown.cause is not None:
             thrown = thrown.cause
         message, stack = describe_failure(thrown, plain=of.plain)
-        if of.template.retry_on and any(kind.__name__ in of.template.retry_on for kind in type(thrown).__mro__):
+        if _named(thrown, of.template.retry_on):
             self.core_write(f.frame(f.RETRY, f.u32(of.number)))
         self._failure(of, code, message, stack)
 
@@ -733,6 +752,10 @@ def _opened(path: str) -> int:
             if time.monotonic() > end:
                 raise
             time.sleep(0.001)
+
+
+def _named(thrown: BaseException, names: list[str]) -> bool:
+    return bool(names) and any(kind.__name__ in names for kind in type(thrown).__mro__)
 
 
 def _mapped(path: str, size: int) -> memoryview:

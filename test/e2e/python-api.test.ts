@@ -63,11 +63,11 @@ gave_up = asyncio.run(impatient())
 gen = fails.remote()
 failed = [caught(ref) for ref in gen]
 show([
-    sum(ray.get(ref) for ref in numbers.remote(1000)), [int(ray.get(ref)[-1]) for ref in arrays.remote(3)], failed, gen.is_finished(), ray.get(reads.remote(300)),
+    sum(ray.get(ref) for ref in numbers.remote(1000)), [int(ray.get(ref)[-1]) for ref in arrays.remote(12)] == list(range(12)), failed, [caught(ref) for ref in fails.options(num_returns=3).remote()], [int(a[0]) for a in ray.get(arrays.options(num_returns=9).remote(20))] == list(range(9)), gen.is_finished(), ray.get(reads.remote(300)),
     asyncio.run(later(numbers.remote(4))), asyncio.run(later(Async.remote().items.remote(4))),
     [ray.get(ref) for ref in ray.get(numbers.options(num_returns="dynamic").remote(3))], ray.get(numbers.options(num_returns=2).remote(2)), gave_up,
 ])
-`)).toEqual([499_500, [0, 1, 2], [1, 'RayTaskError(KeyError)'], true, 44_850, [0, 1, 2, 3], [0, 1, 2, 3], [0, 1, 2], [0, 1], 'cancelled']);
+`)).toEqual([499_500, true, [1, 'RayTaskError(KeyError)'], [1, 'RayTaskError(KeyError)', 'RayTaskError(KeyError)'], true, true, 44_850, [0, 1, 2, 3], [0, 1, 2, 3], [0, 1, 2], [0, 1], 'cancelled']);
   });
 
   test('a stream goes no further than its reader has room, is waited for as refs are, and ends with its generator or a cancel', async () => {
