@@ -239,6 +239,12 @@ function workCommands(program: Command): void {
   const job = group(program, 'job', 'jobs');
   const jobs = (): Promise<typeof import('./commands/job.ts')> => import('./commands/job.ts');
   const logs = (): Promise<typeof import('./commands/logs.ts')> => import('./commands/logs.ts');
+  job.command('submit [command...]').description('run a command of Python as a job in a sandbox, as Ray’s does: its output, its exit code').passThroughOptions()
+    .option('--profile <dir>', 'identity to use (default: BULKHEAD_PROFILE, then ~/.bulkhead/default)').option('--name <name>', "the job's name (default: the file's)").option('--project <name>', 'whose quotas it counts against (default: BULKHEAD_PROJECT, then the project default)')
+    .option('--working-dir <dir>', 'what goes with it into its sandbox, where it starts').option('--env-file <file>', 'its environment, NAME=VALUE lines')
+    .addHelpText('after', '\nFor example: bulkhead job submit --working-dir . -- python main.py --fast')
+    .action((command: string[], o: { profile?: string; name?: string; project?: string; workingDir?: string; envFile?: string }) =>
+      guarded(new Terminal(false), async () => (await import('./commands/run.ts')).submitJob(command, { profile: o.profile, name: o.name, project: o.project, workingDir: o.workingDir, envFile: o.envFile })));
   leaf<{ tenant?: string }>(job, 'list', 'jobs, newest first', {}, (c) => c.option('--tenant <name>', 'default: your own'), async (terminal, _args, o) => (await jobs()).listJobs(terminal, o.tenant, o.profile));
   leaf(job, 'status <id>', 'one job', {}, () => undefined, async (terminal, [id = ''], o) => (await jobs()).showJob(terminal, id, o.profile));
   leaf(job, 'stop <id>', 'end a job: its tasks, actors and sessions', {}, () => undefined, async (terminal, [id = ''], o) => (await jobs()).stopJob(terminal, id, o.profile));

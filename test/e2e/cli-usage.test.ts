@@ -116,7 +116,7 @@ test('each command has a help that names its exit codes or options', async () =>
   };
   walk(buildProgram(), []);
   expect(leaves.map((l) => l.join(' ')).sort()).toEqual([
-    'audit export', 'audit stats', 'audit tail', 'audit verify', 'bench', 'bundle', 'doctor', 'down', 'get', 'identity issue', 'job list', 'job logs', 'job status', 'job stop', 'list', 'logs', 'metrics',
+    'audit export', 'audit stats', 'audit tail', 'audit verify', 'bench', 'bundle', 'doctor', 'down', 'get', 'identity issue', 'job list', 'job logs', 'job status', 'job stop', 'job submit', 'list', 'logs', 'metrics',
     'pki join-token', 'pki revoke', 'pki rotate', 'pki show', 'policy apply', 'policy check', 'policy explain', 'policy history', 'policy rollback', 'policy test', 'policy who-can',
     'run', 'status', 'summary', 'tenant create', 'tenant delete', 'tenant list', 'tenant quota', 'tenant show', 'timeline', 'token create', 'token list', 'token revoke', 'up', 'usage', 'whoami',
   ]);

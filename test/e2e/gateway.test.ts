@@ -6,11 +6,14 @@ import { spawn } from 'node:child_process';
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { homedir } from 'node:os';
 import { join } from 'node:path';
-import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest';
 import { Cluster as ClusterService, Identities, Jobs, Tokens } from '../../src/rpc/generated/bulkhead/v1/head_pb.js';
 import { until, TestCluster } from '../support/cluster.ts';
 import { ask, caFile, tail, tokenOf, zipOf, type Answer } from '../support/gateway.ts';
 import { testPython } from '../support/python.ts';
+
+// A loaded machine is slow, not wrong.
+vi.setConfig({ testTimeout: 180_000, hookTimeout: 120_000 });
 
 const python = testPython();
 /** Where `npm run bench -- --ray` installs the package. */

@@ -2,10 +2,13 @@
 import { spawn, spawnSync } from 'node:child_process';
 import { mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest';
 import { Jobs } from '../../src/rpc/generated/bulkhead/v1/head_pb.js';
 import { TestCluster } from '../support/cluster.ts';
 import { testPython } from '../support/python.ts';
+
+// A loaded machine is slow, not wrong.
+vi.setConfig({ testTimeout: 240_000, hookTimeout: 120_000 });
 
 const ROOT = join(import.meta.dirname, '../..');
 const RUN_TIMEOUT_MS = 90_000;
@@ -119,6 +122,11 @@ print(ray.get(look.remote()), os.environ.get("SECRET_NAME"))
 `)]);
     expect(others.out, others.errors).toBe('[None] None\n');
     // Nor where calls are listed, audited or logged; of the files that a cluster keeps, in none.
+    const submitted = await bulkhead(['job', 'submit', '--working-dir', join(cluster.directory, 'wd'), '--', 'python', '-m', 'helper', 'x']);
+    expect([submitted.code, submitted.errors]).toEqual([1, expect.stringContaining('helper.__main__')]);
+    expect(await bulkhead(['job', 'submit', '--working-dir', join(cluster.directory, 'wd'), '--name', 'as-ray', '--', 'python', '-c', 'import sys, helper; print(helper.twice(4), sys.argv[1:])', 'x'])).toEqual({ code: 0, out: "8 ['x']\n", errors: '' });
+    expect(await newestJob('as-ray')).toMatchObject({ status: 'SUCCEEDED' });
+    expect((await bulkhead(['job', 'submit', '--', 'echo', 'hi'])).code).toBe(2);
     // A driver on the user's own machine gives its calls an environment in the same way.
     if (!('interpreter' in python)) return;
     write('mods/tool/__init__.py', 'def name(): return "tool"\n');

@@ -6,12 +6,15 @@ import { randomBytes } from 'node:crypto';
 import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import { connect as connectTls } from 'node:tls';
-import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest';
 import { Jobs, Tokens } from '../../src/rpc/generated/bulkhead/v1/head_pb.js';
 import { Audit } from '../../src/rpc/generated/bulkhead/v1/raylet_pb.js';
 import { TestCluster } from '../support/cluster.ts';
 import { ask, tail, tokenOf, zipOf } from '../support/gateway.ts';
 import { listeningSockets, speak } from '../support/sockets.ts';
+
+// A loaded machine is slow, not wrong.
+vi.setConfig({ testTimeout: 120_000, hookTimeout: 120_000 });
 
 let cluster: TestCluster;
 let ana: string;

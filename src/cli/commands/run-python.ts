@@ -18,7 +18,8 @@ import type { JobEnd } from './run.ts';
 const LAST_LINES_MS = 10_000;
 
 export interface PythonRun {
-  readonly file: string;
+  /** A file of this machine; undefined: `args` begin with -m or -c. */
+  readonly file: string | undefined;
   readonly args: readonly string[];
   readonly profile: string | undefined;
   /** Everything in it is beside the program. */
@@ -40,15 +41,16 @@ function variablesOf(path: string | undefined): Record<string, string> {
   return variables;
 }
 
-function packagesOf({ file, workingDir }: PythonRun): { readonly program: string; readonly packages: ProgramPackage[] } {
+function packagesOf({ file, workingDir }: PythonRun): { readonly program: readonly string[]; readonly packages: ProgramPackage[] } {
+  if (file === undefined) return { program: [], packages: workingDir === undefined ? [] : [{ kind: 'working_dir', name: '', bytes: packDirectory(resolve(workingDir)) }] };
   if (workingDir === undefined) {
     if (statSync(file).size > MAX_CODE_BYTES) throw new UsageError(`${file} has more than ${MAX_CODE_BYTES} bytes`);
-    return { program: basename(file), packages: [{ kind: 'file', name: basename(file), bytes: readFileSync(file) }] };
+    return { program: [basename(file)], packages: [{ kind: 'file', name: basename(file), bytes: readFileSync(file) }] };
   }
   const root = resolve(workingDir);
   const program = resolve(file);
   if (!program.startsWith(`${root}/`)) throw new UsageError(`${file} is not in ${workingDir}: the program is started inside the working directory`);
-  return { program: program.slice(root.length + 1), packages: [{ kind: 'working_dir', name: '', bytes: packDirectory(root) }] };
+  return { program: [program.slice(root.length + 1)], packages: [{ kind: 'working_dir', name: '', bytes: packDirectory(root) }] };
 }
 
 /** Prints what the job prints. */
@@ -110,7 +112,7 @@ export async function runPython(run: PythonRun, jobId: string): Promise<JobEnd> 
   await using cluster = await connect({ profile: run.profile, job: jobId });
   await using session = await CallerSession.open(run.profile);
   const printer = new Printer(session, jobId);
-  const ref = submitProgram(cluster, { argv: [program, ...run.args], variables, packages });
+  const ref = submitProgram(cluster, { argv: [...program, ...run.args], variables, packages });
   printer.follow();
   try {
     return await driverEnd(cluster, ref);

@@ -145,6 +145,30 @@ export async function runDriver(file: string, args: readonly string[], { profile
   exitLikeChild(end);
 }
 
+/** `bulkhead job submit -- python …`: as Ray's, which waits and shows the output too. `command`: what follows `--`. */
+export async function submitJob(command: readonly string[], { profile, name, project, workingDir, envFile }: RunOptions): Promise<void> {
+  const [python = '', first = ''] = command;
+  if (!/^python(?:3(?:\.\d{1,2})?)?$/.test(python) || first === '') throw new UsageError('what is the job? give one command of Python after --: bulkhead job submit --working-dir . -- python main.py');
+  const module = first === '-m' || first === '-c';
+  if (!module && first.startsWith('-')) throw new UsageError(`the option ${first.slice(0, 20)} of python is not supported: python FILE, -m MODULE or -c PROGRAM`);
+  if (module && command.length < 3) throw new UsageError(`${first} of what?`);
+  // Ray starts a job in its working directory, and names its file from there.
+  const file = module ? undefined : workingDir === undefined ? first : join(workingDir, first);
+  if (file !== undefined && (!existsSync(file) || !statSync(file).isFile())) throw new UsageError(`${file} is not a file; it is looked for in ${workingDir ?? 'this directory'}`);
+  let end: JobEnd;
+  {
+    await using job = await RunJob.open(profile, name ?? (module ? (command[2] ?? '').slice(0, 64) : basename(first)), project ?? process.env['BULKHEAD_PROJECT'] ?? '');
+    try {
+      end = await (await import('./run-python.ts')).runPython({ file, args: command.slice(module ? 1 : 2), profile, workingDir, envFile }, job.id);
+      job.ended(end);
+    } catch (thrown) {
+      job.failed(thrown);
+      throw thrown;
+    }
+  }
+  exitLikeChild(end);
+}
+
 export async function runBench(args: readonly string[]): Promise<void> {
   if (!existsSync(BENCH)) throw new BulkheadError('UNAVAILABLE', `${BENCH} is missing: the benchmark is part of a checkout, not of the installed package`);
   exitLikeChild(await runChild([BENCH, ...args], process.env));
