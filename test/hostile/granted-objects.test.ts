@@ -9,6 +9,7 @@ import { MAX_COPY_BYTES } from '../../src/base/limits.ts';
 import { ObjectFiles } from '../../src/objects/object-files.ts';
 import type { Effect } from '../../src/raylet/core/effects.ts';
 import { makeId } from '../../src/raylet/core/core.ts';
+import { OBJECT_STATUS } from '../../src/raylet/core/state.ts';
 import { DO, World, type SimClient } from '../sim/world.ts';
 
 const [ACME, GLOBEX] = [1, 2];
@@ -100,6 +101,62 @@ it('a copy that failed is not kept as if it were there', () => {
   globex.flush();
   world.run(10_000);
   expect(of(effects, 'copy-file')).toHaveLength(2);
+});
+
+it.each([['inline', 40], ['in a file', SIZE]])('a pickle %s stays with its tenant: gets and calls of others are DENIED, its owner is told once, and its own read it', (_name, size) => {
+  const { world, acme, globex, effects } = granted();
+  const value = new Uint8Array(size);
+  value.set([0xda, 0x42, 0x4b, 0x50, 0x59, 0x5b]);
+  const seq = acme.nextSeq++;
+  if (size < 1_000) acme.out.begin(OP.PUT).u32(0).u32(seq).refs([]).raw(value).end();
+  else acme.out.begin(OP.PUT_CHUNK).u32(0).u32(seq).u64(size).u64(0).raw(value).end();
+  send(acme);
+  world.drain(acme.node);
+  const ref = makeId(acme.prefix, seq);
+  for (const client of [globex, acme]) {
+    client.define(1, CALL_KIND.TASK, { maxRetries: 0 });
+    client.get([client.call(OP.SUBMIT, 1, DO.RETURN, [ref]), client.call(OP.SUBMIT, 1, DO.RETURN, [ref])]);
+    client.flush();
+  }
+  if (size < 1_000) globex.get([ref]);
+  globex.flush();
+  world.run(10_000);
+  expect([new Set(globex.failed), [...acme.calls.values()].flatMap((c) => c.answers)]).toEqual([new Set(['DENIED']), ['value', 'value']]);
+  expect(globex.reasons.every((reason) => reason.includes('carries code (a pickle)'))).toBe(true);
+  expect(of(effects, 'copy-file')).toEqual([]);
+  const told = acme.node.logs.get(ACME)?.records.filter((r) => r.type === 'lifecycle' && r.event === 'object.code-refused') ?? [];
+  expect(told).toHaveLength(1);
+});
+
+it('a worker is told which arguments another tenant made, however they come', () => {
+  const { world, acme, globex, ref } = granted();
+  const small = acme.nextSeq++;
+  acme.out.begin(OP.PUT).u32(0).u32(small).refs([]).raw(Uint8Array.of(1)).end();
+  send(acme);
+  globex.define(1, CALL_KIND.TASK, {});
+  const own = globex.call(OP.SUBMIT, 1, DO.RETURN);
+  globex.get([globex.call(OP.SUBMIT, 1, DO.RETURN, [makeId(acme.prefix, small), ref, own])]);
+  globex.flush();
+  world.run(10_000);
+  expect(world.ran.map(({ forms }) => forms)).toEqual([[], [2, 3, 0]]);
+});
+
+it('an exception stays with its tenant: others are told message and stack without it', () => {
+  const { world, acme, globex } = granted();
+  acme.define(1, CALL_KIND.TASK, { maxRetries: 0 });
+  const failed = acme.call(OP.SUBMIT, 1, DO.RETURN);
+  acme.flush();
+  world.run(10_000);
+  const entry = acme.channel.session.objects.get(acme.nextSeq - 1);
+  if (entry === undefined) throw new Error('it is not there');
+  const stack = 'Traceback\n#bulkhead:cause:gASV';
+  Object.assign(entry, { status: OBJECT_STATUS.FAILED, failure: { code: 'TASK_FAILED', message: 'm', stack }, value: undefined });
+  globex.define(1, CALL_KIND.TASK, { maxRetries: 0 });
+  globex.get([failed, globex.call(OP.SUBMIT, 1, DO.RETURN, [failed])]);
+  acme.get([failed]);
+  for (const client of [globex, acme]) client.flush();
+  world.run(10_000);
+  expect([globex.stacks, acme.stacks]).toEqual([['Traceback', 'Traceback'], [stack]]);
 });
 
 it('what left once for another tenant leaves unchanged or not at all, and its owner is told', () => {

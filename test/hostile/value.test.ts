@@ -2,6 +2,7 @@
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import { BulkheadError } from '../../src/base/errors.ts';
+import { ArrowTable, NdArray } from '../../src/base/neutral-data.ts';
 import { decodeValue, encodeValue } from '../../src/base/value.ts';
 
 function attempt(bytes: Uint8Array): unknown {
@@ -15,6 +16,7 @@ function attempt(bytes: Uint8Array): unknown {
 
 const shared = { a: 1 };
 const sample = {
+  matrix: new NdArray([2, 2], Int16Array.of(1, 2, 3, 4)), columns: new NdArray([2, 2], new Uint8Array(4), 'F'), none: new NdArray([], Float64Array.of(1)), table: new ArrowTable(Uint8Array.of(1)), large: new Float64Array(0),
   text: 'héllo', long: 'x'.repeat(60), n: [0, -1, 300, 70_000, 2 ** 40, 1.5, -0], big: [2n ** 70n, -5n], date: new Date(1_500), far: new Date(8.64e15 - 1), re: [/a/g, /b/],
   map: new Map<unknown, unknown>([[1, [shared]], ['k', shared]]), set: new Set([1, 'a']), bytes: new Uint8Array(5), floats: new Float32Array(2), view: new DataView(new ArrayBuffer(2)),
   buffer: new ArrayBuffer(3), error: new TypeError('t', { cause: [null, undefined, true] }), lone: '\ud800', holes: Object.assign(new Array(5), { 2: 'x' }), nested: [[[{}]]],
@@ -59,7 +61,8 @@ describe('crafted input', () => {
     ['a reference beyond', '82d81ca0d81d01'], ['a shared scalar', 'd81c05'], ['sharing twice', 'd81cd81ca0'], ['a date of text', 'c16161'], ['a bigint of text', 'c26161'], ['a bigint of a number', 'c205'],
     ['Float64Array of 7 octets', 'd85647'.padEnd(20, '0')], ['a big-endian float array', 'd852480000000000000000'], ['a broken regular expression', 'd8236128'], ['unknown flags', 'd9424f8261616171'], ['an id of 23 octets', `d9424857${'00'.repeat(23)}`],
     ['a ref where none may be', `d942485818${'00'.repeat(24)}`], ['an actor where none may be', `d94249825818${'00'.repeat(24)}627b7d`], ['an error with two fields', 'd9424a8261616161'], ['an error with a number as its name', 'd9424a83006161f7'],
-    ['an error with an object as its stack', 'd9424a8361616161a0'], ['half a UTF-16 unit', 'd9424b4100'], ['a sparse array out of order', 'd9424e8205a201000000'], ['a sparse index beyond', 'd9424e8202a10500'], ['a sparse array too long', 'd9424e821b0000000100000000a0'],
+    ['an error with an object as its stack', 'd9424a8361616161a0'], ['half a UTF-16 unit', 'd9424b4100'], ['a sparse array out of order', 'd9424e8205a201000000'], ['a sparse index beyond', 'd9424e8202a10500'], ['an array with a shape of one element only', 'd8288101'], ['a shape that is no list', 'd828820041'], ['a shape of more than there is', 'd828828102d8404101'], ['a shape below zero', 'd828828120d84040'], ['a shape that overflows', 'd82882821b001fffffffffffff1b001fffffffffffff4100'], ['33 dimensions', `d828829821${'01'.repeat(33)}4100`], ['an array of a list', 'd828828101' + '8101'], ['an array of big-endian elements', 'd828828101d8524800'],
+    ['an Arrow table of text', 'd942516161'], ['a pickle of Python', 'da424b50595b000000000000000a0000000000000000'], ['a sparse array too long', 'd9424e821b0000000100000000a0'],
   ];
   for (const [what, hex] of refused) {
     it(`refuses ${what}`, () => {

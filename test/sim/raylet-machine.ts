@@ -603,7 +603,7 @@ export class SimRaylet {
     const d = r.u16();
     for (let i = 0; i < d; i++) {
       r.u16();
-      if (r.u8() === 0) this.#mayHave(tenant, r.bytes(2 ** 22)[0] as number, 'an argument');
+      if ((r.u8() & 1) === 0) this.#mayHave(tenant, r.bytes(2 ** 22)[0] as number, 'an argument');
       else r.u32();
     }
     const [what = 0, arg = 0] = r.rest();

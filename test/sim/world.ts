@@ -104,6 +104,7 @@ export class SimClient {
   readonly out = new FrameWriter();
   /** Codes and messages of what failed. */
   readonly failed: string[] = [];
+  readonly stacks: string[] = [];
   readonly reasons: string[] = [];
   /** What requests were answered with. */
   readonly done: string[] = [];
@@ -209,6 +210,7 @@ export class SimClient {
         settle('failed');
         this.failed.push(r.str());
         this.reasons.push(r.text(65_536));
+        this.stacks.push(r.text(65_536));
       } else if (r.op === OP.DONE) {
         r.u32();
         this.done.push(r.text(65_536));
@@ -281,7 +283,7 @@ export class World {
   readonly #labels = new Map<SimNode, Readonly<Record<string, string>>>();
   readonly hanging = new Set<{ node: SimNode; slot: Slot; exec: number }>();
   /** What isolates were given to run, in the order they got it. */
-  readonly ran: { readonly node: number; readonly kind: number; readonly caller: number; readonly seq: number; readonly attempt: number; readonly payload: Uint8Array }[] = [];
+  readonly ran: { readonly node: number; readonly kind: number; readonly caller: number; readonly seq: number; readonly attempt: number; readonly payload: Uint8Array; readonly forms: readonly number[] }[] = [];
   /** Answers of the head to names; undefined: free. */
   nameTaken: (name: string) => boolean = () => false;
   readonly groupNames = new Map<string, { readonly id: Uint8Array; readonly info: string; readonly node: SimNode; readonly seed: string | undefined; readonly submitter: string; orphaned: boolean }>();
@@ -748,15 +750,18 @@ export class World {
       const attempt = r.u32();
       r.u32();
       const d = r.u16();
+      const forms: number[] = [];
       for (let i = 0; i < d; i++) {
         r.u16();
-        if (r.u8() === 0) r.bytes(2 ** 22);
+        const form = r.u8();
+        forms.push(form);
+        if ((form & 1) === 0) r.bytes(2 ** 22);
         else r.u32();
       }
       const payload = r.rest();
       const [what = 0, arg = 0] = payload;
       const given = slot.execs.get(exec);
-      this.ran.push({ node: node.core.state.config.nodeNumber, kind, caller: given?.channel.number ?? 0, seq: given?.seq ?? 0, attempt, payload: payload.slice() });
+      this.ran.push({ node: node.core.state.config.nodeNumber, kind, caller: given?.channel.number ?? 0, seq: given?.seq ?? 0, attempt, payload: payload.slice(), forms });
       if (what === DO.STREAM || what === DO.STREAM_THROW) {
         let productions = this.#productions.get(slot);
         if (productions === undefined) this.#productions.set(slot, (productions = new Map()));

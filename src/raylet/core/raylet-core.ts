@@ -643,6 +643,8 @@ export class RayletCore {
 
   settle(): void {
     const core = this.state;
+    // Calls that ended without having begun: what waits behind them has room now.
+    let ended = false;
     do {
       while (core.woken.length > 0) {
         const woken = core.woken;
@@ -668,8 +670,9 @@ export class RayletCore {
       pump(core);
       if (core.pulls.length > 0 || core.spreading.size > 0) takeUpPulls(core);
       takeUpFetches(core);
-      for (const { slot, task, failure } of core.refusedExecs.splice(0)) if (task.slot === slot) execEnded(core, slot, task, failure, 1);
-    } while (core.woken.length > 0 || core.remoteCalls.length > 0 || core.refusedExecs.length > 0 || core.unreachable.length > 0 || core.endedStreams.length > 0 || core.rebuilds.length > 0 || core.roomFreed || core.endedGroups.length > 0);
+      ended = core.refusedExecs.length > 0;
+      if (ended) for (const { slot, task, failure } of core.refusedExecs.splice(0)) if (task.slot === slot) execEnded(core, slot, task, failure, 1);
+    } while (ended || core.woken.length > 0 || core.remoteCalls.length > 0 || core.refusedExecs.length > 0 || core.unreachable.length > 0 || core.endedStreams.length > 0 || core.rebuilds.length > 0 || core.roomFreed || core.endedGroups.length > 0);
     if (core.rootsChanged.length > 0) {
       for (const job of core.rootsChanged.splice(0)) this.#look(job);
       return this.settle();
