@@ -29,6 +29,8 @@ export const WORKER_BASE_MEMORY_BYTES = 160 * 2 ** 20;
 /** Processes that start at once. */
 const MOST_STARTS = 2 * availableParallelism();
 const START_TIMEOUT_MS = 20_000;
+/** Processes that are started, one after the other, where one only ends: what wants a worker then fails. */
+const START_TRIES = 3;
 /** Threads of node and V8, and one for each isolate that is busy at the same time; a jail cannot make processes at all. */
 const MAX_PIDS = MAX_ACTORS_PER_WORKER + 64;
 const RESOURCE_LIMITS: ResourceLimits = { openFiles: 256, fileBytes: 2 * 2 ** 30 };
@@ -299,14 +301,18 @@ export class WorkerPool {
     const turn = Promise.withResolvers<void>();
     if (!this.#turns.begin(tenant, turn.resolve)) await turn.promise;
     try {
-      if (this.#closed) throw new BulkheadError('UNAVAILABLE', 'the worker pool is closed');
-      return await this.#startProcess(python);
+      for (let tries = 1; ; tries++) {
+        if (this.#closed) throw new BulkheadError('UNAVAILABLE', 'the worker pool is closed');
+        const worker = await this.#startProcess(python, tries < START_TRIES);
+        if (worker !== undefined) return worker;
+      }
     } finally {
       this.#turns.ended()?.();
     }
   }
 
-  async #startProcess(python: boolean): Promise<WorkerProcess> {
+  /** Undefined: it was ended from outside before it was ready, and `again` may be tried. It had no tenant yet, so it was no tenant's doing. */
+  async #startProcess(python: boolean, again: boolean): Promise<WorkerProcess | undefined> {
     const id = parseWorkerId(`worker-${randomBytes(8).toString('hex')}`);
     const directory = join(this.#options.runDir, 'workers', id);
     const hostUid = process.getuid?.() === 0 ? this.#freshUid() : undefined;
@@ -362,6 +368,10 @@ export class WorkerPool {
           await withTimeout(ready, START_TIMEOUT_MS);
         } catch (thrown) {
           if (worker.output.startsWith('bwrap:')) throw setUpFailed('empty-root', worker.output.trim(), thrown);
+          if (again && worker.exitReason !== undefined && worker.exitReason.reason !== 'KILLED') {
+            this.#log.warn({ worker: id, detail: worker.exitReason.detail, output: worker.output }, 'a worker ended before it was ready; another one is started');
+            return undefined;
+          }
           throw thrown;
         }
         if (python) worker.layers = readSandboxLayers(pid, { hostUid, cgroup: this.#tree.version === 'none' ? undefined : cgroup, limits });

@@ -161,6 +161,38 @@ test('kill -9 of the raylet takes its workers along, and the next start sweeps t
   await pool.close();
 });
 
+test('a worker that is killed while it starts is started again, so that what wants it does not fail; three in a row do', async () => {
+  const runDir = temporaryRunDir();
+  const pool = await WorkerPool.start({ runDir, warm: 0, clusterName: 'test', nodeName: `s${process.pid}`, clock, prelude: TEST_PRELUDE });
+  cleanups.push(() => pool.close());
+  const killed = new Set<string>();
+  const killStarting = (most: number): NodeJS.Timeout => setInterval(() => {
+    for (const id of readdirSync(join(runDir, 'workers'))) {
+      if (killed.size >= most || killed.has(id)) continue;
+      try {
+        const groups = execFileSync('find', ['/sys/fs/cgroup', '-name', id], { encoding: 'utf8' }).trim().split('\n').filter((path) => path !== '');
+        for (const pid of new Set(groups.flatMap((path) => readFileSync(join(path, 'cgroup.procs'), 'latin1').split('\n').filter((pid) => pid !== '')))) {
+          process.kill(Number(pid), 'SIGKILL');
+          killed.add(id);
+        }
+      } catch {
+        // It, or its group, ended between two looks.
+      }
+    }
+  }, 5);
+  const wanted = { tenant: 'acme', runtime: 'javascript', memoryBytes: 2 ** 26, cpus: 1, tenantCpus: 1 } as Parameters<WorkerPool['acquire']>[0];
+  let killing = killStarting(2);
+  const worker = await pool.acquire(wanted);
+  clearInterval(killing);
+  expect([killed.size, killed.has(worker.id), worker.exitReason]).toEqual([2, false, undefined]);
+  killed.clear();
+  killed.add(worker.id);
+  killing = killStarting(4);
+  await expect(pool.acquire(wanted)).rejects.toMatchObject({ code: 'UNAVAILABLE' });
+  clearInterval(killing);
+  expect(killed.size).toBe(4);
+});
+
 test('a jail whose first process died before it ran leaves nothing', async () => {
   const runDir = temporaryRunDir();
   const workers = join(runDir, 'workers', 'w');
