@@ -18,7 +18,7 @@ export type AuditClass = (typeof AUDIT_CLASSES)[number];
 
 /** Calls inside a channel (proto/frames.md); each needs a row. */
 export const CHANNEL_CALLS = [
-  'define', 'code', 'submit-task', 'create-actor', 'call-actor', 'put', 'get', 'wait', 'stream', 'borrow', 'copy', 'release', 'cancel', 'kill', 'lookup-actor', 'create-group', 'remove-group', 'use-group', 'context', 'idle-limit',
+  'define', 'code', 'submit-task', 'create-actor', 'call-actor', 'put', 'get', 'wait', 'stream', 'borrow', 'copy', 'release', 'cancel', 'kill', 'lookup-actor', 'create-group', 'remove-group', 'use-group', 'context', 'idle-limit', 'list-nodes',
 ] as const;
 export type ChannelCall = (typeof CHANNEL_CALLS)[number];
 
@@ -50,8 +50,8 @@ export interface MethodRow extends Row {
 
 export interface ChannelRow extends Row {
   readonly call: ChannelCall;
-  /** The resource's tenant: the caller's own, or the owner of the id in the frame. */
-  readonly tenant: 'own' | 'target';
+  /** The resource's tenant: the caller's own, the owner of the id in the frame, or none (the cluster's). */
+  readonly tenant: 'own' | 'target' | 'none';
 }
 
 export interface GatewayRow extends Row {
@@ -63,7 +63,7 @@ const field = z.string().regex(/^request\.[a-z][a-z0-9_]*$/, "must be 'request.<
 const common = { callers: z.array(z.enum(CALLER_KINDS)), audit: z.enum(AUDIT_CLASSES) };
 const rpc = { ...common, tenant: z.union([z.enum(['own', 'none']), field]), name: field.optional() };
 const row = z.union([z.strictObject({ ...target, ...rpc }), z.strictObject({ by: field, cases: z.record(z.string().regex(/^[a-z]+(?:-[a-z]+)*$/), z.strictObject(target)), ...rpc })]);
-const channelRow = z.strictObject({ ...target, ...common, tenant: z.enum(['own', 'target']) });
+const channelRow = z.strictObject({ ...target, ...common, tenant: z.enum(['own', 'target', 'none']) });
 const gatewayRow = z.strictObject({ ...target, ...common });
 const file = z.strictObject({ version: z.literal(1), rpc: z.record(z.string(), row), channel: z.partialRecord(z.enum(CHANNEL_CALLS), channelRow), gateway: z.partialRecord(z.enum(GATEWAY_CALLS), gatewayRow).default({}), reserved: z.array(z.enum(ACTIONS)) });
 
