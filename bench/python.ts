@@ -4,6 +4,7 @@
  * Exit codes: 0 done, 1 failed or (with --ray) a floor is missed, 2 wrong usage.
  */
 import { execFileSync } from 'node:child_process';
+import { randomBytes } from 'node:crypto';
 import { mkdirSync, writeFileSync } from 'node:fs';
 import { loadavg } from 'node:os';
 import { dirname, resolve } from 'node:path';
@@ -64,7 +65,7 @@ const ROWS: readonly Row[] = [
 
 class UsageError extends Error {}
 const note = (text: string): void => void process.stderr.write(`${text}\n`);
-const reasonOf = (thrown: unknown): string => (thrown instanceof Error ? thrown.message : String(thrown)).slice(0, 300);
+const reasonOf = (thrown: unknown): string => (thrown instanceof Error ? thrown.message : String(thrown)).replace(/\s+/g, ' ').slice(0, 200);
 
 interface Options {
   readonly ray: boolean;
@@ -130,7 +131,7 @@ async function measureRow(row: Row, options: Options, bulkhead: RayProcess, ray:
 }
 
 /** A task of a tenant that has none of its processes yet, while a sandbox waits; beside the first task of a new job of a Ray that runs. */
-async function measureFirst(options: Options, cluster: BenchCluster, python: string, theirs: { readonly python: string; readonly address: string } | undefined): Promise<RowResult> {
+async function measureFirst(options: Options, cluster: BenchCluster, python: string, theirs: { readonly python: string; readonly address: string; readonly env: Readonly<Record<string, string>> } | undefined): Promise<RowResult> {
   const result = { name: FIRST, unit: 'ms', bulkhead: [] as number[], ray: [] as number[], floor: { kind: 'part', value: 1 / 2 } as const };
   const one = async (interpreter: string, args: readonly string[], env: Readonly<Record<string, string>>): Promise<number> => {
     const process = new RayProcess(interpreter, args, { program: PROGRAM, env });
@@ -143,7 +144,7 @@ async function measureFirst(options: Options, cluster: BenchCluster, python: str
   try {
     for (const profile of cluster.freshProfiles) {
       result.bulkhead.push(await one(python, ['bulkhead', 'first'], { PYTHONPATH: SOURCES, BULKHEAD_PROFILE: profile }));
-      if (theirs !== undefined) result.ray.push(await one(theirs.python, ['ray', 'first', theirs.address], {}));
+      if (theirs !== undefined) result.ray.push(await one(theirs.python, ['ray', 'first', theirs.address], theirs.env));
     }
     return result;
   } catch (thrown) {
@@ -168,13 +169,15 @@ async function main(): Promise<void> {
     writeFileSync(options.json, `${JSON.stringify({ version: 1, python: true, machine: { ...here, loadAfter: loadavg()[0] }, ray: options.ray ? RAY_VERSION : null, runs: options.runs, seconds: options.seconds, rows: results.map((r) => ({ ...r, verdict: verdictOf(r) })), controls: [] }, null, 1)}\n`);
   };
   await using cluster = await startCluster({ python, fresh: options.wanted(FIRST) ? options.runs : 0 });
-  const ray = theirs === undefined ? undefined : new RayProcess(theirs, ['ray', 'rows'], { program: PROGRAM });
+  // A Ray that starts by itself lets no second driver in without its token.
+  const rayEnv = { RAY_AUTH_MODE: 'token', RAY_AUTH_TOKEN: randomBytes(32).toString('hex') };
+  const ray = theirs === undefined ? undefined : new RayProcess(theirs, ['ray', 'rows'], { program: PROGRAM, env: rayEnv });
   const bulkhead = new RayProcess(python, ['bulkhead', 'rows'], { program: PROGRAM, env: { PYTHONPATH: SOURCES, BULKHEAD_PROFILE: cluster.profiles.acme } });
   try {
     await bulkhead.answer();
     const { address = '' } = (await ray?.answer()) ?? {};
     for (const row of ROWS) if (options.wanted(row.name)) report(await measureRow(row, options, bulkhead, ray));
-    if (options.wanted(FIRST)) report(await measureFirst(options, cluster, python, theirs === undefined ? undefined : { python: theirs, address }));
+    if (options.wanted(FIRST)) report(await measureFirst(options, cluster, python, theirs === undefined ? undefined : { python: theirs, address, env: rayEnv }));
   } finally {
     await bulkhead.stop();
     await ray?.stop();
