@@ -276,6 +276,22 @@ describe.each([1, 2, 3, 4, 5, 6])('placement groups (seed %i)', (seed) => {
     expect(got.answers).toEqual(['value']);
   });
 
+  it('is whole where it is detached, though its job ends as soon as it is told so', () => {
+    for (let at = 0; at < 20; at++) {
+      const { world, client } = started({ nodes: 3, seed: seed * 3_000 + at });
+      const id = create(client, { strategy: 'STRICT_SPREAD', bundles: [ONE, ONE, ONE], name: 'kept', detached: true });
+      const ready = client.get([id]);
+      client.flush();
+      for (let i = 0; i < 10_000 && ready.answers[0] === undefined; i++) world.step();
+      client.node.core.closeChannel(client.channel);
+      world.drain(client.node);
+      world.run(50_000);
+      expect([at, ready.answers, groupOf(client, id)?.state, held(world)]).toEqual([at, ['value'], 'CREATED', ['1/0', '2/1', '3/2'].map(() => expect.any(String) as string)]);
+      expect(held(world).filter((h) => h.endsWith('?'))).toEqual([]);
+      expectConserved(world.nodes);
+    }
+  });
+
   it('ends with its job, unless it is detached; that one is found by its name and removed by another job', () => {
     const { world, client } = started({ nodes: 2, seed });
     const bound = create(client, { strategy: 'STRICT_SPREAD', bundles: [{ cpus: 0.5 }, { cpus: 0.5 }] });

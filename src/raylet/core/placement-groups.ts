@@ -335,7 +335,8 @@ function prepared(core: Core, group: PlacementGroup, round: Round, node: number,
       for (const index of indexes) out.u32(index);
       return out;
     }, (refusal) => {
-      if (refusal !== undefined && group.state !== 'REMOVED') lose(core, group, at, refusal.message, indexes);
+      // The job ended before the answer came: it was said before the goodbye, and a detached group stays.
+      if (refusal !== undefined && group.state !== 'REMOVED' && !(group.detached && refusal.code === 'CANCELLED')) lose(core, group, at, refusal.message, indexes);
     });
   }
   created(core, group);
