@@ -30,6 +30,21 @@ export interface Bugs {
   readonly forgetsRevoked?: boolean;
   /** A batch for a driver is sent again after a delay. */
   readonly answersTwice?: boolean;
+  /** Copies on disk of objects that are gone stay there. */
+  readonly keepsSpills?: boolean;
+  /** What comes back from disk may be another tenant's. */
+  readonly restoresAnother?: boolean;
+  /** An item of a stream does not come. */
+  readonly losesItems?: boolean;
+  /** Actors that are to live on are made as others are. */
+  readonly forgetsDetached?: boolean;
+  /** Other nodes are not told to make reserved bundles firm, or to give them back. */
+  readonly losesCommits?: boolean;
+  readonly keepsBundles?: boolean;
+  /** Quotas of projects are known and not held. */
+  readonly ignoresProjects?: boolean;
+  /** Sessions go on when their credential has ended. */
+  readonly ignoresExpiry?: boolean;
   /** A lost connection to another node is not told to the core. */
   readonly losesLinkLoss?: boolean;
 }
@@ -53,5 +68,13 @@ export const CANARIES: Readonly<Record<string, Bugs>> = {
   'the death of a worker unheard of': { ...NONE, losesExits: true },
   'the loss of a link unheard of': { ...NONE, losesLinkLoss: true },
   'an answer given twice': { ...NONE, answersTwice: true },
+  'a copy on disk that outlives its object': { ...NONE, keepsSpills: true },
+  'another tenant’s object back from disk': { ...NONE, restoresAnother: true },
+  'an item of a stream that is lost': { ...NONE, losesItems: true },
+  'a detached actor that goes with its driver': { ...NONE, forgetsDetached: true },
+  'a bundle that is not made firm': { ...NONE, losesCommits: true },
+  'a bundle that is not given back': { ...NONE, keepsBundles: true },
+  'a project’s quota that does not hold': { ...NONE, ignoresProjects: true },
+  'a credential that ends and nothing with it': { ...NONE, ignoresExpiry: true },
   'rows of the head before their record': { ...NONE, head: { rowsFirst: true } },
 };

@@ -27,6 +27,11 @@ function expectBooks(world: World): void {
         own += entry.size;
       }
       for (const session of tenant.sessions) for (const entry of session.objects.values()) if (entry.spillName !== '') onDisk += entry.size;
+      for (const project of tenant.projects.values()) {
+        let ofProject = 0;
+        for (const session of tenant.sessions) if (session.project === project) for (const entry of session.objects.values()) ofProject += entry.size;
+        if (project.objectBytes !== ofProject) throw new Error(`${project.objectBytes} bytes of the project's objects in the books, ${ofProject} there`);
+      }
       if (core.restoring === 0 && tenant.fileBytes !== own) throw new Error(`${tenant.fileBytes} bytes in the books, ${own} there`);
       all += tenant.fileBytes;
     }
@@ -298,4 +303,55 @@ describe('memory for three objects', () => {
     world.run(100_000);
     expect([world.nodes[0]!.core.state.fileBytes, client.channel.job.tenant.lineages.size]).toEqual([0, 0]);
   });
+});
+
+it('a value that finds no room when it comes from another node is refused to whoever asks then, and given to who asks later', () => {
+  const world = new World({ nodes: 2, cpus: 1, seed: 9, objectMemoryBytes: 5 * SIZE, spillBytes: 0 });
+  const client = world.client(0, 1);
+  define(client);
+  const refs = Array.from({ length: 4 }, () => client.call(OP.SUBMIT, 1, DO.LARGE));
+  client.flush();
+  world.run(100_000);
+  const remote = refs.find((id) => client.channel.session.objects.get(id[20] as number)?.status === OBJECT_STATUS.REMOTE) as Uint8Array;
+  expect(remote).toBeDefined();
+  client.release(refs.filter((id) => id !== remote));
+  // One more than there is room for, and none may go to disk.
+  const filling = Array.from({ length: 6 }, () => client.putLarge(SIZE));
+  client.flush();
+  world.run(100_000);
+  const [refused, argument] = [client.get([remote]), client.get([client.call(OP.SUBMIT, 2, DO.RETURN, [remote])])];
+  client.flush();
+  world.run(100_000);
+  expect([refused.answers, argument.answers, client.failed]).toEqual([['failed'], ['failed'], ['RESOURCE_EXHAUSTED', 'RESOURCE_EXHAUSTED']]);
+  client.release(filling);
+  client.flush();
+  world.run(100_000);
+  world.nowMs += 5_000;
+  world.tick();
+  const got = client.get([remote]);
+  client.flush();
+  world.run(100_000);
+  expect(got.answers).toEqual(['value']);
+  expectBooks(world);
+  expectNothingLeft(world);
+});
+
+it('a copy of what another node has leaves the books of its project too when it leaves memory', () => {
+  const world = new World({ nodes: 2, cpus: 1, seed: 9, objectMemoryBytes: 5 * SIZE, spillBytes: 2 ** 30 });
+  const client = world.client(0, 1);
+  define(client);
+  const refs = Array.from({ length: 4 }, () => client.call(OP.SUBMIT, 1, DO.LARGE));
+  client.flush();
+  world.run(100_000);
+  const entry = [...client.channel.session.objects.values()].find((e) => e.status === OBJECT_STATUS.REMOTE);
+  client.get(refs);
+  client.flush();
+  world.run(100_000);
+  expect(entry?.status).toBe(OBJECT_STATUS.FILE);
+  for (let i = 0; i < 8; i++) client.putLarge(SIZE);
+  client.flush();
+  world.run(100_000);
+  expect(entry?.status).toBe(OBJECT_STATUS.REMOTE);
+  expectBooks(world);
+  expectNothingLeft(world);
 });

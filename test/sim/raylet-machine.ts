@@ -8,6 +8,7 @@ import type { Decision, DecisionRequest, PolicyDecisionPoint } from '../../src/b
 import { BulkheadError } from '../../src/base/errors.ts';
 import { CALL_KIND, FrameReader, FrameWriter, OP } from '../../src/base/frame.ts';
 import { NO_LABELS } from '../../src/base/labels.ts';
+import type { ProjectQuota } from '../../src/base/project-quota.ts';
 import { parseTenantName } from '../../src/base/ids.ts';
 import { LiveDecisionPoint, type PolicySnapshot } from '../../src/authz/authz.ts';
 import { Revocations } from '../../src/pki/revocations.ts';
@@ -21,7 +22,9 @@ import { SimLog, type LogFiles } from './disk-machine.ts';
 import { TENANTS } from './head-machine.ts';
 
 /** What a simulated function does: the first octet of its payload. The second is of its own use. */
-export const DO = { RETURN: 0, THROW: 1, DIE: 2, HANG: 3, LARGE: 4, NEST: 5, BORROW: 6, PUT: 7, EXIT: 8, LIE: 9 } as const;
+export const DO = { RETURN: 0, THROW: 1, DIE: 2, HANG: 3, LARGE: 4, NEST: 5, BORROW: 6, PUT: 7, EXIT: 8, LIE: 9, STREAM: 10 } as const;
+/** Each so many-th item of a stream is large. */
+const LARGE_ITEM = 4;
 export const LARGE_BYTES = 3_000;
 /** Every bundle's: only that it is the same counts. */
 export const CODE = Uint8Array.of(1, 2, 3);
@@ -45,14 +48,36 @@ export interface Surroundings {
   /** Whether the policy of this version lets the tenant with this number read what the other labelled as published. */
   granted(version: number, owner: number, reader: number): boolean;
   mayBob(version: number, tenant: number): boolean;
+  /** A fresh credential came on a channel. */
+  renew(raylet: SimRaylet, channel: Channel, credential: string): void;
   note(text: string): void;
+  /** Something that runs are to have had. */
+  count(what: string): void;
+}
+
+/** What every node of a run has. */
+export interface NodeSize {
+  readonly cpus: number;
+  readonly objectMemoryBytes: number;
+  readonly spillBytes: number;
 }
 
 interface Guest {
   readonly execs: Map<number, { readonly what: number; request: number }>;
+  /** What streams, and how far it may go. */
+  readonly productions: Map<number, Production>;
   nextSeq: number;
   nextRequest: number;
   defined: boolean;
+}
+
+interface Production {
+  readonly total: number;
+  made: number;
+  skip: number;
+  upTo: number;
+  room: number;
+  sent: number;
 }
 
 const TENANT_AT = (prefixHex: string): number => Number.parseInt(prefixHex.slice(0, 2), 16);
@@ -68,6 +93,9 @@ export class SimRaylet {
   /** Files of objects: the tenant whose directory they are in, whose bytes they hold and how many. */
   readonly files = new Map<string, { tag: number; size: number; written: number }>();
   readonly #unwritten = new Set<string>();
+  /** Encrypted copies on disk, by path: which write they are of which object; and those whose writing is under way. */
+  readonly spills = new Map<string, { readonly key: string; readonly version: number; readonly tag: number; readonly size: number }>();
+  readonly spilling = new Set<string>();
   readonly pools = new Map<Worker, Map<number, Slot>>();
   readonly boxes = new Map<Channel | Upstream, Outbox>();
   readonly #guests = new WeakMap<Slot, Guest>();
@@ -96,7 +124,7 @@ export class SimRaylet {
   /** A task has waited in an isolate: taking its resources back may exceed what is free, as in Ray. */
   waited = false;
 
-  constructor(world: Surroundings, number: number, cpus: number, logs: ReadonlyMap<number, LogFiles>, quota: TenantQuota) {
+  constructor(world: Surroundings, number: number, size: NodeSize, logs: ReadonlyMap<number, LogFiles>, quota: TenantQuota) {
     this.#world = world;
     this.number = number;
     this.quota = quota;
@@ -105,7 +133,7 @@ export class SimRaylet {
     const { bugs } = world;
     const decisions: PolicyDecisionPoint = this.#watched();
     this.core = new RayletCore({
-      nodeId: `node-${number}`, nodeNumber: number, total: { cpuUnits: cpus * 10_000, memoryBytes: 2 ** 33, custom: undefined }, maxWorkers: 16, decisions, defaultIsolateBytes: 2 ** 26, labels: NO_LABELS, objectMemoryBytes: Number.POSITIVE_INFINITY, spillBytes: 0, spreadMinBytes: 1,
+      nodeId: `node-${number}`, nodeNumber: number, total: { cpuUnits: size.cpus * 10_000, memoryBytes: 2 ** 33, custom: undefined }, maxWorkers: 16, decisions, defaultIsolateBytes: 2 ** 26, labels: NO_LABELS, objectMemoryBytes: size.objectMemoryBytes, spillBytes: size.spillBytes, spreadMinBytes: 1,
       random: { bytes: (n) => Uint8Array.from({ length: n }, () => Math.floor(world.random() * 256)) }, sha256: () => CODE_DIGEST,
     });
     this.core.state.nowMs = this.nowMs();
@@ -121,7 +149,7 @@ export class SimRaylet {
         for (const [key, box] of [...this.boxes]) if (key.job.tenant.number === i + 1) box.flush();
         this.flush();
       };
-      this.core.setTenant(parseTenantName(name), i + 1, () => log, bugs.ignoresQuota === true ? { ...NO_QUOTA } : { ...quota }, true);
+      this.core.setTenant(parseTenantName(name), i + 1, () => log, bugs.ignoresQuota === true ? { ...NO_QUOTA } : { ...quota, ...(bugs.ignoresProjects === true ? { projects: new Map<string, ProjectQuota>() } : {}) }, true);
     });
   }
 
@@ -288,7 +316,12 @@ export class SimRaylet {
     this.core.tick(this.nowMs(), () => 0);
     this.flush();
     // Sessions of other raylets and of drivers end with their credential.
-    for (const channel of [...this.core.state.channels.values()]) if (channel.kind !== CHANNEL_KIND.SLOT && channel.job.credentialEndsMs <= this.nowMs()) this.closeChannel(channel);
+    for (const channel of [...this.core.state.channels.values()]) if (channel.kind !== CHANNEL_KIND.SLOT && channel.job.credentialEndsMs <= this.nowMs() && this.#world.bugs.ignoresExpiry !== true) this.closeChannel(channel);
+  }
+
+  /** What takes a while and is not of the core. */
+  later(event: () => void): void {
+    this.#world.push(`later ${this.number}`, this, event);
   }
 
   stopJob(id: Parameters<RayletCore['stopJob']>[0]): void {
@@ -374,7 +407,7 @@ export class SimRaylet {
         const pool = this.pools.get(e.slot.worker);
         if (pool === undefined) return;
         pool.set(e.slot.number, e.slot);
-        this.#guests.set(e.slot, { execs: new Map(), nextSeq: 1, nextRequest: 1, defined: false });
+        this.#guests.set(e.slot, { execs: new Map(), productions: new Map(), nextSeq: 1, nextRequest: 1, defined: false });
         return this.adopt(e.slot.channel);
       }
       case 'close-slot':
@@ -428,6 +461,7 @@ export class SimRaylet {
         const { tag, size } = file;
         const out = new FrameWriter(256);
         if (e.channel.kind === CHANNEL_KIND.PEER && !core.mayCross(e.entry, new Uint8Array(32))) this.#fail('objects: a digest changed');
+        if (e.refs !== undefined) out.begin(OP.VALUE_REFS).u32(e.request).u32(e.position).refs(e.refs).end();
         if (e.channel.kind === CHANNEL_KIND.PEER) out.begin(OP.VALUE_DIGEST).u32(e.request).u32(e.position).raw(new Uint8Array(32)).end();
         const bytes = new Uint8Array(size);
         bytes[0] = tag;
@@ -451,7 +485,7 @@ export class SimRaylet {
         this.boxes.get(e.upstream)?.push(e.upstream.codeOut.take(), -1);
         return;
       }
-      case 'credential': return;
+      case 'credential': return this.#world.renew(this, e.channel, e.credential);
       case 'register-name':
         return this.#world.push(`names ${this.number}`, this, () => {
           core.nameRegistered(e.actor, this.#world.random() < 0.1 ? { code: 'INVALID_ARGUMENT', message: 'the name is taken', stack: '' } : undefined);
@@ -462,8 +496,41 @@ export class SimRaylet {
           core.nameFound(e.channel, e.request, undefined, e.auditSeq);
           this.flush();
         });
-      // None is reserved and nothing leaves memory in these runs.
-      case 'spill-file': case 'restore-file': case 'delete-spill': case 'register-group': case 'release-group': case 'lookup-group': return this.#fail(`${e.type} was not expected`);
+      case 'spill-file': {
+        const path = this.#path(e.tenant, e.spillName);
+        this.spilling.add(path);
+        this.#world.count('an object goes to disk');
+        return this.#world.push(`disk ${this.number}`, this, () => {
+          this.spilling.delete(path);
+          const file = this.files.get(this.#path(e.tenant, e.fileName));
+          const failure = file !== undefined && !this.full && this.#world.random() > 0.03 ? undefined : { code: 'RESOURCE_EXHAUSTED' as const, message: 'the disk is full', stack: '' };
+          if (failure === undefined) this.spills.set(path, { key: hex(e.id), version: e.version, tag: file?.tag ?? 0, size: e.size });
+          core.spilled(e.entry, e.fileName, e.spillName, e.size, failure, this.nowMs());
+          this.flush();
+        });
+      }
+      case 'restore-file':
+        this.#world.count('an object comes back from disk');
+        return this.#world.push(`disk ${this.number}`, this, () => {
+          const path = this.#path(e.tenant, e.spillName);
+          const copy = this.spills.get(path);
+          const other = this.#world.bugs.restoresAnother === true ? [...this.spills.values()].find((c) => c.tag !== copy?.tag) : undefined;
+          const dice = this.#world.random();
+          const same = copy !== undefined && copy.key === hex(e.id) && copy.version === e.version;
+          // Not for an object that has gone meanwhile, with its copy.
+          if (!same && e.entry.spillName === e.spillName) this.#fail(`spilling: ${path} is to come back as write ${e.version} of ${hex(e.id)}, and is ${copy === undefined ? 'not there' : `write ${copy.version} of ${copy.key}`}`);
+          const lost = !same || dice < 0.02;
+          if (lost) this.mayLose = true;
+          const failure = lost ? { code: 'OBJECT_LOST' as const, message: 'its copy on disk was changed', stack: '' } : dice < 0.06 ? { code: 'UNAVAILABLE' as const, message: 'the disk does not answer', stack: '' } : undefined;
+          if (failure === undefined) this.files.set(this.#path(e.tenant, e.fileName), { tag: (other ?? copy)?.tag ?? 0, size: e.size, written: e.size });
+          core.restored(e.entry, e.spillName, e.fileName, e.size, failure, this.nowMs());
+          this.flush();
+        });
+      case 'delete-spill':
+        if (this.#world.bugs.keepsSpills !== true) this.spills.delete(this.#path(e.tenant, e.spillName));
+        return;
+      // None is reserved in these runs.
+      case 'register-group': case 'release-group': case 'lookup-group': return this.#fail(`${e.type} was not expected`);
       case 'load-code': case 'store-code': case 'delete-code': case 'release-name': case 'log': return;
     }
   }
@@ -576,8 +643,14 @@ export class SimRaylet {
         r.u32();
         if (r.op === OP.VALUE) this.#mayHave(tenant, r.u8(), 'a nested get');
         answerNested(request);
+      } else if (r.op === OP.PULL) {
+        const exec = r.u32();
+        const production = guest.productions.get(exec);
+        const told = { skip: r.u32(), upTo: r.u32(), room: r.u64() };
+        if (production !== undefined) this.#produce(slot, guest, exec, Object.assign(production, told));
       } else if (r.op === OP.CANCEL_EXEC) {
         const exec = r.u32();
+        if (guest.productions.delete(exec)) this.#say(slot, (out) => out.begin(OP.FAILURE).u32(exec).str('CANCELLED').text('').text('').end());
         for (const h of [...this.hanging]) {
           if (h.slot !== slot || h.exec !== exec) continue;
           this.hanging.delete(h);
@@ -618,6 +691,11 @@ export class SimRaylet {
         return true;
       case DO.THROW:
         this.#say(slot, (out) => out.begin(OP.FAILURE).u32(exec).str('TASK_FAILED').text('boom').text('').end());
+        return false;
+      case DO.STREAM:
+        // It gives its place up while its reader has no room.
+        this.waited = true;
+        guest.productions.set(exec, { total: arg, made: 0, skip: 0, upTo: 0, room: 0, sent: 0 });
         return false;
       case DO.HANG:
         this.hanging.add({ slot, exec });
@@ -664,6 +742,26 @@ export class SimRaylet {
     return false;
   }
 
+  /** As the executor in the isolate: as far as there is room. */
+  #produce(slot: Slot, guest: Guest, exec: number, p: Production): void {
+    while (p.made < p.upTo && p.sent < p.room) {
+      const number = p.made;
+      if (number === p.total) {
+        guest.productions.delete(exec);
+        return this.#say(slot, (out) => out.begin(OP.RESULT).u32(exec).u8(0).end());
+      }
+      if (p.made++ < p.skip) continue;
+      const large = number % LARGE_ITEM === LARGE_ITEM - 1;
+      p.sent += large ? LARGE_BYTES : 2;
+      this.#say(slot, (out) => {
+        out.begin(OP.ITEM).u32(exec).u8(large ? 1 : 0).u32(0);
+        if (large) out.u32(number).u64(LARGE_BYTES);
+        else out.raw(Uint8Array.of(slot.job.tenant.number, number));
+        out.end();
+      });
+    }
+  }
+
   #returns(slot: Slot, exec: number, returns: number): void {
     this.#guests.get(slot)?.execs.delete(exec);
     this.#say(slot, (out) => this.#result(out, slot, exec, returns, [], false));
@@ -676,6 +774,11 @@ export class SimRaylet {
       else out.u8(0).refs(refs).bytes(Uint8Array.of(slot.job.tenant.number, 7));
     }
     out.end();
+  }
+
+  /** An item that a driver is told follows from the decision on its call, on disk. */
+  mayStream(channel: Channel, seq: number): void {
+    if (!this.durableAllowed.has(`${channel.principal.spiffeId}|task.submit|${channel.session.prefixHex}|${seq}`)) this.#fail(`audit: an item of ${seq} was told before the record of its call was on disk`);
   }
 
   /** What a driver is told of an object follows from decisions that are on disk. */

@@ -2,7 +2,8 @@
  * A driver of the simulation: sends calls, keeps the books of what it was told, and of which refs it holds. A hostile one sends what no
  * honest program would; it keeps no books, since nothing that it is told is owed to it.
  */
-import { CALL_KIND, FrameReader, FrameWriter, OP } from '../../src/base/frame.ts';
+import { CALL_KIND, FrameReader, FrameWriter, NO_ITEM, OP } from '../../src/base/frame.ts';
+import { objectIdText } from '../../src/base/ids.ts';
 import { idIndex, makeId } from '../../src/raylet/core/core.ts';
 import { OBJECT_STATUS, type Channel } from '../../src/raylet/core/state.ts';
 import { CODE, CODE_DIGEST, DO, type SimRaylet } from './raylet-machine.ts';
@@ -22,7 +23,27 @@ interface Own {
   sent: boolean;
 }
 
-const TEMPLATE = { PLAIN: 1, PAIR: 2, LIMITED: 3, CLASS: 4, METHOD: 5, PUBLISHED: 6, RESTARTS: 7, TOO_LARGE: 8, RETRIED: 9, HALF: 10 } as const;
+const TEMPLATE = { PLAIN: 1, PAIR: 2, LIMITED: 3, CLASS: 4, METHOD: 5, PUBLISHED: 6, RESTARTS: 7, TOO_LARGE: 8, RETRIED: 9, HALF: 10, STREAM: 11, LASTING: 12 } as const;
+/** Templates from here on are for placement groups, two for each: tasks and actors in it. */
+const FIRST_OF_GROUPS = 100;
+
+/** A call that streams, as its reader keeps the books of it. */
+interface Streaming {
+  readonly total: number;
+  /** Indexes that were granted and have not come. */
+  readonly granted: number[];
+  came: number;
+  untaken: number;
+  end: string | undefined;
+  /** Its ref was given back: nothing more is owed. */
+  left: boolean;
+}
+
+interface Group {
+  readonly seq: number;
+  readonly id: Uint8Array;
+  readonly template: number;
+}
 
 export class SimDriver {
   readonly raylet: SimRaylet;
@@ -35,12 +56,20 @@ export class SimDriver {
   /** Refs whose objects others may read, and all others: what hostile drivers try. */
   readonly published: Uint8Array[] = [];
   readonly codes = new Map<string, number>();
+  readonly streams = new Map<number, Streaming>();
+  readonly groups: Group[] = [];
+  /** Actors that are to live on without it. */
+  readonly lasting: { readonly seq: number; readonly id: Uint8Array }[] = [];
+  #nextTemplate = FIRST_OF_GROUPS;
+  /** What the head gave it last, and until when that is good. */
+  credentialEndsMs: number;
   closed = false;
   #nextSeq = 1;
   #nextRequest = 1;
   readonly #out = new FrameWriter();
 
-  constructor(raylet: SimRaylet, channel: Channel, user: string, hostile: boolean) {
+  constructor(raylet: SimRaylet, channel: Channel, user: string, hostile: boolean, forgetsDetached: boolean) {
+    this.credentialEndsMs = channel.job.credentialEndsMs;
     this.raylet = raylet;
     this.channel = channel;
     this.user = user;
@@ -56,11 +85,14 @@ export class SimDriver {
     this.#define(TEMPLATE.TOO_LARGE, CALL_KIND.TASK, { cpus: 64, queueTimeoutMs: 300 });
     this.#define(TEMPLATE.RETRIED, CALL_KIND.TASK, { maxRetries: 2, retryOn: ['TASK_FAILED'], retryDelayMs: 5 });
     this.#define(TEMPLATE.HALF, CALL_KIND.TASK, { cpus: 0.25, maxRetries: -1 });
+    this.#define(TEMPLATE.STREAM, CALL_KIND.TASK, { returns: 'streaming', maxRetries: 2, streamItems: 4 });
+    this.#define(TEMPLATE.LASTING, CALL_KIND.ACTOR_CLASS, { maxRestarts: -1, maxTaskRetries: -1, name: `lasting-${channel.session.prefixHex.slice(16)}`, ...(forgetsDetached ? {} : { detached: true }) });
   }
 
   get pending(): number {
     let n = 0;
     for (const { ids, answers } of this.requests.values()) for (let i = 0; i < ids.length; i++) if (answers[i] === undefined) n++;
+    for (const { end, left } of this.streams.values()) if (end === undefined && !left) n++;
     return n;
   }
 
@@ -104,12 +136,77 @@ export class SimDriver {
     return [...this.own].filter(([, o]) => o.held).map(([seq]) => seq);
   }
 
+  /** Calls what streams, and reads the first of it. */
+  #stream(random: () => number): void {
+    const seq = this.#nextSeq++;
+    const total = Math.floor(random() * 9);
+    this.#own(seq, 1, 'task.submit');
+    this.#out.begin(OP.SUBMIT).u32(0).u32(seq).u32(TEMPLATE.STREAM).u16(0).refs([]).raw(Uint8Array.of(DO.STREAM, total)).end();
+    this.streams.set(seq, { total, granted: [], came: 0, untaken: 0, end: undefined, left: false });
+    this.#more(seq, 4);
+  }
+
+  #more(seq: number, count: number): void {
+    const stream = this.streams.get(seq) as Streaming;
+    const first = this.#nextSeq;
+    this.#nextSeq += count;
+    for (let i = 0; i < count; i++) stream.granted.push(first + i);
+    this.#out.begin(OP.MORE).u32(0).u32(seq).u32(0).u32(NO_ITEM).u32(stream.untaken).u32(first).u32(count).end();
+    stream.untaken = 0;
+  }
+
+  /** Takes what has come of its streams, and makes room for as much. */
+  read(): void {
+    for (const [seq, stream] of this.streams) if (stream.untaken > 0 && stream.end === undefined && !stream.left) this.#more(seq, stream.untaken);
+  }
+
+  #createGroup(random: () => number): void {
+    const seq = this.#nextSeq++;
+    this.#own(seq, 1, 'placement-group.create');
+    const strategy = ['PACK', 'SPREAD', 'STRICT_PACK', 'STRICT_SPREAD'][Math.floor(random() * 4)] as string;
+    this.#out.begin(OP.CREATE_GROUP).u32(0).u32(seq).text(JSON.stringify({ strategy, bundles: Array.from({ length: 1 + Math.floor(random() * 3) }, () => ({ cpus: random() < 0.7 ? 0.5 : 1 })) })).end();
+    this.#get([this.#id(seq)]);
+    const group: Group = { seq, id: this.#id(seq), template: this.#nextTemplate };
+    this.#nextTemplate += 2;
+    const placementGroup = objectIdText(group.id);
+    this.#define(group.template, CALL_KIND.TASK, { cpus: 0.5, maxRetries: 1, placementGroup });
+    this.#define(group.template + 1, CALL_KIND.ACTOR_CLASS, { cpus: 0.25, maxRestarts: 1, placementGroup });
+    this.groups.push(group);
+  }
+
+  #removeGroup(group: Group): void {
+    this.groups.splice(this.groups.indexOf(group), 1);
+    this.#out.begin(OP.REMOVE_GROUP).u32(0).u32(this.#nextRequest++).raw(group.id).end();
+  }
+
+  #createActor(template: number, deps: readonly Uint8Array[], what: number): number {
+    const seq = this.#nextSeq++;
+    this.#own(seq, 1, 'actor.create');
+    this.#out.begin(OP.CREATE_ACTOR).u32(0).u32(seq).u32(template).u16(deps.length);
+    for (const id of deps) this.#out.u16(0).raw(id);
+    this.#out.refs([]).raw(Uint8Array.of(what, 0)).end();
+    (template === TEMPLATE.LASTING ? this.lasting : this.actors).push({ seq, id: this.#id(seq) });
+    return seq;
+  }
+
+  /** The credential that the head gave it in place of the last one. */
+  renew(text: string, endsMs: number): void {
+    this.credentialEndsMs = endsMs;
+    this.#out.begin(OP.CREDENTIAL).text(text).end();
+  }
+
+  /** Ends actors of others that were to live on: its own tenant's. */
+  kill(ids: readonly Uint8Array[]): void {
+    for (const id of ids) this.#out.begin(OP.KILL).u32(0).u32(this.#nextRequest++).raw(id).u8(0).end();
+  }
+
   /** One turn of an honest program. `others`: published objects of the other tenant. */
   act(random: () => number, others: readonly Uint8Array[]): void {
     const pick = <T>(list: readonly T[]): T | undefined => list[Math.floor(random() * list.length)];
     const held = this.#held();
     const ref = (chance: number): Uint8Array[] => {
-      const seq = random() < chance ? pick(held) : undefined;
+      // What a stream's call itself returns is a count, and of no tenant.
+      const seq = random() < chance ? pick(held.filter((s) => !this.streams.has(s))) : undefined;
       return seq === undefined ? [] : [this.#id(seq)];
     };
     const inside = (chance: number): Uint8Array[] => {
@@ -133,16 +230,8 @@ export class SimDriver {
         this.#own(seq, 1, 'object.put');
         this.#out.begin(OP.PUT).u32(0).u32(seq).refs(inside(0.3)).raw(Uint8Array.of(this.channel.job.tenant.number, 2)).end();
         made.push(seq);
-      } else if (dice < 0.86) {
-        const seq = this.#nextSeq++;
-        this.#own(seq, 1, 'actor.create');
-        const deps = ref(0.2);
-        this.#out.begin(OP.CREATE_ACTOR).u32(0).u32(seq).u32(random() < 0.5 ? TEMPLATE.CLASS : TEMPLATE.RESTARTS).u16(deps.length);
-        for (const id of deps) this.#out.u16(0).raw(id);
-        this.#out.refs([]).raw(Uint8Array.of(random() < 0.1 ? DO.THROW : DO.RETURN, 0)).end();
-        this.actors.push({ seq, id: this.#id(seq) });
-        made.push(seq);
-      } else {
+      } else if (dice < 0.86) made.push(this.#createActor(random() < 0.5 ? TEMPLATE.CLASS : TEMPLATE.RESTARTS, ref(0.2), random() < 0.1 ? DO.THROW : DO.RETURN));
+      else {
         const actor = pick(this.actors.filter((a) => this.own.get(a.seq)?.held === true));
         if (actor === undefined) continue;
         const seq = this.#nextSeq++;
@@ -155,6 +244,15 @@ export class SimDriver {
         made.push(seq);
       }
     }
+    if (random() < 0.1) this.#stream(random);
+    if (random() < 0.02 && this.lasting.length === 0) made.push(this.#createActor(TEMPLATE.LASTING, [], DO.RETURN));
+    if (random() < 0.07 && this.groups.length < 2) this.#createGroup(random);
+    const group = pick(this.groups);
+    if (group !== undefined && random() < 0.4) {
+      if (random() < 0.8) made.push(this.#submit(group.template, pick([DO.RETURN, DO.RETURN, DO.LARGE, DO.DIE]) as number, ref(0.2), []));
+      else made.push(this.#createActor(group.template + 1, [], DO.RETURN));
+    }
+    if (group !== undefined && random() < 0.03) this.#removeGroup(group);
     if (random() < 0.8) this.#get(made.map((seq) => this.#id(seq)));
     const foreign = pick(others);
     if (foreign !== undefined && random() < 0.4) {
@@ -174,12 +272,17 @@ export class SimDriver {
     const waited = new Set([...this.requests.values()].flatMap(({ ids, answers }) => ids.filter((_, i) => answers[i] === undefined).map(idIndex)));
     const given = seqs.filter((seq) => !waited.has(seq));
     if (given.length === 0) return;
-    for (const seq of given) (this.own.get(seq) as Own).held = false;
+    for (const seq of given) {
+      (this.own.get(seq) as Own).held = false;
+      const stream = this.streams.get(seq);
+      if (stream !== undefined) stream.left = true;
+    }
     this.#out.begin(OP.RELEASE).refs(given.map((seq) => this.#id(seq))).end();
   }
 
-  /** Makes room: what its actors hold, others may wait for. */
-  killActors(): void {
+  /** Makes room: what its actors and groups hold, others may wait for. */
+  makeRoom(): void {
+    for (const group of [...this.groups]) this.#removeGroup(group);
     for (const { id } of this.actors.splice(0)) this.#out.begin(OP.KILL).u32(0).u32(this.#nextRequest++).raw(id).u8(0).end();
   }
 
@@ -233,7 +336,8 @@ export class SimDriver {
       const mine = isOf(id, this.channel.session.prefix) ? this.own.get(idIndex(id)) : undefined;
       this.raylet.mayAnswer(this.channel, id, answer === 'value', mine);
       if (mine === undefined) return;
-      // A value is for ever, unless what it lay on is gone.
+      // A value is for ever, unless what it lay on is gone; there may be no room for it at the moment.
+      if (mine.answered === 'value' && (answer === 'RESOURCE_EXHAUSTED' || answer === 'QUOTA_EXCEEDED')) return;
       if (mine.answered === 'value' && answer !== 'value' && !(answer === 'OBJECT_LOST' && this.raylet.mayLose)) throw new Error(`driver ${this.channel.number}: ref ${idIndex(id)} was a value and is now ${answer}`);
       mine.answered = answer;
     };
@@ -251,9 +355,40 @@ export class SimDriver {
         const text = code.str();
         this.codes.set(text, (this.codes.get(text) ?? 0) + 1);
         settle(text, true);
-      }
+      } else if (r.op === OP.STREAM_ITEM) this.#item(r);
+      else if (r.op === OP.STREAM_END) this.#ended(r);
       r.skipRest();
     }
+  }
+
+  #item(r: FrameReader): void {
+    const seq = r.u32();
+    const form = r.u8();
+    const stream = this.streams.get(seq);
+    const what = `driver ${this.channel.number}: item ${stream?.came} of stream ${seq}`;
+    if (stream?.end !== undefined) throw new Error(`${what} comes after the end`);
+    const index = stream?.granted.shift();
+    if (stream === undefined || index === undefined) throw new Error(`${what} was not granted`);
+    if (form === 0) {
+      const [tag, number] = r.rest();
+      if (tag !== this.channel.job.tenant.number || number !== stream.came) throw new Error(`${what} is item ${number} of tenant ${tag}`);
+    }
+    this.raylet.mayStream(this.channel, seq);
+    stream.came++;
+    stream.untaken++;
+    this.own.set(index, { action: 'task.submit', prefixHex: this.channel.session.prefixHex, index: seq, held: true, answered: '', sent: false });
+  }
+
+  #ended(r: FrameReader): void {
+    const seq = r.u32();
+    const count = r.u32();
+    const code = r.str();
+    const stream = this.streams.get(seq);
+    if (stream === undefined) throw new Error(`driver ${this.channel.number}: the end of a stream that it has not`);
+    // It is told again whoever reads on; also of a stream that was left.
+    if (!stream.left && stream.end === undefined && (count !== stream.came || (code === '' && count !== stream.total))) throw new Error(`driver ${this.channel.number}: stream ${seq} of ${stream.total} items ended${code} after ${count}, and ${stream.came} came`);
+    if (stream.end !== undefined && stream.end !== code) throw new Error(`driver ${this.channel.number}: stream ${seq} ended with '${stream.end}', and now with '${code}'`);
+    stream.end = code;
   }
 
   /** At rest: what it holds is there, what it gave back is not, unless something else holds it. */
@@ -262,6 +397,7 @@ export class SimDriver {
     for (const [seq, own] of this.own) {
       const entry = objects.get(seq);
       if (own.held && own.answered === 'value' && (entry === undefined || entry.status === OBJECT_STATUS.PENDING)) throw new Error(`driver ${this.channel.number}: ref ${seq} is held, and its object is ${entry === undefined ? 'gone' : 'not there yet'}`);
+      if (own.held && own.answered === 'value' && entry?.status === OBJECT_STATUS.FAILED && entry.failure?.code !== 'OBJECT_LOST') throw new Error(`driver ${this.channel.number}: ref ${seq} was a value, and has failed with ${entry.failure?.code}`);
       // A denied release lets nothing go, and policies take bob's rights away.
       if (this.user === 'bob') continue;
       const alias = this.channel.session.aliases?.get(seq);

@@ -5,6 +5,7 @@
  */
 import { FrameReader, FrameWriter, OP } from '../../src/base/frame.ts';
 import type { JobId } from '../../src/base/ids.ts';
+import { DEFAULT_PROJECT, NO_PROJECT_QUOTA, type ProjectQuota } from '../../src/base/project-quota.ts';
 import { SESSION_TTL_MS } from '../../src/base/limits.ts';
 import { principalFromSpiffeId } from '../../src/base/principal.ts';
 import { hex } from '../../src/raylet/core/core.ts';
@@ -12,8 +13,8 @@ import { CHANNEL_KIND, NO_QUOTA, type Channel, type TenantQuota, type Upstream }
 import { NO_BUGS, type Bugs } from './canaries.ts';
 import { LogFiles } from './disk-machine.ts';
 import { SimHead, TENANTS, VARIANTS, type Variant } from './head-machine.ts';
-import { checkEmpty, checkRaylet, describeCalls } from './invariants.ts';
-import { SimRaylet, type Surroundings } from './raylet-machine.ts';
+import { checkEmpty, checkGroups, checkRaylet, describeCalls } from './invariants.ts';
+import { SimRaylet, type NodeSize, type Surroundings } from './raylet-machine.ts';
 import { SimDriver } from './sim-driver.ts';
 import { seeded } from './world.ts';
 
@@ -56,8 +57,11 @@ class Simulation {
   /** Directions in which nothing passes for now, `1>2`. */
   readonly #parted = new Map<string, number>();
   readonly #quota: TenantQuota;
-  readonly #cpus: number;
+  readonly #size: NodeSize;
   readonly #calm: boolean;
+  /** How long credentials are good, and until when the newest of each job is. */
+  readonly #ttlMs: number;
+  readonly #issued = new Map<string, number>();
   readonly #world: Surroundings;
   readonly #jobs = new Map<string, number>();
   #nowMs = 1_000_000;
@@ -76,8 +80,18 @@ class Simulation {
     const { random } = this;
     // Every fourth run has no crash and no loss: there nothing may be lost, too.
     this.#calm = random() < 0.25;
-    this.#cpus = 1 + Math.floor(random() * 3);
-    this.#quota = random() < 0.3 ? { ...NO_QUOTA } : { ...NO_QUOTA, cpuUnits: this.#cpus * 10_000 - (this.#cpus > 1 && random() < 0.5 ? 5_000 : 0), tasks: 10 + Math.floor(random() * 40), actors: 2 + Math.floor(random() * 6), objectBytes: 20_000 + Math.floor(random() * 100_000) };
+    const cpus = 1 + Math.floor(random() * 3);
+    // In some runs there is room for a few large objects only: the others go to disk, and there is not much of that.
+    this.#size = random() < 0.4 ? { cpus, objectMemoryBytes: 7_000 + Math.floor(random() * 20_000), spillBytes: 10_000 + Math.floor(random() * 60_000) } : { cpus, objectMemoryBytes: Number.POSITIVE_INFINITY, spillBytes: 0 };
+    this.#quota = random() < 0.3 ? { ...NO_QUOTA } : { ...NO_QUOTA, cpuUnits: cpus * 10_000 - (cpus > 1 && random() < 0.5 ? 5_000 : 0), tasks: 10 + Math.floor(random() * 40), actors: 2 + Math.floor(random() * 6), objectBytes: 20_000 + Math.floor(random() * 100_000), objectMemoryBytes: random() < 0.3 ? 5_000 + Math.floor(random() * 15_000) : Number.POSITIVE_INFINITY };
+    if (this.#quota.tasks !== Number.POSITIVE_INFINITY && random() < 0.5) {
+      const share = 5_000 * (1 + Math.floor(random() * 2 * cpus));
+      // A task of a whole cpu can run when nobody else of the tenant runs.
+      const etl: ProjectQuota = { ...NO_PROJECT_QUOTA, cpuUnits: share, cpuLendUnits: random() < 0.5 ? 0 : share, cpuBorrowUnits: 10_000, tasks: 5 + Math.floor(random() * 20), jobTasks: 4 + Math.floor(random() * 12), objectBytes: 8_000 + Math.floor(random() * 40_000), jobCpuUnits: 10_000 };
+      const rest: ProjectQuota = { ...NO_PROJECT_QUOTA, cpuUnits: cpus * 10_000, cpuLendUnits: cpus * 10_000, cpuBorrowUnits: share };
+      this.#quota = { ...this.#quota, projects: new Map([['etl', etl], [DEFAULT_PROJECT, rest]]) };
+    }
+    this.#ttlMs = random() < 0.3 ? 300 + Math.floor(random() * 2_000) : SESSION_TTL_MS;
     this.#world = {
       random, bugs,
       nowMs: () => this.#nowMs,
@@ -95,7 +109,9 @@ class Simulation {
       close: (_raylet, upstream) => this.#close(upstream),
       granted: (version, owner) => this.#variant(version, owner)?.grants === true,
       mayBob: (version, tenant) => this.#variant(version, tenant)?.bobMay === true,
+      renew: (raylet, channel, credential) => this.#renewed(raylet, channel, credential),
       note: (text) => this.note(text),
+      count: (what) => this.#count(what),
     };
     this.#head = new SimHead(random, { ...bugs.head });
     TENANTS.forEach((name, i) => {
@@ -108,7 +124,7 @@ class Simulation {
       this.#logs.push(new Map(TENANTS.map((_, i) => [i + 1, new LogFiles()])));
       this.#start(n);
     }
-    this.note(`seed ${seed}: ${nodes} nodes of ${this.#cpus} cpus${this.#calm ? ', calm' : ''}`);
+    this.note(`seed ${seed}: ${nodes} nodes of ${cpus} cpus${this.#size.spillBytes > 0 ? ', spilling' : ''}${this.#calm ? ', calm' : ''}`);
   }
 
   #variant(version: number, tenant: number): Variant | undefined {
@@ -151,7 +167,7 @@ class Simulation {
   // --- nodes ------------------------------------------------------------------------------------------------------------
 
   #start(number: number): SimRaylet {
-    const raylet = new SimRaylet(this.#world, number, this.#cpus, this.#logs[number - 1] as ReadonlyMap<number, LogFiles>, this.#quota);
+    const raylet = new SimRaylet(this.#world, number, this.#size, this.#logs[number - 1] as ReadonlyMap<number, LogFiles>, this.#quota);
     this.raylets[number - 1] = raylet;
     this.#heartbeat(raylet);
     return raylet;
@@ -190,7 +206,7 @@ class Simulation {
       if (!refused && tenant !== undefined) {
         try {
           target.core.state.nowMs = target.nowMs();
-          const theirs = target.core.ensureJob(job.id, tenant, job.submitter, job.principal, job.credential, job.credentialEndsMs, job.issuedMs);
+          const theirs = target.core.ensureJob(job.id, tenant, job.submitter, job.principal, job.credential, job.credentialEndsMs, job.issuedMs, job.project.name);
           c.channel = target.core.openChannel(CHANNEL_KIND.PEER, theirs, asJob ? theirs.principal : theirs.submitter, depth, {});
           c.channel.peer = `node-${c.from.number}`;
           this.#peers.set(c.channel, c);
@@ -219,10 +235,11 @@ class Simulation {
     if (c.channel !== undefined) this.#peers.delete(c.channel);
   }
 
-  #write(raylet: SimRaylet, upstream: Upstream, batch: Uint8Array): void {
+  #write(raylet: SimRaylet, upstream: Upstream, sent: Uint8Array): void {
     const c = [...this.#connections].find((x) => x.upstream === upstream);
     if (c === undefined || c.dead) return;
     const link = `link ${raylet.number}>${c.to}`;
+    const batch = this.#bugs.losesCommits === true ? without(sent, OP.COMMIT_BUNDLES) : this.#bugs.keepsBundles === true ? without(sent, OP.RELEASE_BUNDLES) : sent;
     this.#queue(link, `${raylet.number}>${c.to}`).push(() => {
       if (c.dead || c.target?.alive !== true || c.channel === undefined || c.channel.closed) return;
       c.target.clientBatch(link, c.channel, batch);
@@ -366,35 +383,91 @@ class Simulation {
   // --- drivers ----------------------------------------------------------------------------------------------------------------
 
   #attach(): void {
-    const head = this.#head;
     const raylet = this.#pick(this.raylets.filter((r) => r.alive));
-    if (!head.up || raylet === undefined || raylet.live.version === 0) return;
+    if (!this.#head.up || raylet === undefined || raylet.live.version === 0) return;
     const tenantNumber = 1 + Math.floor(this.random() * 2);
-    const tenantName = TENANTS[tenantNumber - 1] as string;
     const hostile = this.random() < 0.2;
-    const user = this.random() < 0.35 ? 'bob' : 'ana';
+    this.#connect(raylet, tenantNumber, this.random() < 0.35 ? 'bob' : 'ana', hostile);
+  }
+
+  #connect(raylet: SimRaylet, tenantNumber: number, user: string, hostile: boolean): SimDriver | undefined {
+    const head = this.#head;
+    const tenantName = TENANTS[tenantNumber - 1] as string;
     const submitter = principalFromSpiffeId(`spiffe://sim/tenant/${tenantName}/user/${user}`);
     const id = `job-${String(this.#nextJob++).padStart(24, '0')}` as JobId;
-    const endsMs = this.#nowMs + SESSION_TTL_MS;
+    const endsMs = this.#nowMs + this.#ttlMs;
+    const project = this.#quota.projects.size > 0 && this.random() < 0.6 ? 'etl' : DEFAULT_PROJECT;
     const issuedMs = this.#nowMs;
     head.commit(this.#nowMs, (out) => head.jobs.step({ type: 'open', jobId: id, tenant: tenantName, name: 'sim', by: submitter.spiffeId, expiresMs: endsMs, sessionId: '' }, this.#nowMs, out));
-    if (!head.up) return;
+    if (!head.up) return undefined;
     const tenant = raylet.core.state.tenants.get(tenantNumber);
-    if (tenant === undefined || endsMs <= raylet.nowMs() || raylet.revocations.isIdentityRevoked(submitter.spiffeId, issuedMs)) return;
+    if (tenant === undefined || endsMs <= raylet.nowMs() || raylet.revocations.isIdentityRevoked(submitter.spiffeId, issuedMs)) return undefined;
     raylet.core.state.nowMs = raylet.nowMs();
-    const job = raylet.core.ensureJob(id, tenant, submitter, principalFromSpiffeId(`spiffe://sim/tenant/${tenantName}/job/${id}`, { kind: 'user', name: user }), 'credential', endsMs, issuedMs);
-    const driver = new SimDriver(raylet, raylet.core.openChannel(CHANNEL_KIND.DRIVER, job, submitter, 0, {}), user, hostile);
+    const job = raylet.core.ensureJob(id, tenant, submitter, principalFromSpiffeId(`spiffe://sim/tenant/${tenantName}/job/${id}`, { kind: 'user', name: user }), 'credential', endsMs, issuedMs, project);
+    this.#issued.set(id, endsMs);
+    const driver = new SimDriver(raylet, raylet.core.openChannel(CHANNEL_KIND.DRIVER, job, submitter, 0, {}), user, hostile, this.#bugs.forgetsDetached === true);
     this.#drivers.push(driver);
     this.#jobs.set(id, issuedMs);
     raylet.adopt(driver.channel);
     raylet.flush();
     this.#count(`${hostile ? 'a hostile ' : 'a '}driver attaches`);
+    return driver;
+  }
+
+  /** Honest drivers get another credential before theirs ends, while the head can give one. */
+  #renew(): void {
+    for (const driver of this.#drivers) {
+      const { raylet, channel, hostile } = driver;
+      if (driver.closed || hostile || !this.#head.up || !raylet.alive || driver.credentialEndsMs - this.#nowMs > this.#ttlMs / 2 || this.#head.revocations.all().some((r) => r.spiffeId === channel.principal.spiffeId)) continue;
+      const endsMs = this.#nowMs + this.#ttlMs;
+      this.#issued.set(channel.job.id, endsMs);
+      this.#count('a credential is renewed');
+      driver.renew(JSON.stringify({ job: channel.job.id, endsMs, issuedMs: this.#nowMs }), endsMs);
+      this.#send(driver);
+    }
+  }
+
+  /** As src/raylet/raylet.ts: checked, taken, and passed on to the nodes where the job has channels. What a hostile driver says is none. */
+  #renewed(raylet: SimRaylet, channel: Channel, credential: string): void {
+    raylet.later(() => {
+      if (channel.closed) return;
+      let known: { readonly job: string; readonly endsMs: number; readonly issuedMs: number } | undefined;
+      try {
+        known = JSON.parse(credential) as NonNullable<typeof known>;
+      } catch {
+        return raylet.closeChannel(channel);
+      }
+      const { job } = channel;
+      if (known.job !== job.id || known.endsMs <= this.#nowMs || raylet.revocations.isIdentityRevoked(job.submitter.spiffeId, known.issuedMs)) return raylet.closeChannel(channel);
+      if (known.endsMs <= job.credentialEndsMs) return;
+      raylet.core.ensureJob(job.id, job.tenant, job.submitter, job.principal, credential, known.endsMs, known.issuedMs, job.project.name);
+      for (const upstream of raylet.core.state.upstreams.values()) {
+        if (upstream.job !== job) continue;
+        upstream.out.begin(OP.CREDENTIAL).text(credential).end();
+        raylet.core.state.markUpstream(upstream, -1);
+      }
+      raylet.flush();
+    });
+  }
+
+  /** No session outlives its credential by more than it takes to see that, and none has one that the head did not give. */
+  #checkCredentials(): void {
+    for (const raylet of this.raylets) {
+      if (!raylet.alive) continue;
+      for (const { kind, number, job } of raylet.core.state.channels.values()) {
+        if (kind === CHANNEL_KIND.SLOT) continue;
+        if (job.credentialEndsMs < this.#nowMs - 100) throw new Error(`node ${raylet.number}: credentials: channel ${number} of ${job.id} is open at ${this.#nowMs}, and its credential ended at ${job.credentialEndsMs}`);
+        if (job.credentialEndsMs > (this.#issued.get(job.id) ?? 0)) throw new Error(`node ${raylet.number}: credentials: ${job.id} has one that nobody was given`);
+      }
+    }
   }
 
   #toDriver(channel: Channel, batch: Uint8Array): void {
     const driver = this.#drivers.find((d) => d.channel === channel);
     if (driver === undefined) return;
-    driver.receive(batch);
+    driver.receive(this.#bugs.losesItems === true && this.random() < 0.05 ? without(batch, OP.STREAM_ITEM) : batch);
+    if (this.random() < 0.8 || !this.#faulty) driver.read();
+    this.#send(driver);
     if (this.#bugs.answersTwice === true && this.random() < 0.05) driver.receive(batch);
     this.note(`driver ${channel.number} gets ${batch.length} octets`);
   }
@@ -534,6 +607,7 @@ class Simulation {
 
   #pass(ms: number): void {
     this.#nowMs += ms;
+    this.#renew();
     this.#mend(false);
     if (this.#head.up) {
       this.#head.nodes.step({ type: 'tick' }, this.#nowMs, []);
@@ -545,6 +619,7 @@ class Simulation {
       this.#heartbeat(raylet);
       checkRaylet(raylet);
     }
+    this.#checkCredentials();
   }
 
   #disks(): void {
@@ -592,7 +667,7 @@ class Simulation {
       }
       // An actor that sits on all cpus for good makes what waits for them infeasible.
       if (this.steps % 3_000 === 0) for (const driver of this.#drivers) if (!driver.closed) {
-        driver.killActors();
+        driver.makeRoom();
         this.#send(driver);
       }
       this.step();
@@ -613,6 +688,7 @@ class Simulation {
     this.#head.mayFail = false;
     this.#mend(true);
     this.#settle('after the faults');
+    checkGroups(this.raylets);
     for (const driver of this.#drivers) if (!driver.closed && !driver.hostile) driver.checkRefs();
     for (const driver of this.#drivers) if (!driver.closed && !driver.hostile) {
       driver.getAll();
@@ -627,6 +703,10 @@ class Simulation {
     }
     this.#settle('after the drivers left');
     for (let i = 0; i < 600; i++) this.step();
+    this.#checkLasting();
+    this.#killLasting();
+    this.#settle('after the detached actors were killed');
+    for (let i = 0; i < 600; i++) this.step();
     for (const raylet of this.raylets) checkEmpty(raylet);
     // Power goes once more: what the logs hold is what was acknowledged.
     for (const raylet of this.raylets) this.#crash(raylet, 0);
@@ -634,6 +714,35 @@ class Simulation {
     if (this.#head.up) this.#head.crash();
     this.#head.restart();
     for (const raylet of this.raylets) for (const log of raylet.logs.values()) log.checkpoint();
+  }
+
+  /** Actors that were made to live on without their drivers do, unless their node or job ended, or their identity was revoked. */
+  #checkLasting(): void {
+    for (const { raylet, channel, own, lasting, hostile } of this.#drivers) {
+      const { state } = raylet.core;
+      const { id, submitter, issuedMs } = channel.job;
+      if (hostile || !raylet.alive || this.raylets[raylet.number - 1] !== raylet || state.wasStopped(id) || raylet.revocations.isIdentityRevoked(submitter.spiffeId, issuedMs)) continue;
+      for (const { seq } of lasting) {
+        if (own.get(seq)?.answered !== 'value') continue;
+        const actor = [...(state.jobs.get(id)?.actors ?? [])].find((a) => a.session === channel.session && a.index === seq);
+        if (actor === undefined) throw new Error(`node ${raylet.number}: detached: actor ${seq} of channel ${channel.number} went with its driver`);
+        this.#count('a detached actor lives on');
+      }
+    }
+  }
+
+  /** An administrator of each tenant comes for what was left to live on. */
+  #killLasting(): void {
+    for (const raylet of this.raylets) for (const number of [1, 2]) {
+      const ids = this.#drivers.filter((d) => d.raylet === raylet && d.channel.job.tenant.number === number).flatMap((d) => d.lasting.map((a) => a.id));
+      const driver = ids.length === 0 ? undefined : this.#connect(raylet, number, 'eve', false);
+      if (driver === undefined) continue;
+      driver.kill(ids);
+      this.#send(driver);
+      for (let i = 0; i < 200; i++) this.step();
+      driver.closed = true;
+      raylet.closeChannel(driver.channel);
+    }
   }
 
   runs(): number {

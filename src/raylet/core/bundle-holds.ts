@@ -83,15 +83,21 @@ const GONE: Failure = { code: 'CANCELLED', message: 'the raylet that coordinates
 
 /** A coordinator's channel closed: what it reserved goes, but for firm bundles of detached groups that have no heir. */
 export function coordinatorClosed(core: Core, channel: Channel): void {
-  for (const holds of [...core.holds.values()]) for (const hold of [...holds.values()]) if (hold.of.channel === channel && !(hold.of.detached && hold.firm && !core.groupHeirs.has(hold.of.group))) release(core, hold, GONE);
+  for (const holds of [...core.holds.values()]) for (const hold of [...holds.values()]) {
+    const stays = hold.of.detached && hold.firm && !core.groupHeirs.has(hold.of.group) && (hold.of.kept || core.nodes.has(hold.of.ownerNode));
+    if (hold.of.channel === channel && !stays) release(core, hold, GONE);
+  }
 }
 
-/** Firm bundles of a group that another raylet can take over stay for that one, with what runs in them. */
+/**
+ * Firm bundles of a group that another raylet can take over stay for that one, with what runs in them; and others for as long as the channel is open:
+ * the head knows of their coordinator no more, and it is there all the same, and counts on them.
+ */
 export function coordinatorNodeGone(core: Core, node: number): void {
   for (const holds of [...core.holds.values()]) for (const hold of [...holds.values()]) {
     if (hold.of.channel === undefined || hold.of.ownerNode !== node) continue;
     if (hold.of.kept && hold.firm) hold.deadlineMs = core.nowMs + ORPHANED_BUNDLE_MS;
-    else release(core, hold, GONE);
+    else if (hold.of.channel.closed) release(core, hold, GONE);
   }
 }
 

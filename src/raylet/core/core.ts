@@ -184,8 +184,8 @@ export class Core {
   unreachable: Actor[] = [];
   /** Calls that have a slot but were not sent: an argument cannot be given to its worker. */
   refusedExecs: { readonly slot: Slot; readonly task: Task; readonly failure: Failure }[] = [];
-  /** Streams that nobody reads any more, or whose items can go nowhere: ended at the end of the step. */
-  endedStreams: { readonly task: Task; readonly failure: Failure }[] = [];
+  /** Streams that nobody reads any more, or whose items can go nowhere, and calls whose arguments find no room here: ended at the end of the step. */
+  toEnd: { readonly task: Task; readonly failure: Failure }[] = [];
   /** Tasks that are tried again after a while. */
   readonly delayed = new Set<Task>();
   readonly waitingActors = new Waiting<Actor>();

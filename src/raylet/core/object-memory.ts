@@ -79,6 +79,7 @@ function relieveTenant(core: Core, tenant: TenantState, wanted: number): number 
     if (entry.remote !== undefined && !entry.remote.closed && entry.remoteId !== undefined) {
       dropFile(core, entry);
       tenant.objectBytes -= size;
+      if (entry.session.project !== undefined) entry.session.project.objectBytes -= size;
       entry.size = 0;
       entry.status = OBJECT_STATUS.REMOTE;
     } else if (entry.spillName !== '') {

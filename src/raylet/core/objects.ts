@@ -250,6 +250,23 @@ export function wake(core: Core, entry: ObjectEntry): void {
   collect(core, entry);
 }
 
+/** A value that is elsewhere finds no room here now: whoever waits for its bytes is told so, and the next one has it fetched again. */
+export function refuseReaders(core: Core, entry: ObjectEntry, failure: Failure): void {
+  entry.fetching = false;
+  const { waiters } = entry;
+  entry.waiters = undefined;
+  for (const { call, position, task } of waiters ?? []) {
+    if (task !== undefined) core.toEnd.push({ task, failure });
+    else if (call?.kind === PENDING_KIND.WAIT) waitReady(core, call, position);
+    else if (call !== undefined) {
+      if (!call.channel.closed) refuseValue(core, call.channel, call.request, position, failure, call.auditSeq);
+      entry.pins--;
+      if (--call.remaining === 0) finishCall(core, call);
+    }
+  }
+  collect(core, entry);
+}
+
 /** Frees an entry that nobody holds, needs or waits for. */
 export function collect(core: Core, entry: ObjectEntry): void {
   if (entry.handles > 0 || entry.pins > 0 || entry.waiters !== undefined || entry.producer !== undefined || entry.fetching) return;
@@ -428,7 +445,7 @@ export function unpin(core: Core, entry: ObjectEntry): void {
 export function releaseHandle(core: Core, entry: ObjectEntry): void {
   if (entry.handles > 0) entry.handles--;
   // Nobody reads the stream any more, and it would wait for its reader for ever.
-  if (entry.handles === 0 && entry.producer?.stream !== undefined) core.endedStreams.push({ task: entry.producer, failure: ABANDONED });
+  if (entry.handles === 0 && entry.producer?.stream !== undefined) core.toEnd.push({ task: entry.producer, failure: ABANDONED });
   collect(core, entry);
 }
 

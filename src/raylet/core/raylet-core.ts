@@ -655,7 +655,7 @@ export class RayletCore {
           else if (task.template.kind === CALL_KIND.TASK) enqueue(core, task);
         }
       }
-      if (core.endedStreams.length > 0) for (const { task, failure } of core.endedStreams.splice(0)) leaveStream(core, task, failure);
+      if (core.toEnd.length > 0) for (const { task, failure } of core.toEnd.splice(0)) leaveStream(core, task, failure);
       if (core.remoteCalls.length > 0 || core.remoteKills.length > 0) this.#takeUpRemoteCalls();
       if (core.unreachable.length > 0) endUnreachable(core);
       if (core.endedGroups.length > 0) takeUpEnded(core);
@@ -672,7 +672,7 @@ export class RayletCore {
       takeUpFetches(core);
       ended = core.refusedExecs.length > 0;
       if (ended) for (const { slot, task, failure } of core.refusedExecs.splice(0)) if (task.slot === slot) execEnded(core, slot, task, failure, 1);
-    } while (ended || core.woken.length > 0 || core.remoteCalls.length > 0 || core.refusedExecs.length > 0 || core.unreachable.length > 0 || core.endedStreams.length > 0 || core.rebuilds.length > 0 || core.roomFreed || core.endedGroups.length > 0);
+    } while (ended || core.woken.length > 0 || core.remoteCalls.length > 0 || core.refusedExecs.length > 0 || core.unreachable.length > 0 || core.toEnd.length > 0 || core.rebuilds.length > 0 || core.roomFreed || core.endedGroups.length > 0);
     if (core.rootsChanged.length > 0) {
       for (const job of core.rootsChanged.splice(0)) this.#look(job);
       return this.settle();

@@ -58,7 +58,7 @@ function grant(core: Core, channel: Channel, task: Task, stream: Stream, first: 
   const target = label === '' ? session.objectResource : resource('object', { tenant: session.tenant.name, owner: session.ownerId, label });
   const decided = core.decide(channel, 'object.get', target, session.prefixHex, first, count, 'stream');
   stream.needed = Math.max(stream.needed, decided < 0 ? ~decided : decided);
-  if (decided < 0) return void core.endedStreams.push({ task, failure: DENIED });
+  if (decided < 0) return void core.toEnd.push({ task, failure: DENIED });
   stream.granted += count;
   if (stream.nextIndex === stream.endIndex) {
     stream.nextIndex = first;
@@ -191,7 +191,7 @@ function newItem(core: Core, task: Task, stream: Stream, contained: readonly Obj
     const failure: Failure = session.objects.has(index)
       ? { code: 'INVALID_ARGUMENT', message: `object index ${index} is used twice`, stack: '' }
       : { code: 'RESOURCE_EXHAUSTED', message: `the tenant has more than ${MAX_OBJECTS_PER_TENANT} objects on this node: release refs`, stack: '' };
-    core.endedStreams.push({ task, failure });
+    core.toEnd.push({ task, failure });
     return undefined;
   }
   const entry = createEntry(session, index);

@@ -14,7 +14,7 @@ import { tellRoots } from './job-roots.ts';
 import { loseEntry } from './lineage.ts';
 import { upstreamTo, whenOpen } from './upstream-channels.ts';
 import { giveMemory, noMemoryFor, takeMemory } from './memory-books.ts';
-import { ALTERED, collect, settleFailed, settleFile, settleInline, settleRemote, unpin } from './objects.ts';
+import { ALTERED, collect, refuseReaders, settleFailed, settleFile, settleInline, settleRemote, unpin } from './objects.ts';
 import { onRemoteItem, openRemoteStream } from './streams.ts';
 import { OBJECT_STATUS, TASK_STATE, type Actor, type Channel, type Failure, type Job, type ObjectEntry, type Task, type Template, type Upstream, type UpstreamRequest } from './state.ts';
 
@@ -326,7 +326,8 @@ function onPart(core: Core, upstream: Upstream, request: UpstreamRequest, positi
     } else if (failure === MALFORMED) return copyFailed(core, upstream, request);
     else endHere(core, upstream, request);
     entry.fetching = false;
-    settleFailed(core, entry, failure);
+    if (failure === MALFORMED) settleFailed(core, entry, failure);
+    else refuseReaders(core, entry, failure);
     collect(core, entry);
     conclude(core, upstream, at, finished);
   };
@@ -420,7 +421,7 @@ function notFetched(core: Core, upstream: Upstream, entry: ObjectEntry, failure:
   else settleFailed(core, entry, failure);
 }
 
-/** A part could not be written: the value is lost here, whether more of it was to come or not. Nobody has it yet: that comes after the check. */
+/** A part could not be written: the value does not come here now, whether more of it was to come or not. Nobody has it yet: that comes after the check. */
 export function transferFailed(core: Core, fileName: string, failure: Failure): void {
   for (const upstream of core.upstreams.values()) {
     for (const request of upstream.requests.values()) {
@@ -432,9 +433,7 @@ export function transferFailed(core: Core, fileName: string, failure: Failure): 
       if (request.copyOf !== undefined) endHere(core, upstream, request);
       else if (upload.total >= core.config.spreadMinBytes) tellOwner(core, upstream, request, COPY_OUTCOME.GIVEN_UP);
       for (const entry of request.entries) {
-        entry.fetching = false;
-        settleFailed(core, entry, failure);
-        collect(core, entry);
+        refuseReaders(core, entry, failure);
       }
       return;
     }
