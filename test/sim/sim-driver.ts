@@ -336,9 +336,9 @@ export class SimDriver {
       const mine = isOf(id, this.channel.session.prefix) ? this.own.get(idIndex(id)) : undefined;
       this.raylet.mayAnswer(this.channel, id, answer === 'value', mine);
       if (mine === undefined) return;
-      // A value is for ever, unless what it lay on is gone; there may be no room for it at the moment.
+      // A value is for ever, unless what it lay on is gone; the task that is run again for it may end otherwise. There may be no room for it at the moment.
       if (mine.answered === 'value' && (answer === 'RESOURCE_EXHAUSTED' || answer === 'QUOTA_EXCEEDED')) return;
-      if (mine.answered === 'value' && answer !== 'value' && !(answer === 'OBJECT_LOST' && this.raylet.mayLose)) throw new Error(`driver ${this.channel.number}: ref ${idIndex(id)} was a value and is now ${answer}`);
+      if (mine.answered === 'value' && answer !== 'value' && !(this.raylet.mayLose && (answer === 'OBJECT_LOST' || (mine.action === 'task.submit' && answer !== 'DENIED' && answer !== 'INTERNAL')))) throw new Error(`driver ${this.channel.number}: ref ${idIndex(id)} was a value and is now ${answer}`);
       mine.answered = answer;
     };
     while (r.next()) {
@@ -397,7 +397,7 @@ export class SimDriver {
     for (const [seq, own] of this.own) {
       const entry = objects.get(seq);
       if (own.held && own.answered === 'value' && (entry === undefined || entry.status === OBJECT_STATUS.PENDING)) throw new Error(`driver ${this.channel.number}: ref ${seq} is held, and its object is ${entry === undefined ? 'gone' : 'not there yet'}`);
-      if (own.held && own.answered === 'value' && entry?.status === OBJECT_STATUS.FAILED && entry.failure?.code !== 'OBJECT_LOST') throw new Error(`driver ${this.channel.number}: ref ${seq} was a value, and has failed with ${entry.failure?.code}`);
+      if (own.held && own.answered === 'value' && (entry?.failure?.code === 'RESOURCE_EXHAUSTED' || entry?.failure?.code === 'QUOTA_EXCEEDED')) throw new Error(`driver ${this.channel.number}: ref ${seq} was a value, and has failed with ${entry.failure?.code}`);
       // A denied release lets nothing go, and policies take bob's rights away.
       if (this.user === 'bob') continue;
       const alias = this.channel.session.aliases?.get(seq);

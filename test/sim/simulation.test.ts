@@ -26,7 +26,7 @@ describe('a simulated cluster', () => {
   it('has every fault that it is for', () => {
     const seen = new Set<string>();
     for (let seed = 1; seed <= 12; seed++) for (const what of Object.keys(simulate(seed).counts)) seen.add(what);
-    for (const what of ['node loses power', 'a link breaks', 'a one-way partition', 'a failing disk', 'a clock jumps', 'a full disk', 'a worker dies', 'another policy', 'an identity is revoked', 'a job is stopped', 'the head loses power', 'a hostile driver attaches']) expect([...seen]).toContain(what);
+    for (const what of ['node loses power', 'a link breaks', 'a one-way partition', 'a failing disk', 'a clock jumps', 'a full disk', 'a worker dies', 'another policy', 'an identity is revoked', 'a job is stopped', 'the head loses power', 'a hostile driver attaches', 'a credential is renewed', 'an object goes to disk', 'an object comes back from disk']) expect([...seen]).toContain(what);
   });
 });
 
