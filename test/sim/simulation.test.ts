@@ -8,14 +8,16 @@ import { simulate } from './simulation.ts';
 const SEEDS = 50;
 /** A planted bug must be found by one of the first so many seeds. */
 const CANARY_SEEDS = 80;
+/** A second of work for each seed: on a busy machine that takes its time. */
+const PATIENCE_MS = 240_000;
 
 describe('a simulated cluster', () => {
-  it.each(Array.from({ length: SEEDS / 10 }, (_, i) => 10 * i + 1))('holds what is promised, whatever fails (seeds from %i)', (first) => {
-    for (let seed = first; seed < first + 10; seed++) {
+  it.each(Array.from({ length: SEEDS / 5 }, (_, i) => 5 * i + 1))('holds what is promised, whatever fails (seeds from %i)', (first) => {
+    for (let seed = first; seed < first + 5; seed++) {
       const { failure, lastEvents } = simulate(seed);
       expect(failure, `seed ${seed} (npm run sim -- --seed ${seed}):\n${lastEvents.slice(-20).join('\n')}`).toBe('');
     }
-  });
+  }, PATIENCE_MS);
 
   it('does the same for the same seed, and something else for another', () => {
     const [first, again, other] = [simulate(2), simulate(2), simulate(3)];
@@ -26,8 +28,12 @@ describe('a simulated cluster', () => {
   it('has every fault that it is for', () => {
     const seen = new Set<string>();
     for (let seed = 1; seed <= 12; seed++) for (const what of Object.keys(simulate(seed).counts)) seen.add(what);
-    for (const what of ['node loses power', 'a link breaks', 'a one-way partition', 'a failing disk', 'a clock jumps', 'a full disk', 'a worker dies', 'another policy', 'an identity is revoked', 'a job is stopped', 'the head loses power', 'a hostile driver attaches', 'a credential is renewed', 'an object goes to disk', 'an object comes back from disk']) expect([...seen]).toContain(what);
-  });
+    const faults = [
+      'node loses power', 'a link breaks', 'a one-way partition', 'a failing disk', 'a clock jumps', 'a full disk', 'a worker dies', 'another policy', 'an identity is revoked', 'a job is stopped',
+      'the head loses power', 'a hostile driver attaches', 'a credential is renewed', 'an object goes to disk', 'an object comes back from disk',
+    ];
+    for (const what of faults) expect([...seen]).toContain(what);
+  }, PATIENCE_MS);
 });
 
 describe('npm run sim', () => {
@@ -51,5 +57,5 @@ describe('a planted bug', () => {
     let found = '';
     for (let seed = 1; seed <= CANARY_SEEDS && found === ''; seed++) found = simulate(seed, bugs).failure;
     expect(found).not.toBe('');
-  });
+  }, PATIENCE_MS);
 });
