@@ -15,7 +15,8 @@ import { principalFromSpiffeId, type Principal } from '../src/base/principal.ts'
 import type { ResourceVector } from '../src/base/resources.ts';
 import { makeId } from '../src/raylet/core/core.ts';
 import { RayletCore } from '../src/raylet/core/raylet-core.ts';
-import { CHANNEL_KIND, NO_QUOTA, type Channel, type Slot, type Upstream } from '../src/raylet/core/state.ts';
+import { NO_QUOTA } from '../src/base/tenant-quota.ts';
+import { CHANNEL_KIND, type Channel, type Slot, type Upstream } from '../src/raylet/core/state.ts';
 import { median } from './measure.ts';
 
 export interface SchedulingPoint {
@@ -73,7 +74,7 @@ export class SchedulingCluster {
     const principal = (path: string): Principal => principalFromSpiffeId(`spiffe://bench/tenant/acme/${path}`, path.startsWith('job') ? { kind: 'user', name: 'ana' } : undefined);
     this.core = new RayletCore({
       nodeId: 'node-1', nodeNumber: 1, total: WHOLE, labels: {}, maxWorkers: 64, decisions: { version: 1, decide: () => ({ allow: true, rule: 'bench', policyVersion: 1 }) }, defaultIsolateBytes: 2 ** 26,
-      objectMemoryBytes: Number.POSITIVE_INFINITY, spillBytes: 0, spreadMinBytes: 2 ** 20, random: { bytes: (n) => new Uint8Array(n).map(() => drawn++) }, sha256: () => DIGEST,
+      objectMemoryBytes: Number.POSITIVE_INFINITY, spillBytes: 0, spreadMinBytes: 2 ** 20, sharedQuotas: false, random: { bytes: (n) => new Uint8Array(n).map(() => drawn++) }, sha256: () => DIGEST,
     });
     this.core.setTenant(parseTenantName('acme'), 1, () => ({ append: () => records++, durable: Number.POSITIVE_INFINITY, onDurable: undefined }), NO_QUOTA, true);
     for (let n = 2; n <= nodes; n++) this.#tell(n, whole);

@@ -146,6 +146,13 @@ export const CLOCK_SKEW_MS = 30_000;
 export const HEARTBEAT_MS = 250;
 /** A node that has not reported for this long is dead to the others. */
 export const NODE_DEAD_AFTER_MS = 5_000;
+/**
+ * So long a node may use its shares of quotas without a word from the head; so long nobody else is given the shares of one that is silent. As long as a session
+ * lives without the head: by then no driver could ask the node for anything anyway.
+ */
+export const QUOTA_LEASE_MS = SESSION_TTL_MS;
+/** Quotas of one tenant, its projects and its jobs that a node reports on: a report must fit a message. */
+export const MAX_QUOTA_LINES_PER_TENANT = 16_384;
 
 /** Calls open at once on one connection; a driver needs a handful, the gateway some tens. */
 export const MAX_STREAMS_PER_CONNECTION = 256;

@@ -11,16 +11,16 @@ import { parseMemory, parseUnits } from './resources.ts';
 export const DEFAULT_PROJECT = 'default';
 
 export interface ProjectQuota {
-  /** Nominal: what is the project's own, on each node. What of it is lent goes to siblings while it is not used; what is borrowed comes on top of it. */
+  /** Nominal: what is the project's own. What of it is lent goes to siblings while it is not used; what is borrowed comes on top of it. */
   readonly cpuUnits: number;
   readonly cpuLendUnits: number;
   readonly cpuBorrowUnits: number;
   readonly memoryBytes: number;
   readonly memoryLendBytes: number;
   readonly memoryBorrowBytes: number;
-  /** Bytes of objects that its jobs made and that are held on a node. */
+  /** Bytes of objects that its jobs made and that are held. */
   readonly objectBytes: number;
-  /** Tasks that were submitted on a node and have not ended. */
+  /** Tasks that were submitted and have not ended. */
   readonly tasks: number;
   readonly callsPerSecond: number;
   /** The highest priority that its jobs may ask for. */

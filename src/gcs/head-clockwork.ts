@@ -1,5 +1,6 @@
 /** The head's timers: they only ask the tables what is due. Must never: keep the process alive, or let two ticks of a kind overlap. */
 import { HEARTBEAT_MS, NODE_DEAD_AFTER_MS } from '../base/limits.ts';
+import type { QuotaShares } from './core/quota-shares.ts';
 import type { HeadState } from './head-state.ts';
 
 const ROWS_EVERY_MS = 1_000;
@@ -9,6 +10,7 @@ const NAMES_PER_COMMIT = 100;
 
 export interface ClockworkOptions {
   readonly head: HeadState;
+  readonly shares: QuotaShares;
   /** Longest life of a certificate: a revocation older than that concerns none. */
   readonly longestTtlMs: number;
   readonly rotateIfDue: () => Promise<unknown>;
@@ -22,9 +24,13 @@ export class HeadClockwork implements Disposable {
 
   constructor(options: ClockworkOptions) {
     this.#options = options;
-    const { head, longestTtlMs, rotateIfDue } = options;
+    const { head, shares, longestTtlMs, rotateIfDue } = options;
     this.#startedMs = head.steady.nowMs();
-    this.#every(HEARTBEAT_MS, 'nodes', async () => head.observe({ type: 'tick' }));
+    this.#every(HEARTBEAT_MS, 'nodes', async () => {
+      head.observe({ type: 'tick' });
+      for (const { id, state } of head.nodes.all()) if (state !== 'alive') shares.silent(id);
+      shares.tick(head.steady.nowMs());
+    });
     this.#every(ROWS_EVERY_MS, 'rows', async () => {
       await head.commit((nowMs, out) => {
         head.jobs.step({ type: 'tick' }, nowMs, out);

@@ -10,14 +10,18 @@ import { loadOrCreateCosigner, loadOrCreateSigner } from '../audit/checkpoint-si
 import { builtinMethods, defaultPolicy, LiveDecisionPoint, methodTable } from '../authz/authz.ts';
 import type { AppendDurably } from '../base/audit-record.ts';
 import { BulkheadError, toSafeError } from '../base/errors.ts';
-import { parseTrustDomain, spiffeId, type TrustDomain } from '../base/ids.ts';
-import { SVID_TTL_MS } from '../base/limits.ts';
+import { parseTrustDomain, spiffeId, type JobId, type TrustDomain } from '../base/ids.ts';
+import { QUOTA_LEASE_MS, SVID_TTL_MS } from '../base/limits.ts';
+import { DEFAULT_PROJECT } from '../base/project-quota.ts';
+import { amountOfLine, parseQuota, type TenantQuota } from '../base/tenant-quota.ts';
 import { CertificateAuthority, EncryptedFileKeyManager, JwtAuthority, PeerVerifier, requestSvid, Revocations, ServerCertificate, SvidSource, writeProfile } from '../pki/pki.ts';
 import { Audit, file_bulkhead_v1_raylet, Metrics } from '../rpc/generated/bulkhead/v1/raylet_pb.js';
 import { Cluster, file_bulkhead_v1_head, Identities, Jobs, NodeAttestation, NodeSync, Policies, Sessions, Tenants, Tokens } from '../rpc/generated/bulkhead/v1/head_pb.js';
 import { createAttestationServer, createMetricsListener, createServer, type MethodRow, type RpcLog } from '../rpc/rpc.ts';
 import { auditReader, authorityStorage, checkpointReader, headPki, policyCompiler, recordIssued, systemClock, systemRandom, type CompiledSnapshot } from './adapters.ts';
 import { Budgets } from './core/budgets.ts';
+import { QuotaShares } from './core/quota-shares.ts';
+import type { TenantRow } from './core/tenants.ts';
 import { HeadClockwork } from './head-clockwork.ts';
 import { readHeadConfig, type HeadConfig } from './head-config.ts';
 import { HeadState } from './head-state.ts';
@@ -108,6 +112,24 @@ function openDataDirectory(path: string): void {
   if (uid !== process.getuid?.()) throw new BulkheadError('INVALID_ARGUMENT', `the data directory belongs to another user (uid ${uid}); start the head as that user, or use another directory`);
 }
 
+/** What tenants' quotas are, to be shared among the nodes. Those that have been here before may hold shares of an earlier life of the head. */
+function quotaShares(head: HeadState): QuotaShares {
+  const parsed = new WeakMap<TenantRow, TenantQuota>();
+  return new QuotaShares({
+    epoch: head.epoch, leaseMs: QUOTA_LEASE_MS, nowMs: head.steady.nowMs(), before: head.nodes.all().filter(({ instance }) => instance !== '').map(({ id }) => id),
+    amountOf: (tenant, line) => {
+      const row = head.tenants.get(tenant);
+      if (row?.state !== 'active') return undefined;
+      let quota = parsed.get(row);
+      if (quota === undefined) parsed.set(row, (quota = parseQuota(row.quota)));
+      return amountOfLine(quota, line, (id) => {
+        const job = head.jobs.find(id as JobId);
+        return job?.tenant === tenant ? (job.project ?? DEFAULT_PROJECT) : undefined;
+      });
+    },
+  });
+}
+
 export async function startHead(config: HeadConfig, { log, onFatal }: StartOptions): Promise<RunningHead> {
   const startedMs = systemClock.nowMs();
   await using parts = new AsyncDisposableStack();
@@ -179,7 +201,7 @@ export async function startHead(config: HeadConfig, { log, onFatal }: StartOptio
   const addresses = { main: '', attestation: '' };
   const { methods, gateway: gatewayCalls } = methodRows();
   const context: HeadContext = {
-    head, pki, policies, budgets: new Budgets(), appendAudit, decisions, gateway: new AnnouncedGateway(), gatewayCalls, gatewayNames: config.gatewayNames, statements: { verifierKey: signer.publicKeyLine, sign: (statement) => signer.sign(statement) }, audit: auditReader(logs), checkpoints: checkpointReader(signer, systemClock),
+    head, pki, policies, budgets: new Budgets(), shares: quotaShares(head), appendAudit, decisions, gateway: new AnnouncedGateway(), gatewayCalls, gatewayNames: config.gatewayNames, statements: { verifierKey: signer.publicKeyLine, sign: (statement) => signer.sign(statement) }, audit: auditReader(logs), checkpoints: checkpointReader(signer, systemClock),
     random: systemRandom, nodeMost: config.nodeMost, addresses, insecureDev: config.insecureDev, version: packageVersion(), startedMs,
   };
   // What a killed head left half done.
@@ -222,7 +244,7 @@ export async function startHead(config: HeadConfig, { log, onFatal }: StartOptio
   await writeProfile(join(dataDir, 'admin'), { address: addresses.main, gateway: undefined, svid: await ownSvid(ADMIN_COMPONENT, PROFILE_TTL_MS) });
 
   parts.use(new HeadClockwork({
-    head, longestTtlMs: PROFILE_TTL_MS, rotateIfDue: () => authority.rotateIfDue(),
+    head, shares: context.shares, longestTtlMs: PROFILE_TTL_MS, rotateIfDue: () => authority.rotateIfDue(),
     onProblem: (what, error) => {
       if (!fatal) log.warn({ error, what }, 'a periodic job failed; it is tried again');
     },

@@ -110,6 +110,11 @@ export class HeadState {
     return () => void this.#listeners.delete(listener);
   }
 
+  /** Rises with each life of the head on this store. */
+  get epoch(): number {
+    return this.#epochRevision;
+  }
+
   /** Resolves when every decision taken so far has been executed. */
   async settled(): Promise<void> {
     await this.#tail;

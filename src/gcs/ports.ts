@@ -9,6 +9,7 @@ import type { SpiffeId, TenantName, TrustDomain } from '../base/ids.ts';
 import type { Principal, PrincipalKind } from '../base/principal.ts';
 import type { RandomSource } from '../base/time.ts';
 import type { Budgets } from './core/budgets.ts';
+import type { QuotaShares } from './core/quota-shares.ts';
 import type { CurrentFile } from './core/policy-versions.ts';
 import type { IdentityRow } from './core/identities.ts';
 import type { NodeMost } from './core/nodes.ts';
@@ -156,6 +157,7 @@ export interface HeadContext {
   readonly pki: HeadPki;
   readonly policies: PolicyAdministrator;
   readonly budgets: Budgets;
+  readonly shares: QuotaShares;
   readonly appendAudit: AppendDurably;
   readonly decisions: PolicyDecisionPoint;
   readonly gateway: AnnouncedGateway;

@@ -7,8 +7,8 @@
 
 /** What a source sent and nobody has read yet. */
 export interface Unread {
-  /** Reads on, frames worth `budget`; true when nothing is left of it. Never throws. */
-  read(budget: number): boolean;
+  /** Reads on, frames worth `budget`: true when nothing is left of it, 'stalled' when it can go no further for now. Never throws. */
+  read(budget: number): boolean | 'stalled';
 }
 
 /** Read in a row before the clock is looked at again, in the unit of `RayletCore.clientBatch`: while one tenant is alone, and while others are about. */
@@ -35,6 +35,8 @@ class Share {
   sinceMs = 0;
   /** Its visit in the round has begun and goes on in the next turn. */
   visited = false;
+  /** Reads in a row that came no further. */
+  stalls = 0;
   /** In the order in which they are read next; each in the order in which it came. */
   readonly sources = new Map<object, Unread[]>();
 }
@@ -43,6 +45,8 @@ export class FairShare<T extends object> {
   readonly #shares = new Map<T, Share>();
   /** Tenants whose frames wait, in the order of the round. */
   readonly #waiting = new Set<Share>();
+  /** Those of whom no source can go on for now: not looked at until `wake`. */
+  readonly #asleep = new Set<Share>();
   #last: T | undefined = undefined;
   #lastMs = 0;
   #contendedUntilMs = 0;
@@ -55,7 +59,7 @@ export class FairShare<T extends object> {
 
   /** Whether what `source` sent before waits. */
   waits(tenant: T, source: object): boolean {
-    return this.#waiting.size > 0 && this.#shares.get(tenant)?.sources.has(source) === true;
+    return (this.#waiting.size > 0 || this.#asleep.size > 0) && this.#shares.get(tenant)?.sources.has(source) === true;
   }
 
   /**
@@ -93,7 +97,22 @@ export class FairShare<T extends object> {
     const items = share.sources.get(source);
     if (items === undefined) share.sources.set(source, [unread]);
     else items.push(unread);
+    share.stalls = 0;
+    this.#asleep.delete(share);
     this.#waiting.add(share);
+  }
+
+  get sleeps(): boolean {
+    return this.#asleep.size > 0;
+  }
+
+  /** What could go no further may be able to now. */
+  wake(): void {
+    for (const share of this.#asleep) {
+      share.stalls = 0;
+      this.#waiting.add(share);
+    }
+    this.#asleep.clear();
   }
 
   /** The tenant is gone. What waits of it still has its turn: ends of channels and workers are among it. */
@@ -116,13 +135,19 @@ export class FairShare<T extends object> {
         // What it had saved while nothing waited is not for this; what it owes is.
         if (!share.visited) share.creditMs = Math.min(share.creditMs, 0) + QUANTUM_MS;
         share.visited = true;
-        while (share.creditMs > 0 && share.sources.size > 0 && nowMs < untilMs) {
+        while (share.creditMs > 0 && share.sources.size > share.stalls && nowMs < untilMs) {
           const startedMs = nowMs;
           this.#readOne(share, budget);
           nowMs = monotonicMs();
           share.creditMs = Math.max(-MOST_OWED_MS, share.creditMs - (nowMs - startedMs));
         }
         share.sinceMs = nowMs;
+        if (share.sources.size > 0 && share.stalls >= share.sources.size) {
+          share.visited = false;
+          this.#waiting.delete(share);
+          this.#asleep.add(share);
+          continue;
+        }
         if (share.creditMs > 0 && share.sources.size > 0) return;
         share.visited = false;
         if (this.#waiting.delete(share) && share.sources.size > 0) this.#waiting.add(share);
@@ -134,7 +159,9 @@ export class FairShare<T extends object> {
 
   #readOne(share: Share, budget: number): void {
     const [source, items] = share.sources.entries().next().value as [object, Unread[]];
-    if ((items[0] as Unread).read(budget)) items.shift();
+    const how = (items[0] as Unread).read(budget);
+    if (how === true) items.shift();
+    share.stalls = how === 'stalled' ? share.stalls + 1 : 0;
     share.sources.delete(source);
     if (items.length > 0) share.sources.set(source, items);
   }

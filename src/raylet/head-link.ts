@@ -102,24 +102,31 @@ export class HeadLink implements ActorNames, AsyncDisposable {
       }) as MessageStream<HeadUpdate, object>;
       stream = opened;
       const told = new Map<string, string>();
+      const toldQuotas = new Map<string, string>();
+      const hurry = (): void => {
+        if (this.#stream === opened) opened.write(this.#facts(toldQuotas));
+      };
       if (this.#stream === undefined) {
         this.#stream = opened;
         this.#openedMs = performance.now();
       } else this.#heir = opened;
-      stream.write({ ...this.#facts(), address: this.#options.address(), total: wireResources(total), labels: { ...labels }, insecureDev, instance: this.#options.instance });
+      stream.write({ ...this.#facts(toldQuotas), address: this.#options.address(), total: wireResources(total), labels: { ...labels }, insecureDev, instance: this.#options.instance });
       let reportedMs = performance.now();
       timer = setInterval(() => {
         // This process stood still for so long that the head may have taken the node for dead.
         const silent = performance.now() - reportedMs > NODE_DEAD_AFTER_MS - 4 * HEARTBEAT_MS;
         reportedMs = performance.now();
-        opened.write(this.#answered === opened ? { ...this.#facts(), endedSessions: this.#endedSessions(), monthUsage: this.#monthUsage(told) } : this.#facts());
+        opened.write(this.#answered === opened ? { ...this.#facts(toldQuotas), endedSessions: this.#endedSessions(), monthUsage: this.#monthUsage(told) } : this.#facts(toldQuotas));
         if (silent) void this.#options.raylet().registerNamesAgain();
       }, HEARTBEAT_MS);
       for await (const update of stream) {
         if (this.#heir === stream) {
           this.#stream = stream;
           this.#heir = undefined;
+          // What the older stream told since is not in this one's books.
+          toldQuotas.clear();
         }
+        this.#options.raylet().onShort = hurry;
         // The head speaks on the newer stream only; what the older one still brings may be older.
         if (this.#stream !== stream) break;
         // Told while it was not in use yet.
@@ -128,6 +135,7 @@ export class HeadLink implements ActorNames, AsyncDisposable {
         const first = this.#answered !== stream;
         this.#answered = stream;
         this.#apply(update);
+        if (update.quotas !== undefined && update.quotas.tenants.length > 0) hurry();
         if (first && again) void this.#options.raylet().registerNamesAgain();
       }
     } catch (error) {
@@ -181,9 +189,25 @@ export class HeadLink implements ActorNames, AsyncDisposable {
     });
   }
 
-  #facts() {
+  /** What changed since it was told on this stream, by tenant; how long something has waited counts only in seconds. */
+  #quotas(told: Map<string, string>) {
+    const { serial, epoch, tenants } = this.#options.raylet().shareReport(new Set(told.keys()));
+    const news = tenants.filter(({ tenant, applied, lines, asks }) => {
+      const said = `${epoch} ${applied} ${lines.map((l) => `${l.line} ${l.held} ${l.use} ${l.firm} ${l.want} ${l.next} ${Math.floor(l.blockedMs / 1_000)}`).join(' ')}`;
+      if (!asks && told.get(tenant) === said) return false;
+      if (lines.length === 0 && applied === 0) told.delete(tenant);
+      else told.set(tenant, said);
+      return true;
+    });
+    return {
+      serial: BigInt(serial), epoch: BigInt(epoch),
+      tenants: news.map(({ tenant, applied, lines }) => ({ tenant, applied: BigInt(applied), lines: lines.map(({ line, held, use, firm, want, next, blockedMs }) => ({ line, held: BigInt(held), use: BigInt(use), firm: BigInt(firm), want: BigInt(want), next: BigInt(next), blockedMs: BigInt(Math.floor(blockedMs)) })) })),
+    };
+  }
+
+  #facts(told: Map<string, string> | undefined) {
     const raylet = this.#options.raylet();
-    return { available: wireResources(raylet.available()), policyVersion: this.#options.decisions.version, revocationVersion: BigInt(Math.max(0, this.#options.revocations.version)), queuedTasks: raylet.queuedTasks() };
+    return { ...(told === undefined ? {} : { quotas: this.#quotas(told) }), available: wireResources(raylet.available()), policyVersion: this.#options.decisions.version, revocationVersion: BigInt(Math.max(0, this.#options.revocations.version)), queuedTasks: raylet.queuedTasks() };
   }
 
   /** Revocations and policy first: nothing else of an update may be used under older ones. */
@@ -204,9 +228,13 @@ export class HeadLink implements ActorNames, AsyncDisposable {
     if (update.trustBundle !== undefined) identity.updateBundle(TrustBundle.fromJwks(identity.trustDomain, update.trustBundle.jwks));
     if (update.policy !== undefined) {
       decisions.swap(parseSnapshot(new TextDecoder().decode(update.policy.snapshot)));
-      this.#stream?.write(this.#facts());
+      this.#stream?.write(this.#facts(undefined));
     }
     for (const tenant of update.tenants?.tenants ?? []) raylet.setTenant(tenant.name, tenant.number, tenant.quota, tenant.state === 'active', tenant.overBudget);
+    if (update.quotas !== undefined) {
+      const { epoch, answered, leaseMs, tenants } = update.quotas;
+      raylet.takeShares(Number(epoch), Number(answered), leaseMs, tenants.map(({ tenant, serial, lines }) => ({ tenant, serial: Number(serial), lines: lines.map(({ line, amount, coming }) => ({ line, amount: Number(amount), coming })) })));
+    }
     if (update.nodes !== undefined) {
       const alive = new Set<number>();
       for (const node of update.nodes.nodes) {

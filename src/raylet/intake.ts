@@ -8,6 +8,9 @@ import type { RayletCore } from './core/raylet-core.ts';
 import type { Channel, HeldBatch, Slot, TenantState, Upstream, Worker } from './core/state.ts';
 import { FairShare, type Unread } from './fair-share.ts';
 
+/** What can go no further is tried again after so long, if nothing wakes it before. */
+const STALLED_MS = 10;
+
 /** Whose batches stay in order. The isolates of a worker share a socket, so they are one. */
 export type Source = Channel | Worker | Upstream;
 
@@ -33,7 +36,9 @@ export class Intake {
   readonly #fair = new FairShare<TenantState>();
   readonly #monotonicMs: () => number;
   readonly #turn: () => void;
+  readonly #wake: () => void;
   #scheduled: NodeJS.Immediate | undefined;
+  #alarm: NodeJS.Timeout | undefined;
   #closed = false;
 
   constructor(options: IntakeOptions) {
@@ -43,6 +48,10 @@ export class Intake {
       this.#scheduled = undefined;
       this.#fair.turn(this.#monotonicMs);
       this.#schedule();
+    };
+    this.#wake = () => {
+      this.#alarm = undefined;
+      this.resume();
     };
   }
 
@@ -84,6 +93,7 @@ export class Intake {
   close(): void {
     this.#closed = true;
     clearImmediate(this.#scheduled);
+    clearTimeout(this.#alarm);
   }
 
   #take<S>(tenant: TenantState, source: Source, from: S, batch: Uint8Array, read: Read<S>): void {
@@ -121,13 +131,14 @@ export class Intake {
     source.unreadBytes += batch.length - start;
     this.#add(tenant, source, {
       read: (budget) => {
+        const before = at;
         const next = this.#read(source, from, batch, read, budget, at, held);
         held = this.#options.core.state.held;
         source.unreadBytes -= next - at;
         at = next;
         this.#options.flush();
         this.#options.keepPace(source);
-        return at === batch.length;
+        return at === batch.length || (next === before && 'stalled');
       },
     });
   }
@@ -137,7 +148,14 @@ export class Intake {
     this.#schedule();
   }
 
+  /** What waits for a larger share of a quota is looked at. */
+  resume(): void {
+    this.#fair.wake();
+    this.#schedule();
+  }
+
   #schedule(): void {
+    if (!this.#closed && this.#fair.sleeps && this.#alarm === undefined) this.#alarm = setTimeout(this.#wake, STALLED_MS).unref();
     if (!this.#closed && this.#scheduled === undefined && !this.#fair.idle) this.#scheduled = setImmediate(this.#turn);
   }
 }

@@ -78,9 +78,9 @@ function tenantMetrics(m: MetricsText, tenant: TenantState, load: Load | undefin
   m.gauge('bulkhead_object_bytes', 'Values held on this node.', tenant.objectBytes, of);
   m.gauge('bulkhead_cpus_used', 'CPUs that tasks and actors hold.', tenant.cpuUnitsInUse / UNITS_PER_CPU, of);
   m.gauge('bulkhead_memory_reserved_bytes', 'Memory that tasks and actors hold.', tenant.memoryBytesInUse, of);
-  m.gauge('bulkhead_quota_cpus', 'CPUs that the tenant may hold on this node; +Inf: no quota.', limit(quota.cpuUnits / UNITS_PER_CPU), of);
-  m.gauge('bulkhead_quota_memory_bytes', 'Memory that the tenant may hold on this node; +Inf: no quota.', limit(quota.memoryBytes), of);
-  m.gauge('bulkhead_quota_object_bytes', 'Values that the tenant may hold on this node; +Inf: no quota.', limit(quota.objectBytes), of);
+  m.gauge('bulkhead_quota_cpus', 'CPUs that the tenant may hold on this node, its share of the quota; +Inf: no quota.', limit(quota.cpuUnits / UNITS_PER_CPU), of);
+  m.gauge('bulkhead_quota_memory_bytes', 'Memory that the tenant may hold on this node, its share of the quota; +Inf: no quota.', limit(quota.memoryBytes), of);
+  m.gauge('bulkhead_quota_object_bytes', 'Values that the tenant may hold on this node, its share of the quota; +Inf: no quota.', limit(quota.objectBytes), of);
 }
 
 function nodeMetrics(m: MetricsText, { raylet, version, connections }: MetricsContext): void {

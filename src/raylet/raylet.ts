@@ -14,9 +14,9 @@ import { parseTenantName, type JobId, type TenantName } from '../base/ids.ts';
 import { NO_LABELS, type Labels } from '../base/labels.ts';
 import { CHUNK_BYTES, MAX_ACTOR_SEED_BYTES, MAX_CALLS_IN_FLIGHT, MAX_HELD_BYTES_PER_CHANNEL, MAX_NAME_CALLS_PER_TENANT, MAX_UNREAD_BYTES, SPREAD_MIN_BYTES, UNREAD_PAUSE_BYTES } from '../base/limits.ts';
 import type { Principal } from '../base/principal.ts';
-import { parseCallsPerSecond, projectQuotas } from '../base/project-quota.ts';
-import { parseMemory, parseUnits, UNITS_PER_CPU, type ResourceVector } from '../base/resources.ts';
-import { parseDuration, steadyClock, type Clock, type RandomSource } from '../base/time.ts';
+import { UNITS_PER_CPU, type ResourceVector } from '../base/resources.ts';
+import { parseQuota } from '../base/tenant-quota.ts';
+import { steadyClock, type Clock, type RandomSource } from '../base/time.ts';
 import { parseMonth, USAGE_EVENT } from '../base/usage-record.ts';
 import { ObjectFiles, type ObjectReader } from '../objects/object-files.ts';
 import { SpillFiles, type DataKey } from '../objects/spill-files.ts';
@@ -29,9 +29,10 @@ import type { Effect } from './core/effects.ts';
 import { overMemory } from './core/object-memory.ts';
 import { idFromHex } from './core/group-views.ts';
 import { groupInfo, type PlacementGroup } from './core/placement-groups.ts';
+import { reportShares, type ShareReport, type SharesOfTenant } from './core/quota-shares.ts';
 import { RayletCore } from './core/raylet-core.ts';
 import { queuedForRoom } from './core/scheduler.ts';
-import { Channel, CHANNEL_KIND, failureOf, NO_QUOTA, Worker, type Actor, type ChannelKind, type Failure, type Job, type Slot, type TenantQuota, type TenantState, type Upstream } from './core/state.ts';
+import { Channel, CHANNEL_KIND, failureOf, Worker, type Actor, type ChannelKind, type Failure, type Job, type Slot, type TenantState, type Upstream } from './core/state.ts';
 import { Intake, type Source } from './intake.ts';
 import { JobLogs } from './job-logs.ts';
 import { Metering } from './metering.ts';
@@ -160,6 +161,8 @@ export class Raylet implements AsyncDisposable {
   readonly #timer: NodeJS.Timeout;
   #ticks = 0;
   peers: PeerLinks | undefined = undefined;
+  /** Some tenant waits for a larger share of a quota: the head should hear of it before the next heartbeat. */
+  onShort: (() => void) | undefined = undefined;
   #closed = false;
 
   constructor(options: RayletOptions) {
@@ -169,7 +172,7 @@ export class Raylet implements AsyncDisposable {
       python: options.pool.python instanceof BulkheadError ? '' : `python${options.pool.python.version}`,
       nodeId: options.nodeId, nodeNumber: options.nodeNumber, total: options.total, labels: options.labels ?? NO_LABELS, maxWorkers: options.maxWorkers, random: options.random, decisions: options.decisions,
       sha256: (bytes) => createHash('sha256').update(bytes).digest(), defaultIsolateBytes: options.defaultIsolateBytes,
-      objectMemoryBytes: options.objectMemoryBytes ?? Number.POSITIVE_INFINITY, spillBytes: options.spillBytes ?? 0, spreadMinBytes: SPREAD_MIN_BYTES,
+      objectMemoryBytes: options.objectMemoryBytes ?? Number.POSITIVE_INFINITY, spillBytes: options.spillBytes ?? 0, spreadMinBytes: SPREAD_MIN_BYTES, sharedQuotas: true,
     });
     this.#intake = new Intake({ core: this.core, clock: this.#clock, flush: () => this.flush(), malformed: (source, error) => this.#malformed(source, error), keepPace: (source) => this.#keepPace(source) });
     this.objects = new ObjectFiles(join(options.runDir, 'objects'));
@@ -205,12 +208,27 @@ export class Raylet implements AsyncDisposable {
     this.#budgeted[hasBudget(quota) ? 'add' : 'delete'](state);
     if (known === undefined) void this.#restoreUsage(state);
     if (known === undefined) this.objects.prepare(tenant);
-    else this.#options.pool.setTenantCpus(tenant, known.quota.cpuUnits / UNITS_PER_CPU);
+    else this.#options.pool.setTenantCpus(tenant, kernelCpus(known));
+    this.core.state.shares.short.add(state);
     this.flush();
     if (!active) {
       if (known !== undefined) this.#intake.forget(known);
       this.#forgetTenant(tenant);
     }
+  }
+
+  /** What the head lets this node use of quotas. */
+  takeShares(epoch: number, answered: number, leaseMs: number, shares: readonly SharesOfTenant[]): void {
+    this.core.state.nowMs = this.#clock.nowMs();
+    for (const tenant of this.core.takeShares(epoch, answered, leaseMs, shares)) this.#options.pool.setTenantCpus(tenant.name, kernelCpus(tenant));
+    this.flush();
+    this.#intake.resume();
+  }
+
+  /** What the head is told of quotas: see `reportShares`. */
+  shareReport(told: ReadonlySet<string>): ShareReport {
+    this.core.state.nowMs = this.#clock.nowMs();
+    return reportShares(this.core.state, told);
   }
 
   /** Where the month stood when this node stopped. */
@@ -637,7 +655,7 @@ export class Raylet implements AsyncDisposable {
     // Actors share their process, so its limit is what the tenant may use at most; each isolate has its own inside.
     const memoryBytes = worker.purpose === 'actors' ? Math.max(worker.memoryBytes, ACTOR_WORKER_BYTES) : worker.memoryBytes;
     try {
-      process = await this.#options.pool.acquire({ tenant: worker.tenant.name, runtime: worker.runtime, memoryBytes, cpus, tenantCpus: worker.tenant.quota.cpuUnits / UNITS_PER_CPU });
+      process = await this.#options.pool.acquire({ tenant: worker.tenant.name, runtime: worker.runtime, memoryBytes, cpus, tenantCpus: kernelCpus(worker.tenant) });
     } catch (error) {
       this.core.workerNotStarted(worker, failureOf(toSafeError(error)), this.#clock.nowMs());
       return this.flush();
@@ -1012,6 +1030,7 @@ export class Raylet implements AsyncDisposable {
     this.core.state.wallAheadMs = this.#options.clock.nowMs() - this.#clock.nowMs();
     this.core.tick(this.#clock.nowMs(), (worker) => this.processes.get(worker)?.cpuMicros() ?? 0);
     this.flush();
+    if (this.core.state.shares.short.size > 0) this.onShort?.();
     this.#metering.tick(this.#clock.nowMs(), this.#options.clock.nowMs());
     this.#renewals.tick();
     if (++this.#ticks % PROBE_TICKS === 0) for (const [worker, process] of this.processes) if (isBusy(worker)) process.probe();
@@ -1103,19 +1122,10 @@ function slotPort(process: WorkerProcess, slot: Slot): ChannelPort {
   };
 }
 
-/** As `tenant create --quota` stores them; what is not given has no limit here. */
-export function parseQuota(quota: Readonly<Record<string, string>>): TenantQuota {
-  const given = <T>(name: string, parse: (text: string) => T): T | undefined => (quota[name] === undefined ? undefined : parse(quota[name]));
-  return {
-    cpuUnits: given('cpus', (text) => parseUnits('cpus', Number(text))) ?? NO_QUOTA.cpuUnits,
-    memoryBytes: given('memory', parseMemory) ?? NO_QUOTA.memoryBytes,
-    objectBytes: given('objects', parseMemory) ?? NO_QUOTA.objectBytes,
-    objectMemoryBytes: given('objectMemory', parseMemory) ?? NO_QUOTA.objectMemoryBytes,
-    tasks: given('tasks', Number) ?? NO_QUOTA.tasks,
-    actors: given('actors', Number) ?? NO_QUOTA.actors,
-    workers: given('workers', Number) ?? NO_QUOTA.workers,
-    idleMs: given('idle', parseDuration) ?? NO_QUOTA.idleMs,
-    callsPerSecond: given('calls', parseCallsPerSecond) ?? NO_QUOTA.callsPerSecond,
-    projects: projectQuotas(quota),
-  };
+/**
+ * What the kernel lets a tenant's workers use here: its share; one cpu at least where its quota is that large, since what waits and what asks for none must go on
+ * where the share is small.
+ */
+function kernelCpus({ quota, nominal, cpuUnitsInUse }: TenantState): number {
+  return Math.max(quota.cpuUnits, cpuUnitsInUse, Math.min(nominal.cpuUnits, UNITS_PER_CPU)) / UNITS_PER_CPU;
 }

@@ -15,7 +15,7 @@ function count<K>(map: Map<K, number>, key: K, n = 1): void {
 }
 
 /** Every call that has not ended. */
-function liveTasks(raylet: SimRaylet): Set<Task> {
+export function liveTasks(raylet: SimRaylet): Set<Task> {
   const core = raylet.core.state;
   const tasks = new Set<Task>();
   const add = (task: Task | undefined): void => {

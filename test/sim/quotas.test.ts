@@ -4,7 +4,8 @@ import { CALL_KIND, OP } from '../../src/base/frame.ts';
 import { projectQuotas } from '../../src/base/project-quota.ts';
 import { PREEMPT_AFTER_MS } from '../../src/raylet/core/preemption.ts';
 import { taskReason } from '../../src/raylet/core/reasons.ts';
-import { NO_QUOTA, TASK_STATE, type Task, type TenantQuota, type TenantState } from '../../src/raylet/core/state.ts';
+import { TASK_STATE, type Task, type TenantState } from '../../src/raylet/core/state.ts';
+import { NO_QUOTA, type TenantQuota } from '../../src/base/tenant-quota.ts';
 import { DO, World, type SimClient, type SimNode } from './world.ts';
 
 const CPU = 10_000;

@@ -15,7 +15,8 @@ import { Revocations } from '../../src/pki/revocations.ts';
 import { hex, idIndex, idWord, makeId } from '../../src/raylet/core/core.ts';
 import type { Effect } from '../../src/raylet/core/effects.ts';
 import { RayletCore } from '../../src/raylet/core/raylet-core.ts';
-import { CHANNEL_KIND, NO_QUOTA, type Channel, type HeldBatch, type ObjectEntry, type Slot, type Task, type TenantQuota, type Upstream, type Worker } from '../../src/raylet/core/state.ts';
+import { CHANNEL_KIND, type Channel, type HeldBatch, type ObjectEntry, type Slot, type Task, type Upstream, type Worker } from '../../src/raylet/core/state.ts';
+import { NO_QUOTA, type TenantQuota } from '../../src/base/tenant-quota.ts';
 import { Outbox } from '../../src/raylet/outbox.ts';
 import type { Bugs } from './canaries.ts';
 import { SimLog, type LogFiles } from './disk-machine.ts';
@@ -133,7 +134,7 @@ export class SimRaylet {
     const { bugs } = world;
     const decisions: PolicyDecisionPoint = this.#watched();
     this.core = new RayletCore({
-      nodeId: `node-${number}`, nodeNumber: number, total: { cpuUnits: size.cpus * 10_000, memoryBytes: 2 ** 33, custom: undefined }, maxWorkers: 16, decisions, defaultIsolateBytes: 2 ** 26, labels: NO_LABELS, objectMemoryBytes: size.objectMemoryBytes, spillBytes: size.spillBytes, spreadMinBytes: 1,
+      nodeId: `node-${number}`, nodeNumber: number, total: { cpuUnits: size.cpus * 10_000, memoryBytes: 2 ** 33, custom: undefined }, maxWorkers: 16, decisions, defaultIsolateBytes: 2 ** 26, labels: NO_LABELS, objectMemoryBytes: size.objectMemoryBytes, spillBytes: size.spillBytes, spreadMinBytes: 1, sharedQuotas: true,
       random: { bytes: (n) => Uint8Array.from({ length: n }, () => Math.floor(world.random() * 256)) }, sha256: () => CODE_DIGEST,
     });
     this.core.state.nowMs = this.nowMs();

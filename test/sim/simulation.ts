@@ -9,12 +9,15 @@ import { DEFAULT_PROJECT, NO_PROJECT_QUOTA, type ProjectQuota } from '../../src/
 import { SESSION_TTL_MS } from '../../src/base/limits.ts';
 import { principalFromSpiffeId } from '../../src/base/principal.ts';
 import { hex } from '../../src/raylet/core/core.ts';
-import { CHANNEL_KIND, NO_QUOTA, type Channel, type TenantQuota, type Upstream } from '../../src/raylet/core/state.ts';
+import { CHANNEL_KIND, type Channel, type Upstream } from '../../src/raylet/core/state.ts';
+import { NO_QUOTA, type TenantQuota } from '../../src/base/tenant-quota.ts';
 import { NO_BUGS, type Bugs } from './canaries.ts';
 import { LogFiles } from './disk-machine.ts';
 import { SimHead, TENANTS, VARIANTS, type Variant } from './head-machine.ts';
 import { checkEmpty, checkGroups, checkRaylet, describeCalls } from './invariants.ts';
 import { SimRaylet, type NodeSize, type Surroundings } from './raylet-machine.ts';
+import { QuotaSums } from './quota-sums.ts';
+import { ShareMachine } from './share-machine.ts';
 import { SimDriver } from './sim-driver.ts';
 import { seeded } from './world.ts';
 
@@ -56,7 +59,10 @@ class Simulation {
   readonly #routes = new Map<string, string>();
   /** Directions in which nothing passes for now, `1>2`. */
   readonly #parted = new Map<string, number>();
+  /** Of each tenant, in the whole cluster. */
   readonly #quota: TenantQuota;
+  readonly #shares: ShareMachine;
+  readonly #sums = new QuotaSums();
   readonly #size: NodeSize;
   readonly #calm: boolean;
   /** How long credentials are good, and until when the newest of each job is. */
@@ -113,6 +119,7 @@ class Simulation {
       note: (text) => this.note(text),
       count: (what) => this.#count(what),
     };
+    this.#shares = new ShareMachine(this.#quota, bugs, random, this.#nowMs);
     this.#head = new SimHead(random, { ...bugs.head });
     TENANTS.forEach((name, i) => {
       this.#head.commit(this.#nowMs, (out) => this.#head.tenants.step({ type: 'create', name, quota: {}, by: 'spiffe://sim/system/admin' }, this.#nowMs, out));
@@ -334,6 +341,7 @@ class Simulation {
       const c = this.random() < 0.3 ? log.checkpoint() : undefined;
       return c === undefined || c.treeSize === 0 ? [] : [{ tenant: TENANTS[tenant - 1] as string, treeSize: c.treeSize, rootHash: hex(c.rootHash) }];
     });
+    const needs = this.#shares.report(raylet);
     this.#unreliable(`up ${number}`, () => {
       const head = this.#head;
       if (!head.up || !raylet.alive) return;
@@ -343,6 +351,7 @@ class Simulation {
       if (known?.state !== 'alive' || known.instance !== instance) commit((out) => head.nodes.step({ type: 'register', id, address: `10.0.0.${number}:1`, labels: {}, total: config.total, most: { cpuUnits: 1e9, memoryBytes: 2 ** 50, eachUnits: 0, labels: {} }, insecureDev: false, instance, facts }, this.#nowMs, out));
       else head.nodes.step({ type: 'report', id, facts }, this.#nowMs, []);
       if (!head.up) return;
+      this.#shares.heard(id, instance, needs, this.#nowMs);
       for (const c of checkpoints) {
         head.sawCheckpoint(id, c.tenant, c.treeSize, c.rootHash, this.#nowMs);
         if (!head.up) return;
@@ -357,11 +366,13 @@ class Simulation {
     const snapshot = head.snapshot();
     const revocations = { version: head.revocations.version, identities: head.revocations.all().map((r) => ({ spiffeId: r.spiffeId, revokedBeforeMs: r.issuedBeforeMs })) };
     const nodes = head.nodes.alive().map((n) => ({ number: n.number, id: n.id, total: n.total, available: n.available }));
+    const shares = this.#shares.tell(raylet.core.state.config.nodeId, this.#nowMs);
     const stopped = head.jobs.stopped(this.#nowMs) as JobId[];
     const ended = head.jobs.ended(this.#nowMs) as JobId[];
     this.#unreliable(`down ${raylet.number}`, () => {
       if (!raylet.alive) return;
       raylet.install(snapshot);
+      this.#shares.install(raylet, shares);
       if (raylet.revocations.apply({ serials: [], identities: revocations.identities }, revocations.version) && this.#bugs.forgetsRevoked !== true) {
         for (const job of [...raylet.core.state.jobs.values()]) if (raylet.revocations.isIdentityRevoked(job.submitter.spiffeId, job.issuedMs)) raylet.stopJob(job.id);
       }
@@ -589,7 +600,10 @@ class Simulation {
       // A connection that was silent for long is given up by one side or the other.
       if (this.random() < 0.5) this.#breakLink(Number(route.split('>')[0]), Number(route.split('>')[1]));
     }
-    if (!this.#head.up && (all || this.#headDownUntil <= this.#nowMs)) this.#head.restart();
+    if (!this.#head.up && (all || this.#headDownUntil <= this.#nowMs)) {
+      this.#head.restart();
+      this.#shares.restart(this.#nowMs);
+    }
     for (const number of this.#down()) if (all || (this.#downUntil.get(number) ?? 0) <= this.#nowMs) this.#start(number);
     if (!all) return;
     // Everybody may give back and kill what is theirs.
@@ -610,6 +624,7 @@ class Simulation {
     this.#renew();
     this.#mend(false);
     if (this.#head.up) {
+      this.#shares.tick(this.#nowMs, this.#faulty && !this.#calm);
       this.#head.nodes.step({ type: 'tick' }, this.#nowMs, []);
       this.#head.commit(this.#nowMs, (out) => this.#head.jobs.step({ type: 'tick' }, this.#nowMs, out));
     }
@@ -620,6 +635,7 @@ class Simulation {
       checkRaylet(raylet);
     }
     this.#checkCredentials();
+    this.#sums.check(this.raylets);
   }
 
   #disks(): void {
@@ -642,10 +658,13 @@ class Simulation {
       if (this.steps % 25 === 0) this.#pass(5);
     }
     this.#disks();
+    let touched = false;
     for (const raylet of this.raylets) if (raylet.alive && raylet.touched) {
       raylet.touched = false;
       checkRaylet(raylet);
+      touched = true;
     }
+    if (touched) this.#sums.check(this.raylets);
   }
 
   /** Nothing is under way. */
@@ -666,7 +685,7 @@ class Simulation {
         throw new Error(`${what}: not everything has ended after ${QUIET_STEPS} steps: ${[...waiting, ...left].join('; ')}`);
       }
       // An actor that sits on all cpus for good makes what waits for them infeasible.
-      if (this.steps % 3_000 === 0) for (const driver of this.#drivers) if (!driver.closed) {
+      if (this.steps % 1_000 === 0) for (const driver of this.#drivers) if (!driver.closed) {
         driver.makeRoom();
         this.#send(driver);
       }

@@ -9,7 +9,8 @@ import { parseTenantName, type JobId } from '../../src/base/ids.ts';
 import { principalFromSpiffeId } from '../../src/base/principal.ts';
 import { hex, makeId } from '../../src/raylet/core/core.ts';
 import { RayletCore } from '../../src/raylet/core/raylet-core.ts';
-import { CHANNEL_KIND, NO_QUOTA, type Channel, type Failure, type HeldBatch, type Job, type Slot, type TenantQuota, type TenantState, type Upstream, type Worker } from '../../src/raylet/core/state.ts';
+import { CHANNEL_KIND, type Channel, type Failure, type HeldBatch, type Job, type Slot, type TenantState, type Upstream, type Worker } from '../../src/raylet/core/state.ts';
+import { NO_QUOTA, type TenantQuota } from '../../src/base/tenant-quota.ts';
 
 /** mulberry32: small, fast and good enough to choose what happens next. */
 export function seeded(seed: number): () => number {
@@ -301,7 +302,7 @@ export class World {
     for (let i = 1; i <= options.nodes; i++) {
       const core = new RayletCore({
         nodeId: `node-${i}`, nodeNumber: i, total: { cpuUnits: options.cpus * 10_000, memoryBytes: 2 ** 33, custom: undefined }, labels: options.labels?.[i - 1] ?? {}, maxWorkers: 16, decisions, defaultIsolateBytes: 2 ** 26,
-        objectMemoryBytes: options.objectMemoryBytes ?? Number.POSITIVE_INFINITY, spillBytes: options.spillBytes ?? 0, spreadMinBytes: SPREAD_MIN,
+        objectMemoryBytes: options.objectMemoryBytes ?? Number.POSITIVE_INFINITY, spillBytes: options.spillBytes ?? 0, spreadMinBytes: SPREAD_MIN, sharedQuotas: false,
         random: { bytes: (n) => Uint8Array.from({ length: n }, () => Math.floor(this.random() * 256)) }, sha256: () => CODE_DIGEST,
       });
       const node = new SimNode(core);

@@ -35,6 +35,13 @@ export function sleep(ms: number): Promise<number> {
   });
 }
 
+/** When it began and ended, and where. */
+export async function span(ms: number): Promise<{ from: number; to: number; node: string }> {
+  const from = Date.now();
+  await sleep(ms);
+  return { from, to: Date.now(), node: context().nodeId };
+}
+
 export function spin(): number {
   for (let i = 0; ; i = (i + 1) | 0) if (i === -1) continue;
 }

@@ -7,9 +7,9 @@ import { fromBinary, toBinary, type MessageInitShape } from '@bufbuild/protobuf'
 import { BulkheadError } from '../../base/errors.ts';
 import { OBJECT_ID_BYTES, parseJobId, parseTenantName, quote } from '../../base/ids.ts';
 import { describeLabels, parseLabels } from '../../base/labels.ts';
-import { MAX_ACTOR_NAME_CHARS, MAX_ACTOR_SEED_BYTES, MAX_ENDED_SESSIONS_PER_REPORT, MAX_TENANTS, SECOND_THOUGHTS_MS } from '../../base/limits.ts';
+import { MAX_ACTOR_NAME_CHARS, MAX_ACTOR_SEED_BYTES, MAX_ENDED_SESSIONS_PER_REPORT, MAX_QUOTA_LINES_PER_TENANT, MAX_TENANTS, QUOTA_LEASE_MS, SECOND_THOUGHTS_MS } from '../../base/limits.ts';
 import { describeResources, UNITS_PER_CPU, type ResourceVector } from '../../base/resources.ts';
-import { ActorSeedSchema, type AuditCheckpoint, type EndedSession, type HeadUpdateSchema, type MonthUsage, type NodeReport, type NodeSync, type Resources } from '../../rpc/generated/bulkhead/v1/head_pb.js';
+import { ActorSeedSchema, type AuditCheckpoint, type EndedSession, type HeadUpdateSchema, type MonthUsage, type NodeReport, type NodeSync, type QuotaDemands, type Resources } from '../../rpc/generated/bulkhead/v1/head_pb.js';
 import type { CallContext, Implementation } from '../../rpc/service-types.ts';
 import type { MessageStream } from '../../rpc/streams.ts';
 import type { JobRow } from '../core/jobs.ts';
@@ -45,6 +45,12 @@ export function resources(r: Resources | undefined): ResourceVector {
     cpuUnits: whole(r.cpuUnits, MAX_CPU_UNITS), memoryBytes: whole(r.memoryBytes, Number.MAX_SAFE_INTEGER),
     custom: custom.length === 0 ? undefined : Object.fromEntries(custom.map(([name, units]) => [name.slice(0, 64), whole(units, MAX_CPU_UNITS)])),
   };
+}
+
+/** Throws INVALID_ARGUMENT for what is no amount of anything. */
+function amount(value: bigint): number {
+  if (value > BigInt(Number.MAX_SAFE_INTEGER)) throw new BulkheadError('INVALID_ARGUMENT', 'an amount of a quota is beyond what any tenant has');
+  return Number(value);
 }
 
 function facts(report: NodeReport): NodeReportFacts {
@@ -98,6 +104,8 @@ class NodeStream {
   #nodesSentMs = 0;
   #blocked = false;
   #ended = false;
+  /** When the node was last told of its shares of quotas. */
+  leasedMs = Number.NEGATIVE_INFINITY;
 
   constructor(stream: MessageStream<NodeReport, HeadUpdate>, updates: HeadUpdates) {
     this.#stream = stream;
@@ -153,12 +161,16 @@ class NodeStream {
 }
 
 export function nodeSyncService(context: HeadContext): Implementation<typeof NodeSync> {
-  const { head, pki, checkpoints } = context;
+  const { head, pki, checkpoints, shares } = context;
   const updates = new HeadUpdates(context);
   /** Open streams by node id: a node has one, and the newest counts. */
   const streams = new Map<string, NodeStream>();
   head.onPush((parts) => {
     for (const stream of streams.values()) stream.changed(parts);
+    if (parts.has('tenants')) {
+      shares.changed();
+      tellDue();
+    }
   });
 
   const register = async (nodeId: string, report: NodeReport): Promise<void> => {
@@ -173,6 +185,7 @@ export function nodeSyncService(context: HeadContext): Implementation<typeof Nod
       throw error;
     });
     // What the earlier process of this node held is gone.
+    if (isNew) shares.started(nodeId);
     while (isNew && head.actorNames.ofNode(nodeId).length > 0) await head.commit((nowMs, out) => head.actorNames.step({ type: 'nodeGone', nodeId, limit: NAMES_PER_COMMIT }, nowMs, out));
   };
 
@@ -202,6 +215,33 @@ export function nodeSyncService(context: HeadContext): Implementation<typeof Nod
       const over = context.budgets.overOf(tenant);
       await context.appendAudit(tenant, { type: 'lifecycle', timeMs: head.clock.nowMs(), event: over === '' ? 'budget.renewed' : 'budget.exceeded', principal: '', resourceKind: 'tenant', resource: tenant, index: -1, detail: `${over} by a report of node ${nodeId}`.trim() });
       head.announce('tenants');
+    }
+  };
+
+  /** What the node needs of quotas. It is answered where it waits for more, and often enough for its lease. */
+  const needs = (nodeId: string, { serial, epoch, tenants }: QuotaDemands, node: NodeStream): void => {
+    if (tenants.length > MAX_TENANTS) throw new BulkheadError('RESOURCE_EXHAUSTED', `${tenants.length} tenants in a report exceed the limit of ${MAX_TENANTS}`);
+    const demands = tenants.filter(({ tenant }) => head.tenants.get(tenant)?.state === 'active').map(({ tenant, applied, lines }) => {
+      if (lines.length > MAX_QUOTA_LINES_PER_TENANT) throw new BulkheadError('RESOURCE_EXHAUSTED', `${lines.length} quotas of a tenant in a report exceed the limit of ${MAX_QUOTA_LINES_PER_TENANT}`);
+      return { tenant, applied: amount(applied), lines: lines.map((l) => ({ line: l.line, held: amount(l.held), use: amount(l.use), firm: amount(l.firm), want: amount(l.want), next: amount(l.next), blockedMs: amount(l.blockedMs) })) };
+    });
+    const waits = shares.report(nodeId, amount(serial), amount(epoch), demands);
+    if (waits || head.steady.nowMs() - node.leasedMs > QUOTA_LEASE_MS / 8) tell(nodeId, node, false);
+    tellDue();
+  };
+
+  const tell = (nodeId: string, node: NodeStream, all: boolean): void => {
+    const nowMs = head.steady.nowMs();
+    const { epoch, answered, leaseMs, shares: due } = shares.take(nodeId, nowMs, all);
+    node.leasedMs = nowMs;
+    const tenants = due.map(({ tenant, serial, lines }) => ({ tenant, serial: BigInt(serial), lines: lines.map(({ line, amount: units, coming }) => ({ line, amount: BigInt(units), coming })) }));
+    node.send({ quotas: { epoch: BigInt(epoch), answered: BigInt(answered), leaseMs, tenants } });
+  };
+
+  const tellDue = (): void => {
+    for (const nodeId of shares.due()) {
+      const node = streams.get(nodeId);
+      if (node !== undefined) tell(nodeId, node, false);
     }
   };
 
@@ -271,12 +311,17 @@ export function nodeSyncService(context: HeadContext): Implementation<typeof Nod
             streams.set(nodeId, node);
             node.flush();
           }
+          if (report.quotas !== undefined && streams.get(nodeId) === node) needs(nodeId, report.quotas, node);
           if (report.endedSessions.length > 0) await streamsEnded(report.endedSessions);
           if (report.monthUsage.length > 0) await used(nodeId, report.monthUsage);
           if (report.checkpoints.length > 0) await see(nodeId, report.checkpoints, node);
         }
         // It said goodbye: the others need not wait for its silence.
-        if (streams.get(nodeId) === node) head.observe({ type: 'leave', id: nodeId });
+        if (streams.get(nodeId) === node) {
+          head.observe({ type: 'leave', id: nodeId });
+          shares.left(nodeId);
+          tellDue();
+        }
       } finally {
         node.end();
         if (streams.get(nodeId) === node) streams.delete(nodeId);

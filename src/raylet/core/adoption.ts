@@ -11,6 +11,7 @@ import { EXPORT_NAME, storeCode } from './client-calls.ts';
 import { hex, type Core } from './core.ts';
 import { parseFunctionOptions, type FunctionOptions } from './function-options.ts';
 import { DENIED } from './objects.ts';
+import { elsewhere } from './quota-tree.ts';
 import { Actor, CHANNEL_KIND, Channel, failureOf, FunctionStats, Task, Template, type Failure } from './state.ts';
 
 /** What an actor is made of, as the head keeps it. */
@@ -46,7 +47,7 @@ export function adoptActor(core: Core, channel: Channel, name: string, namespace
   }
   if (!options.detached || options.name !== name || options.namespace !== namespace || options.isolation === 'gvisor') return unusable('its options are not those of this actor');
   if (options.maxRestarts !== -1 && seed.restarts >= options.maxRestarts) return unusable(`it has used up its ${options.maxRestarts} restarts`);
-  if (tenant.actors >= tenant.quota.actors) return { code: 'QUOTA_EXCEEDED', message: `the tenant has ${tenant.actors} actors on this node, its quota is ${tenant.quota.actors}: kill some of them, or ask for a larger quota (actors)`, stack: '' };
+  if (tenant.actors >= tenant.quota.actors) return { code: 'QUOTA_EXCEEDED', message: `the tenant has ${tenant.actors} actors on this node, its quota is ${tenant.nominal.actors}${elsewhere(tenant.quota.actors, tenant.nominal.actors)}: kill some of them, or ask for a larger quota (actors)`, stack: '' };
   const code = `sha256:${digest}`;
   const target = resource('actor', { tenant: tenant.name, name, owner: channel.principal.spiffeId, label: options.label, code, function: exportName, cpus: options.resources.cpuUnits / 10_000, memory: options.resources.memoryBytes, isolation: options.isolation, detached: true });
   const session = core.newSession(tenant, channel.principal.spiffeId);

@@ -15,6 +15,7 @@ import { describeResources, fits } from '../../base/resources.ts';
 import { actorDied } from './actors.ts';
 import { BundleHold, giveTo, takeFrom, type BundleFields } from './bundle.ts';
 import type { Core } from './core.ts';
+import { wantBundle } from './quota-shares.ts';
 import { mayHold } from './quota-tree.ts';
 import { dropLease } from './scheduler.ts';
 import type { Channel, Failure, TenantState } from './state.ts';
@@ -30,7 +31,8 @@ export function prepare(core: Core, of: BundleFields): Failure | undefined {
     release(core, before, { code: 'CANCELLED', message: 'its bundle was placed anew', stack: '' });
   }
   if (!mayHold(of.job, resources)) {
-    return { code: 'QUOTA_EXCEEDED', message: `bundle ${index} needs ${describeResources(resources)}, more than the quotas of its tenant and project on this node have left`, stack: '' };
+    wantBundle(core, of.job, resources);
+    return { code: 'QUOTA_EXCEEDED', message: `bundle ${index} needs ${describeResources(resources)}, more than the quotas of its tenant and project have left`, stack: '' };
   }
   if (!fits(resources, core.available)) return { code: 'RESOURCE_EXHAUSTED', message: `bundle ${index} needs ${describeResources(resources)}, which this node has not free`, stack: '' };
   takeFrom(core, of.job, undefined, resources);

@@ -20,7 +20,8 @@ import { answerWait, awaitEntry, block, borrow, carriesCode, checkStagedSize, cr
 import { holderGaveBack } from './broadcast.ts';
 import { decideOn, done, failRequest } from './deciding.ts';
 import { decideUse } from './group-rights.ts';
-import { countTask, overRate } from './quota-tree.ts';
+import { awaitsBytes, awaitsShare } from './quota-shares.ts';
+import { countTask, elsewhere, overRate } from './quota-tree.ts';
 import { classFor, enqueue, JOB_ENDED } from './scheduler.ts';
 import { Actor, CHANNEL_KIND, failureOf, FunctionStats, OBJECT_STATUS, PENDING_KIND, PendingCall, Stream, Task, TASK_STATE, Template, type Channel, type Failure, type ObjectEntry, type Session, type TenantState } from './state.ts';
 
@@ -319,8 +320,8 @@ function noteCreated(call: ParsedCall, channel: Channel, count: number): void {
 function overQuota(channel: Channel, kind: CallKind): string | undefined {
   const { tenant } = channel.job;
   if (channel.kind === CHANNEL_KIND.PEER) return undefined;
-  if (kind === CALL_KIND.TASK && tenant.tasks >= tenant.quota.tasks) return `the tenant has ${tenant.tasks} tasks on this node that have not ended, its quota is ${tenant.quota.tasks}: wait for results before submitting more, or ask for a larger quota (tasks)`;
-  if (kind === CALL_KIND.ACTOR_CLASS && tenant.actors > tenant.quota.actors) return `the tenant has ${tenant.actors - 1} actors on this node, its quota is ${tenant.quota.actors}: kill some of them, or ask for a larger quota (actors)`;
+  if (kind === CALL_KIND.TASK && tenant.tasks >= tenant.quota.tasks) return `the tenant has ${tenant.tasks} tasks on this node that have not ended, its quota is ${tenant.nominal.tasks}${elsewhere(tenant.quota.tasks, tenant.nominal.tasks)}: wait for results before submitting more, or ask for a larger quota (tasks)`;
+  if (kind === CALL_KIND.ACTOR_CLASS && tenant.actors > tenant.quota.actors) return `the tenant has ${tenant.actors - 1} actors on this node, its quota is ${tenant.nominal.actors}${elsewhere(tenant.quota.actors, tenant.nominal.actors)}: kill some of them, or ask for a larger quota (actors)`;
   return undefined;
 }
 
@@ -339,6 +340,12 @@ function begin(core: Core, channel: Channel, r: FrameReader, kind: CallKind): Pa
   const broke = passedOn ? '' : tenant.overBudget !== '' ? tenant.overBudget : tenant.monthCalls >= tenant.callBudget ? overCalls(tenant.callBudget, 'this month') : '';
   if (broke !== '' && template !== undefined) core.refuse(channel, kind === CALL_KIND.TASK ? 'task.submit' : kind === CALL_KIND.ACTOR_CLASS ? 'actor.create' : 'actor.call', template.resource, channel.session.prefixHex, seq, 'budget', template.detail);
   const quota = broke !== '' ? broke : (kind === CALL_KIND.TASK ? overQuota(channel, kind) : undefined) ?? (channel.job.limited && !passedOn ? overRate(core, channel.job, kind === CALL_KIND.TASK) : undefined);
+  // Only this node's share is used up: the frame is read again when there may be more.
+  if (broke === '' && !passedOn && (quota !== undefined || (kind === CALL_KIND.ACTOR_CLASS && tenant.actors >= tenant.quota.actors)) && awaitsShare(core, channel.job, kind)) {
+    r.skipRest();
+    core.stalled = true;
+    return undefined;
+  }
   const over = quota !== undefined ? quota : channel.inFlight >= 2 * MAX_CALLS_IN_FLIGHT ? `more than ${2 * MAX_CALLS_IN_FLIGHT} calls are in flight: wait for results before submitting more`
     : tenant.heldBytes >= MAX_HELD_BYTES_PER_TENANT ? `the calls in flight of the tenant take more than ${MAX_HELD_BYTES_PER_TENANT} bytes on this node: put large arguments, or wait for results`
       : tenant.entries >= MAX_OBJECTS_PER_TENANT ? TOO_MANY_OBJECTS : undefined;
@@ -520,7 +527,16 @@ function readContained(core: Core, channel: Channel, r: FrameReader, entry: Obje
   }
 }
 
+/** The octets wait for a larger share of the tenant's quota: the frame is read again. */
+function stalledBy(core: Core, channel: Channel, r: FrameReader, bytes: number): boolean {
+  if (!core.config.sharedQuotas || channel.kind === CHANNEL_KIND.PEER || !awaitsBytes(core, channel.job, bytes)) return false;
+  r.skipRest();
+  core.stalled = true;
+  return true;
+}
+
 export function onPut(core: Core, channel: Channel, r: FrameReader): void {
+  if (stalledBy(core, channel, r, r.remaining)) return;
   const parent = parentOf(channel, r.u32());
   const seq = r.u32();
   const entry = putEntry(core, channel, parent, seq, r.remaining);
@@ -534,6 +550,7 @@ export function onPutChunk(core: Core, channel: Channel, r: FrameReader): void {
   const seq = r.u32();
   const total = r.u64();
   const offset = r.u64();
+  if (offset === 0 && stalledBy(core, channel, r, total)) return;
   const part = r.rest();
   if (offset === 0) {
     if (total === 0 || total > MAX_OBJECT_BYTES) throw new BulkheadError('INVALID_ARGUMENT', `an object of ${total} bytes is not accepted: at most ${MAX_OBJECT_BYTES}`);
@@ -542,7 +559,7 @@ export function onPutChunk(core: Core, channel: Channel, r: FrameReader): void {
     if (entry === undefined) return;
     // A file of one octet takes a page and a name on the tmpfs that all tenants share, and is counted as one octet.
     if (total <= MAX_INLINE_BYTES) return settleFailed(core, entry, refused('INVALID_ARGUMENT', `an object of ${total} bytes is sent whole: only those of more than ${MAX_INLINE_BYTES} bytes come in parts`));
-    if (tenant.objectBytes + total > tenant.quota.objectBytes) return settleFailed(core, entry, refused('QUOTA_EXCEEDED', `an object of ${total} bytes does not fit the tenant's quota of ${tenant.quota.objectBytes} bytes on this node (${tenant.objectBytes} in use)`));
+    if (tenant.objectBytes + total > tenant.quota.objectBytes) return settleFailed(core, entry, refused('QUOTA_EXCEEDED', `an object of ${total} bytes does not fit the tenant's quota of ${tenant.nominal.objectBytes} bytes (${tenant.objectBytes} in use on this node${elsewhere(tenant.quota.objectBytes, tenant.nominal.objectBytes)})`));
     const noMemory = noMemoryFor(core, tenant, total);
     if (noMemory !== undefined) return settleFailed(core, entry, noMemory);
     if (channel.puts.size >= MAX_UPLOADS_PER_CHANNEL) return settleFailed(core, entry, refused('RESOURCE_EXHAUSTED', `more than ${MAX_UPLOADS_PER_CHANNEL} objects are being sent at once: finish some of them first`));
@@ -585,6 +602,7 @@ export function onPutStaged(core: Core, channel: Channel, r: FrameReader): void 
   const worker = channel.slot?.worker;
   if (worker === undefined) throw new BulkheadError('INVALID_ARGUMENT', 'PUT_STAGED is for workers');
   checkStagedSize(size);
+  if (stalledBy(core, channel, r, size)) return;
   const entry = putEntry(core, channel, parent, seq, size);
   readContained(core, channel, r, entry);
   r.finish();

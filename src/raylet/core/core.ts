@@ -17,6 +17,7 @@ import type { Effect } from './effects.ts';
 import type { RemoteGroup } from './group-views.ts';
 import type { PlacementGroup } from './placement-groups.ts';
 import type { Actor, Channel, Failure, HeldBatch, Intruder, Job, ObjectEntry, RemoteNode, SchedulingClass, Slot, Task, Upstream, Worker } from './state.ts';
+import { NodeShares } from './share-state.ts';
 import { Session, TenantState } from './state.ts';
 
 export interface CoreConfig {
@@ -37,6 +38,8 @@ export interface CoreConfig {
   readonly spreadMinBytes: number;
   /** Which Python this node runs, `python3.N`; '': none. */
   readonly python?: string;
+  /** Quotas hold for several nodes together: this one may use what `takeShares` said. False: a core by itself, whose quotas are its own. */
+  readonly sharedQuotas: boolean;
 }
 
 export function hex(bytes: Uint8Array): string {
@@ -92,6 +95,10 @@ class Waiting<T extends { readonly job: Job }> {
     else of.add(actor);
   }
 
+  has(actor: T): boolean {
+    return this.#byTenant.get(actor.job.tenant)?.has(actor) === true;
+  }
+
   delete(actor: T): void {
     const of = this.#byTenant.get(actor.job.tenant);
     if (of?.delete(actor) === true && of.size === 0) this.#byTenant.delete(actor.job.tenant);
@@ -128,6 +135,9 @@ export class Core {
   available: ResourceVector;
   readonly tenants = new Map<number, TenantState>();
   readonly jobs = new Map<JobId, Job>();
+  readonly shares = new NodeShares();
+  /** The frame that was read last is to be read again: it waits for a larger share of a quota. */
+  stalled = false;
   readonly channels = new Map<number, Channel>();
   readonly sessions = new Map<string, Session>();
   readonly workers = new Map<number, Worker>();

@@ -272,7 +272,7 @@ export function groupFound(core: Core, channel: Channel, request: number, found:
 
 /** What the tenant's quota leaves of this node; of others it is their own word, in answer to a reservation. */
 function places(core: Core, group: PlacementGroup): Place[] {
-  const { quota, cpuUnitsInUse, memoryBytesInUse } = group.job.tenant;
+  const { nominal: quota, cpuUnitsInUse, memoryBytesInUse } = group.job.tenant;
   const own = ownPlace(core);
   const here: Place = { ...own, available: { ...own.available, cpuUnits: Math.min(own.available.cpuUnits, quota.cpuUnits - cpuUnitsInUse), memoryBytes: Math.min(own.available.memoryBytes, quota.memoryBytes - memoryBytesInUse) } };
   const others = group.job.credentialEndsMs <= core.wallMs ? [] : placesOf(core).slice(1);
@@ -600,10 +600,10 @@ export function groupReason(core: Core, group: PlacementGroup): string {
   if (!group.nameRegistered) return 'waits for the head to register its name';
   if (group.taking !== undefined) return 'nodes are asked for the bundles that they have of it';
   if (group.round !== undefined) return 'nodes are asked to reserve its bundles';
-  const { quota } = group.job.tenant;
+  const { nominal: quota } = group.job.tenant;
   const missing = lacking(group);
   const over = missing.find(({ resources }) => resources.cpuUnits > quota.cpuUnits || resources.memoryBytes > quota.memoryBytes);
-  if (over !== undefined) return `bundle ${over.index} is larger than the tenant's quota on a node: it can never be reserved`;
+  if (over !== undefined) return `bundle ${over.index} is larger than the tenant's quota: it can never be reserved`;
   const all = placesOf(core).map((node) => ({ ...node, available: node.total }));
   const lost = group.state === 'RESCHEDULING' ? `${missing.length} of ${group.bundles.length} bundles were lost; ` : '';
   const alone = missing.find((bundle) => planBundles('PACK', [bundle], all, new Map()) === undefined);

@@ -2,7 +2,7 @@
  * Quotas from the tenant through its project down to the job: whether somebody may hold or submit more, and the books of who does. Every step is
  * O(1): what is lent and borrowed is kept as sums. Must never: look at another tenant.
  */
-import { NO_PROJECT_QUOTA } from '../../base/project-quota.ts';
+import { NO_PROJECT_QUOTA, type ProjectQuota } from '../../base/project-quota.ts';
 import { add, subtract, type ResourceVector } from '../../base/resources.ts';
 import type { Core } from './core.ts';
 import { ProjectState } from './project-state.ts';
@@ -25,25 +25,24 @@ export function leaveProject(tenant: TenantState, project: ProjectState): void {
   tenant.projects.delete(project.name);
 }
 
-/** The tenant's quotas have changed. What is held beyond them stays until it ends. */
-export function divide(tenant: TenantState): void {
+/** The tenant's quotas have changed, or what this node may use of them. What is held beyond them stays until it ends. */
+export function divide(tenant: TenantState, poolCpuUnits: number, poolMemoryBytes: number): void {
   const { pool, quota } = tenant;
   for (const name of quota.projects.keys()) projectOf(tenant, name);
-  pool.cpuUnits = pool.cpuUnitsUsed = pool.memoryBytes = pool.memoryBytesUsed = 0;
+  pool.cpuUnits = poolCpuUnits;
+  pool.memoryBytes = poolMemoryBytes;
+  pool.cpuUnitsUsed = pool.memoryBytesUsed = 0;
   for (const project of tenant.projects.values()) {
     project.quota = quota.projects.get(project.name) ?? NO_PROJECT_QUOTA;
     const { cpuUnits, cpuLendUnits, memoryBytes, memoryLendBytes } = project.quota;
-    pool.cpuUnits += cpuLendUnits;
-    pool.memoryBytes += memoryLendBytes;
     pool.cpuUnitsUsed += beyond(project.cpuUnitsInUse, cpuUnits - cpuLendUnits);
     pool.memoryBytesUsed += beyond(project.memoryBytesInUse, memoryBytes - memoryLendBytes);
   }
-  for (const job of tenant.jobs) limit(job);
 }
 
-/** Whether its calls are counted: those of most are not. */
-export function limit(job: Job): void {
-  job.limited = job.tenant.quota.callsPerSecond !== Number.POSITIVE_INFINITY || job.project.quota !== NO_PROJECT_QUOTA;
+/** A project's quotas as they hold for the whole cluster. */
+export function wholeOf(tenant: TenantState, project: ProjectState): ProjectQuota {
+  return tenant.nominal.projects.get(project.name) ?? NO_PROJECT_QUOTA;
 }
 
 /** What is used of the pool: all that is not kept back for the project itself. */
@@ -64,10 +63,17 @@ export function mayHold(job: Job, { cpuUnits, memoryBytes }: ResourceVector): bo
   if (tenant.cpuUnitsInUse + cpuUnits > tenant.quota.cpuUnits || tenant.memoryBytesInUse + memoryBytes > tenant.quota.memoryBytes) return false;
   const { quota } = project;
   if (quota === NO_PROJECT_QUOTA) return true;
-  if (job.cpuUnitsInUse + cpuUnits > quota.jobCpuUnits || job.memoryBytesInUse + memoryBytes > quota.jobMemoryBytes) return false;
+  if (job.cpuUnitsInUse + cpuUnits > job.quota.cpuUnits || job.memoryBytesInUse + memoryBytes > job.quota.memoryBytes) return false;
   const { pool } = tenant;
   return (cpuUnits === 0 || within(project.cpuUnitsInUse, cpuUnits, quota.cpuUnits, quota.cpuLendUnits, quota.cpuBorrowUnits, pool.cpuUnits, pool.cpuUnitsUsed)) &&
     (memoryBytes === 0 || within(project.memoryBytesInUse, memoryBytes, quota.memoryBytes, quota.memoryLendBytes, quota.memoryBorrowBytes, pool.memoryBytes, pool.memoryBytesUsed));
+}
+
+/** Whether it holds more than it may: its share was called back, or it took back what it had given up while it waited. */
+export function overdrawn({ tenant, project, quota, cpuUnitsInUse, memoryBytesInUse }: Job): boolean {
+  const { quota: own } = project;
+  return tenant.cpuUnitsInUse > tenant.quota.cpuUnits || tenant.memoryBytesInUse > tenant.quota.memoryBytes || project.cpuUnitsInUse > own.cpuUnits + own.cpuBorrowUnits || project.memoryBytesInUse > own.memoryBytes + own.memoryBorrowBytes
+    || cpuUnitsInUse > quota.cpuUnits || memoryBytesInUse > quota.memoryBytes;
 }
 
 export function take(core: Core, job: Job, resources: ResourceVector): void {
@@ -116,20 +122,26 @@ export function countTask(job: Job, by: 1 | -1): void {
 export function overRate(core: Core, job: Job, isTask: boolean): string | undefined {
   const { tenant, project } = job;
   const { quota } = project;
-  if (isTask && project.tasks >= quota.tasks) return `project ${project.name} has ${project.tasks} tasks on this node that have not ended, its quota is ${quota.tasks}: wait for results before submitting more, or ask the tenant's administrator for a larger quota (tasks)`;
-  if (isTask && job.tasks >= quota.jobTasks) return `the job has ${job.tasks} tasks on this node that have not ended, a job of project ${project.name} may have ${quota.jobTasks}: wait for results before submitting more (job-tasks)`;
+  const whole = wholeOf(tenant, project);
+  if (isTask && project.tasks >= quota.tasks) return `project ${project.name} has ${project.tasks} tasks on this node that have not ended, its quota is ${whole.tasks}${elsewhere(quota.tasks, whole.tasks)}: wait for results before submitting more, or ask the tenant's administrator for a larger quota (tasks)`;
+  if (isTask && job.tasks >= job.quota.tasks) return `the job has ${job.tasks} tasks on this node that have not ended, a job of project ${project.name} may have ${whole.jobTasks}${elsewhere(job.quota.tasks, whole.jobTasks)}: wait for results before submitting more (job-tasks)`;
   const forTenant = tenant.calls.waitMs(tenant.quota.callsPerSecond, core.nowMs);
-  if (forTenant > 0) return tooFast('the tenant', tenant.quota.callsPerSecond, forTenant, 'calls');
+  if (forTenant > 0) return tooFast('the tenant', tenant.nominal.callsPerSecond, tenant.quota.callsPerSecond, forTenant, 'calls');
   const forProject = project.calls.waitMs(quota.callsPerSecond, core.nowMs);
-  if (forProject > 0) return tooFast(`project ${project.name}`, quota.callsPerSecond, forProject, 'calls');
-  const forJob = job.calls.waitMs(quota.jobCallsPerSecond, core.nowMs);
-  if (forJob > 0) return tooFast(`a job of project ${project.name}`, quota.jobCallsPerSecond, forJob, 'job-calls');
+  if (forProject > 0) return tooFast(`project ${project.name}`, whole.callsPerSecond, quota.callsPerSecond, forProject, 'calls');
+  const forJob = job.calls.waitMs(job.quota.callsPerSecond, core.nowMs);
+  if (forJob > 0) return tooFast(`a job of project ${project.name}`, whole.jobCallsPerSecond, job.quota.callsPerSecond, forJob, 'job-calls');
   tenant.calls.take();
   project.calls.take();
   job.calls.take();
   return undefined;
 }
 
-function tooFast(who: string, perSecond: number, waitMs: number, name: string): string {
-  return `${who} may make ${perSecond} calls a second on this node (quota ${name}): ${waitMs === Number.POSITIVE_INFINITY ? 'ask for a larger one' : `try again in ${waitMs} ms`}`;
+function tooFast(who: string, perSecond: number, here: number, waitMs: number, name: string): string {
+  return `${who} may make ${perSecond} calls a second (quota ${name}${elsewhere(here, perSecond)}): ${waitMs !== Number.POSITIVE_INFINITY ? `try again in ${waitMs} ms` : perSecond === 0 ? 'ask for a larger one' : 'try again later, or ask for a larger one'}`;
+}
+
+/** Where others have a share of a quota, in words. */
+export function elsewhere(here: number, whole: number): string {
+  return here < whole ? `, of which ${here} for this node, since the rest is in use on others` : '';
 }

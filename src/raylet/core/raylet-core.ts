@@ -12,6 +12,7 @@ import type { AuditLog } from '../../base/audit-record.ts';
 import type { Principal } from '../../base/principal.ts';
 import { DEFAULT_PROJECT } from '../../base/project-quota.ts';
 import { sameResources, type ResourceVector } from '../../base/resources.ts';
+import type { TenantQuota } from '../../base/tenant-quota.ts';
 import { actorDied, actorLost, drainCalls, endUnreachable, ownerEnded, placeWaitingActors, remoteActorChanged } from './actors.ts';
 import { actorWorkerStarted, unseatActors } from './actor-seats.ts';
 import { adoptActor, type ActorSeed } from './adoption.ts';
@@ -38,12 +39,13 @@ import { giveMemory } from './memory-books.ts';
 import { relieve, restored, spilled, takeUpRestores, tickMemory } from './object-memory.ts';
 import { takeUpDelayed } from './retries.ts';
 import { preempt } from './preemption.ts';
-import { divide, leaveProject, limit, projectOf } from './quota-tree.ts';
+import { applyShares, expireShares, limit, takeShares, type SharesOfTenant } from './quota-shares.ts';
+import { leaveProject, projectOf } from './quota-tree.ts';
 import { dropLease, enqueue, JOB_ENDED, parkClasses, pump, retireIdleWorkers, workerNotStarted, workerStarted } from './scheduler.ts';
 import { onItem, onMore } from './streams.ts';
 import { closeUpstream, fileChecked, forward, killRemote, onUpstreamFrame, takeUpFetches, transferFailed } from './upstreams.ts';
 import { upstreamTo } from './upstream-channels.ts';
-import { CHANNEL_KIND, Channel, Job, PENDING_KIND, TASK_STATE, TenantState, type Actor, type ChannelKind, type Failure, type HeldBatch, type ObjectEntry, type Slot, type Task, type TenantQuota, type Upstream, type Worker } from './state.ts';
+import { CHANNEL_KIND, Channel, Job, PENDING_KIND, TASK_STATE, TenantState, type Actor, type ChannelKind, type Failure, type HeldBatch, type ObjectEntry, type Slot, type Task, type Upstream, type Worker } from './state.ts';
 
 const MAX_CREDENTIAL_BYTES = 8_192;
 /** Octets of a frame, as a power of two, that count as another frame. */
@@ -72,8 +74,8 @@ export class RayletCore {
       tenant = new TenantState(name, number, log(), quota);
       core.tenants.set(number, tenant);
     }
-    Object.assign(tenant.quota, quota);
-    divide(tenant);
+    tenant.nominal = quota;
+    applyShares(core, tenant);
     tenant.active = active;
     if (active) return;
     for (const job of [...core.jobs.values()]) if (job.tenant === tenant) this.stopJob(job.id, 'its tenant was deleted');
@@ -82,6 +84,13 @@ export class RayletCore {
     tenant.code.clear();
     tenant.codeBytes = 0;
     tenant.history.clear();
+  }
+
+  /** What the head lets this node use of its tenants' quotas, in answer to a report. Those whose shares have changed. */
+  takeShares(epoch: number, answered: number, leaseMs: number, shares: readonly SharesOfTenant[]): TenantState[] {
+    const changed = takeShares(this.state, epoch, answered, leaseMs, shares);
+    if (changed.length > 0) this.settle();
+    return changed;
   }
 
   setNode(nodeId: string, number: number, address: string, spiffeId: string, total: ResourceVector, available: ResourceVector, labels: Labels = NO_LABELS): void {
@@ -108,7 +117,7 @@ export class RayletCore {
     if (job === undefined) {
       if (core.wasStopped(id)) throw new BulkheadError('UNAUTHENTICATED', 'the job was stopped: open a new session');
       job = new Job(id, tenant, projectOf(tenant, project), submitter, principal, credential, credentialEndsMs, issuedMs);
-      limit(job);
+      limit(core, job);
       core.jobs.set(id, job);
       tenant.jobs.add(job);
     } else if (job.tenant !== tenant || job.submitter.spiffeId !== submitter.spiffeId || job.principal.spiffeId !== principal.spiffeId || job.project.name !== project) {
@@ -262,14 +271,20 @@ export class RayletCore {
    * INVALID_ARGUMENT when malformed: the channel must then be closed.
    */
   clientBatch(channel: Channel, batch: Uint8Array, nowMs: number, budget = Number.POSITIVE_INFINITY, from = 0, held?: HeldBatch): number {
-    this.state.nowMs = nowMs;
+    const core = this.state;
+    core.nowMs = nowMs;
     const r = this.#reader.reset(batch, from);
-    this.state.held = held;
+    core.held = held;
     let left = budget;
     for (let at = from; left > 0 && r.next(); at = r.nextFrame) {
       // Credentials are renewed and refs collected by themselves, whether the program does anything or not.
       if (r.op !== OP.CREDENTIAL && r.op !== OP.RELEASE) channel.activeMs = nowMs;
       this.#clientFrame(channel, r);
+      if (core.stalled) {
+        core.stalled = false;
+        this.settle();
+        return at;
+      }
       left -= 1 + ((r.nextFrame - at) >>> COST_SHIFT);
     }
     this.settle();
@@ -371,6 +386,11 @@ export class RayletCore {
           break;
         default:
           this.#clientFrame(slot.channel, r);
+      }
+      if (core.stalled) {
+        core.stalled = false;
+        this.settle();
+        return at;
       }
       left -= 1 + ((r.nextFrame - at) >>> COST_SHIFT);
     }
@@ -616,6 +636,7 @@ export class RayletCore {
     recallUnbegun(core);
     if (core.pendingGroups.size > 0) placePending(core);
     core.reopenNodes();
+    expireShares(core);
     parkClasses(core);
     this.#endIdle();
     enforceLimits(core, cpuMicrosOf);

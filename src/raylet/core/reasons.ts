@@ -94,23 +94,32 @@ function noWorker(core: Core, tenant: TenantState): string {
 
 /** What keeps a request of resources from being met; undefined: nothing does. */
 function lacks(core: Core, wanted: ResourceVector, tenant: TenantState, placement: Placement | undefined): string | undefined {
-  const { quota } = tenant;
+  const { nominal: quota } = tenant;
   const gib = (bytes: number): string => `${Math.round(bytes / 2 ** 20)} MiB`;
   if (wanted.cpuUnits > quota.cpuUnits) return `needs ${cpus(wanted.cpuUnits)}, tenant quota ${quota.cpuUnits / 10_000}: it can never start`;
   if (wanted.memoryBytes > quota.memoryBytes) return `needs ${gib(wanted.memoryBytes)}, tenant quota ${gib(quota.memoryBytes)}: it can never start`;
   if (placement !== undefined) return nowhere(core, placement, wanted, describe(wanted)) ?? noRoom(core, wanted, tenant, allowedPlaces(core, placement, wanted));
   if (!fits(wanted, core.config.total) && ![...core.nodes.values()].some((n) => fits(wanted, n.total))) return `infeasible: no node has ${describe(wanted)}`;
-  if (tenant.cpuUnitsInUse + wanted.cpuUnits > quota.cpuUnits) return `needs ${cpus(wanted.cpuUnits)}, tenant quota ${quota.cpuUnits / 10_000}, of which ${tenant.cpuUnitsInUse / 10_000} in use`;
-  if (tenant.memoryBytesInUse + wanted.memoryBytes > quota.memoryBytes) return `needs ${gib(wanted.memoryBytes)}, tenant quota ${gib(quota.memoryBytes)}, of which ${gib(tenant.memoryBytesInUse)} in use`;
+  const lack = shareLack(tenant, wanted);
+  if (lack !== undefined) return lack;
   if (!fits(wanted, core.available)) return `needs ${describe(wanted)}, this node has ${describe(core.available)} free`;
+  return undefined;
+}
+
+/** The tenant's quota, or this node's share of it, is in use. */
+function shareLack({ cpuUnitsInUse, memoryBytesInUse, quota, nominal }: TenantState, wanted: ResourceVector): string | undefined {
+  const of = (needs: string, whole: string, share: string, used: string, all: boolean): string => `needs ${needs}, tenant quota ${whole}, of which ${all ? `${used} in use` : `this node may use ${share} (${used} in use): more comes when other nodes need less`}`;
+  const mib = (bytes: number): string => `${Math.round(bytes / 2 ** 20)} MiB`;
+  if (cpuUnitsInUse + wanted.cpuUnits > quota.cpuUnits) return of(cpus(wanted.cpuUnits), `${nominal.cpuUnits / 10_000}`, `${quota.cpuUnits / 10_000}`, `${cpuUnitsInUse / 10_000}`, quota.cpuUnits === nominal.cpuUnits);
+  if (memoryBytesInUse + wanted.memoryBytes > quota.memoryBytes) return of(mib(wanted.memoryBytes), mib(nominal.memoryBytes), mib(quota.memoryBytes), mib(memoryBytesInUse), quota.memoryBytes === nominal.memoryBytes);
   return undefined;
 }
 
 /** Of the places that a call may run in. */
 function noRoom(core: Core, wanted: ResourceVector, tenant: TenantState, places: readonly Place[]): string | undefined {
-  const { quota } = tenant;
   const here = places.some(({ number }) => number === core.config.nodeNumber);
-  if (here && tenant.cpuUnitsInUse + wanted.cpuUnits > quota.cpuUnits) return `needs ${cpus(wanted.cpuUnits)}, tenant quota ${quota.cpuUnits / 10_000}, of which ${tenant.cpuUnitsInUse / 10_000} in use`;
+  const lack = here ? shareLack(tenant, wanted) : undefined;
+  if (lack !== undefined) return lack;
   if (places.some(({ available }) => fits(wanted, available))) return undefined;
   return places.length === 1 ? `needs ${describe(wanted)}, node ${places[0]?.nodeId} has not so much free` : `needs ${describe(wanted)}, none of the ${places.length} nodes that it may run on has so much free`;
 }

@@ -13,7 +13,7 @@ import { allowedPlaces, openNode, type Place, type Placement } from './placement
 import { concludeTask, openSlot, sendExec } from './dispatch.ts';
 import { grantFairly } from './fair-order.ts';
 import { argumentFailure } from './objects.ts';
-import { mayHold } from './quota-tree.ts';
+import { mayHold, overdrawn } from './quota-tree.ts';
 import { forward } from './upstreams.ts';
 import { upstreamTo } from './upstream-channels.ts';
 import { CHANNEL_KIND, Lease, RemoteLease, SchedulingClass, Worker, type Failure, type Job, type ObjectEntry, type RemoteNode, type Slot, type Task, type TenantState } from './state.ts';
@@ -143,11 +143,15 @@ function release(core: Core, lease: Lease): void {
 
 /** Whether it may have another lease now. */
 function mayTake(core: Core, c: SchedulingClass): boolean {
-  return core.grants > 0 && fits(c.resources, core.available) && mayHold(c.job, c.resources);
+  if (core.grants <= 0 || !fits(c.resources, core.available)) return false;
+  if (mayHold(c.job, c.resources)) return true;
+  if (core.config.sharedQuotas) core.shares.short.add(c.job.tenant);
+  return false;
 }
 
 function hold(core: Core, c: SchedulingClass, bundle?: BundleHold): void {
   core.grants--;
+  c.shortSinceMs = 0;
   takeFrom(core, c.job, bundle, c.resources);
 }
 
@@ -291,6 +295,11 @@ function serveHere(core: Core, c: SchedulingClass, contended: boolean): void {
     if (lease.slot === undefined) continue;
     if (lease.holding) {
       if (lease.draining) continue;
+      // What is called back goes to another node as soon as what runs here has ended.
+      if (core.config.sharedQuotas && overdrawn(c.job)) {
+        lease.draining = true;
+        continue;
+      }
       if (contended && core.nowMs - lease.heldSinceMs > SLICE_MS) {
         lease.draining = true;
         continue;
@@ -375,6 +384,7 @@ export function roomForWorker(core: Core, tenant: TenantState): boolean {
   if (own >= tenant.quota.workers) {
     // The place is free when the process has ended.
     evictIdleWorker(core, tenant);
+    if (core.config.sharedQuotas) core.shares.short.add(tenant);
     return false;
   }
   if (own >= most - Math.floor(most / 4)) return evictIdleWorker(core, tenant);
@@ -386,12 +396,12 @@ export function roomForWorker(core: Core, tenant: TenantState): boolean {
  * actors, who leave only when they die. Undefined: there is a worker for it, or will be.
  */
 export function workersFailure(core: Core, tenant: TenantState, purpose: Worker['purpose']): Failure | undefined {
-  const { workers } = tenant.quota;
+  const { workers } = tenant.nominal;
   if (workers === Number.POSITIVE_INFINITY) return undefined;
   let forActors = 0;
   for (const worker of core.workers.values()) if (worker.tenant === tenant && worker.purpose === 'actors' && worker.seats > 0) forActors++;
   if (workers > 0 && (purpose === 'actors' || forActors < workers)) return undefined;
-  const what = workers === 0 ? `the tenant's quota gives it no worker processes on this node` : `the tenant's ${workers} worker processes on this node, its whole quota, are its actors'`;
+  const what = workers === 0 ? `the tenant's quota gives it no worker processes` : `the tenant's ${workers} worker processes on this node, its whole quota, are its actors'`;
   return { code: 'QUOTA_EXCEEDED', message: `${what}, so ${purpose === 'tasks' ? 'no task' : 'no actor'} can run here: ${workers === 0 ? '' : 'kill actors, or '}ask for a larger quota (workers)`, stack: '' };
 }
 
@@ -492,6 +502,11 @@ export function queuedForRoom(core: Core): number {
 /** Forwards what finds no room here to nodes that reported some. A task that was forwarded once is not forwarded again. */
 function spill(core: Core, c: SchedulingClass): void {
   if (core.nodes.size === 0) return;
+  if (core.config.sharedQuotas) {
+    // The quota is the same everywhere. What there is room for here waits here for a larger share, and says so; what is more than all of it waits for that.
+    const { nominal } = c.job.tenant;
+    if (c.resources.cpuUnits > nominal.cpuUnits || c.resources.memoryBytes > nominal.memoryBytes || (fits(c.resources, core.available) && !mayHold(c.job, c.resources))) return;
+  }
   const open = openNodes(core, c);
   for (const number of open) {
     if (c.queue.length <= c.starting) return;

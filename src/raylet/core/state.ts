@@ -10,46 +10,24 @@ import type { JobId, TenantName, WorkerId } from '../../base/ids.ts';
 import type { Labels } from '../../base/labels.ts';
 import { MAX_ISOLATES_PER_WORKER, MAX_TASK_DEPTH } from '../../base/limits.ts';
 import type { Principal } from '../../base/principal.ts';
-import type { ProjectQuota } from '../../base/project-quota.ts';
 import type { ResourceVector } from '../../base/resources.ts';
+import type { TenantQuota } from '../../base/tenant-quota.ts';
 import { CallHistory } from './call-history.ts';
 import type { FunctionOptions, StreamWindow } from './function-options.ts';
 import type { Place, Placement } from './placement.ts';
 import type { Pull, Share, Spread } from './broadcast.ts';
 import type { BundleHold } from './bundle.ts';
 import { FairUsage, LendingPool, TokenBucket, type ProjectState } from './project-state.ts';
-
-export interface TenantQuota {
-  /** Units of 1/10,000 cpu in use at once on this node; Infinity: none. */
-  cpuUnits: number;
-  memoryBytes: number;
-  /** Bytes of objects held on this node. */
-  objectBytes: number;
-  /** Of those, in memory (tmpfs): what is over it is moved to disk. */
-  objectMemoryBytes: number;
-  /** Tasks that were submitted here and have not ended; those that another node forwarded count over there. */
-  tasks: number;
-  /** Actors that were created here and are not dead, wherever they live. */
-  actors: number;
-  /** Worker processes on this node. */
-  workers: number;
-  /** A driver that has asked for nothing for so long, and has nothing under way, is ended, ms. */
-  idleMs: number;
-  /** Tasks, actor creations and actor calls that are submitted to this node. */
-  callsPerSecond: number;
-  projects: ReadonlyMap<string, ProjectQuota>;
-}
-
-export const NO_QUOTA: TenantQuota = Object.freeze({
-  cpuUnits: Number.POSITIVE_INFINITY, memoryBytes: Number.POSITIVE_INFINITY, objectBytes: Number.POSITIVE_INFINITY, objectMemoryBytes: Number.POSITIVE_INFINITY, tasks: Number.POSITIVE_INFINITY, actors: Number.POSITIVE_INFINITY, workers: Number.POSITIVE_INFINITY, idleMs: Number.POSITIVE_INFINITY,
-  callsPerSecond: Number.POSITIVE_INFINITY, projects: new Map<string, ProjectQuota>(),
-});
+import { TenantShares } from './share-state.ts';
 
 export class TenantState {
   readonly name: TenantName;
   readonly number: number;
   readonly log: AuditLog;
+  /** The quotas as they hold for the whole cluster, and what of them this node may use. */
+  nominal: TenantQuota;
   readonly quota: TenantQuota;
+  readonly shares = new TenantShares();
   active = true;
   objectBytes = 0;
   /** Octets of objects' files in memory, begun ones too; of those, on their way to disk; and on disk. */
@@ -106,6 +84,7 @@ export class TenantState {
     this.name = name;
     this.number = number;
     this.log = log;
+    this.nominal = quota;
     this.quota = { ...quota };
   }
 }
@@ -117,6 +96,15 @@ export interface Intruder {
   counted: number;
   last: DecisionRecord;
 }
+
+export interface JobQuota {
+  readonly cpuUnits: number;
+  readonly memoryBytes: number;
+  readonly tasks: number;
+  readonly callsPerSecond: number;
+}
+
+export const NO_JOB_QUOTA: JobQuota = Object.freeze({ cpuUnits: Number.POSITIVE_INFINITY, memoryBytes: Number.POSITIVE_INFINITY, tasks: Number.POSITIVE_INFINITY, callsPerSecond: Number.POSITIVE_INFINITY });
 
 export class Job {
   readonly id: JobId;
@@ -143,6 +131,8 @@ export class Job {
   /** Measured time of a run by function, across the job's channels. */
   readonly functions = new Map<string, FunctionStats>();
   readonly project: ProjectState;
+  /** What of its project's quotas for each job it may use here. */
+  quota: JobQuota = NO_JOB_QUOTA;
   /** Its calls are counted against a quota of calls, or of its project. */
   limited = false;
   cpuUnitsInUse = 0;
@@ -608,6 +598,8 @@ export class SchedulingClass {
   servedAt = 0;
   /** Since when it waits for what others of its tenant hold; 0: it does not. Leases that were told to end for it, and until when it waits for them. */
   blockedSinceMs = 0;
+  /** Since when it waits for nothing but a larger share of a quota; 0: it does not. */
+  shortSinceMs = 0;
   promised = 0;
   promisedUntilMs = 0;
   /** Among its job's classes. */

@@ -1767,6 +1767,13 @@ export declare type NodeReport = Message<"bulkhead.v1.NodeReport"> & {
    * @generated from field: map<string, string> labels = 12;
    */
   labels: { [key: string]: string };
+
+  /**
+   * What tenants with quotas use and want here. All of them with the first message of a stream; then whenever it changed.
+   *
+   * @generated from field: bulkhead.v1.QuotaDemands quotas = 13;
+   */
+  quotas?: QuotaDemands | undefined;
 };
 
 /**
@@ -1774,6 +1781,123 @@ export declare type NodeReport = Message<"bulkhead.v1.NodeReport"> & {
  * Use `create(NodeReportSchema)` to create a new message.
  */
 export declare const NodeReportSchema: GenMessage<NodeReport>;
+
+/**
+ * Quotas hold for the sum over all nodes. The head gives each node a share of each, under a lease; what is said here is how it knows where they are needed.
+ *
+ * @generated from message bulkhead.v1.QuotaDemands
+ */
+export declare type QuotaDemands = Message<"bulkhead.v1.QuotaDemands"> & {
+  /**
+   * Rises with each message of a raylet process.
+   *
+   * @generated from field: uint64 serial = 1;
+   */
+  serial: bigint;
+
+  /**
+   * The head's `QuotaShares.epoch` whose shares are in force here; 0: none.
+   *
+   * @generated from field: uint64 epoch = 2;
+   */
+  epoch: bigint;
+
+  /**
+   * @generated from field: repeated bulkhead.v1.TenantDemand tenants = 3;
+   */
+  tenants: TenantDemand[];
+};
+
+/**
+ * Describes the message bulkhead.v1.QuotaDemands.
+ * Use `create(QuotaDemandsSchema)` to create a new message.
+ */
+export declare const QuotaDemandsSchema: GenMessage<QuotaDemands>;
+
+/**
+ * @generated from message bulkhead.v1.TenantDemand
+ */
+export declare type TenantDemand = Message<"bulkhead.v1.TenantDemand"> & {
+  /**
+   * @generated from field: string tenant = 1;
+   */
+  tenant: string;
+
+  /**
+   * Serial of the newest shares of this tenant that are in force here.
+   *
+   * @generated from field: uint64 applied = 2;
+   */
+  applied: bigint;
+
+  /**
+   * All quotas of the tenant that are counted here. None: nothing of the tenant is here, and its shares are given back.
+   *
+   * @generated from field: repeated bulkhead.v1.LineDemand lines = 3;
+   */
+  lines: LineDemand[];
+};
+
+/**
+ * Describes the message bulkhead.v1.TenantDemand.
+ * Use `create(TenantDemandSchema)` to create a new message.
+ */
+export declare const TenantDemandSchema: GenMessage<TenantDemand>;
+
+/**
+ * @generated from message bulkhead.v1.LineDemand
+ */
+export declare type LineDemand = Message<"bulkhead.v1.LineDemand"> & {
+  /**
+   * "cpus" (in 1/10,000), "memory", "objects" (bytes), "tasks", "actors", "workers", "calls"; of a project "etl/cpus", "etl/cpus-borrow", …; of a job "@job-…/cpus";
+   * "cpus-pool" and "memory-pool": of what projects lend.
+   *
+   * @generated from field: string line = 1;
+   */
+  line: string;
+
+  /**
+   * What this node may use, or uses where that is more. No other node is given it.
+   *
+   * @generated from field: uint64 held = 2;
+   */
+  held: bigint;
+
+  /**
+   * @generated from field: uint64 use = 3;
+   */
+  use: bigint;
+
+  /**
+   * Of what is used and wanted, what comes before what others have borrowed; elsewhere the same as `use`.
+   *
+   * @generated from field: uint64 firm = 4;
+   */
+  firm: bigint;
+
+  /**
+   * What could be used beyond `use` at once, the least that would help, and how long that has waited.
+   *
+   * @generated from field: uint64 want = 5;
+   */
+  want: bigint;
+
+  /**
+   * @generated from field: uint64 next = 6;
+   */
+  next: bigint;
+
+  /**
+   * @generated from field: uint64 blocked_ms = 7;
+   */
+  blockedMs: bigint;
+};
+
+/**
+ * Describes the message bulkhead.v1.LineDemand.
+ * Use `create(LineDemandSchema)` to create a new message.
+ */
+export declare const LineDemandSchema: GenMessage<LineDemand>;
 
 /**
  * @generated from message bulkhead.v1.MonthUsage
@@ -1911,6 +2035,13 @@ export declare type HeadUpdate = Message<"bulkhead.v1.HeadUpdate"> & {
    * @generated from field: repeated string ended_jobs = 8;
    */
   endedJobs: string[];
+
+  /**
+   * This node's shares of quotas, where they changed, and the renewal of its lease of them all.
+   *
+   * @generated from field: bulkhead.v1.QuotaShares quotas = 9;
+   */
+  quotas?: QuotaShares | undefined;
 };
 
 /**
@@ -1918,6 +2049,98 @@ export declare type HeadUpdate = Message<"bulkhead.v1.HeadUpdate"> & {
  * Use `create(HeadUpdateSchema)` to create a new message.
  */
 export declare const HeadUpdateSchema: GenMessage<HeadUpdate>;
+
+/**
+ * @generated from message bulkhead.v1.QuotaShares
+ */
+export declare type QuotaShares = Message<"bulkhead.v1.QuotaShares"> & {
+  /**
+   * Rises with each start of the head: serials are of one of its lives.
+   *
+   * @generated from field: uint64 epoch = 1;
+   */
+  epoch: bigint;
+
+  /**
+   * Serial of the `QuotaDemands` that this answers. The lease lasts for `lease_ms` from when the node sent that, by the node's clock. Then its shares are 0:
+   * what runs goes on, and nothing more starts.
+   *
+   * @generated from field: uint64 answered = 2;
+   */
+  answered: bigint;
+
+  /**
+   * @generated from field: uint32 lease_ms = 3;
+   */
+  leaseMs: number;
+
+  /**
+   * @generated from field: repeated bulkhead.v1.TenantShares tenants = 4;
+   */
+  tenants: TenantShares[];
+};
+
+/**
+ * Describes the message bulkhead.v1.QuotaShares.
+ * Use `create(QuotaSharesSchema)` to create a new message.
+ */
+export declare const QuotaSharesSchema: GenMessage<QuotaShares>;
+
+/**
+ * @generated from message bulkhead.v1.TenantShares
+ */
+export declare type TenantShares = Message<"bulkhead.v1.TenantShares"> & {
+  /**
+   * @generated from field: string tenant = 1;
+   */
+  tenant: string;
+
+  /**
+   * @generated from field: uint64 serial = 2;
+   */
+  serial: bigint;
+
+  /**
+   * All of the tenant's; what is not named is 0.
+   *
+   * @generated from field: repeated bulkhead.v1.LineShare lines = 3;
+   */
+  lines: LineShare[];
+};
+
+/**
+ * Describes the message bulkhead.v1.TenantShares.
+ * Use `create(TenantSharesSchema)` to create a new message.
+ */
+export declare const TenantSharesSchema: GenMessage<TenantShares>;
+
+/**
+ * @generated from message bulkhead.v1.LineShare
+ */
+export declare type LineShare = Message<"bulkhead.v1.LineShare"> & {
+  /**
+   * @generated from field: string line = 1;
+   */
+  line: string;
+
+  /**
+   * @generated from field: uint64 amount = 2;
+   */
+  amount: bigint;
+
+  /**
+   * More was called back from other nodes and is on its way.
+   *
+   * @generated from field: bool coming = 3;
+   */
+  coming: boolean;
+};
+
+/**
+ * Describes the message bulkhead.v1.LineShare.
+ * Use `create(LineShareSchema)` to create a new message.
+ */
+export declare const LineShareSchema: GenMessage<LineShare>;
 
 /**
  * @generated from message bulkhead.v1.PolicySnapshotUpdate
