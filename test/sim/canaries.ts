@@ -26,8 +26,6 @@ export interface Bugs {
   readonly losesExits?: boolean;
   /** The head forgets what shares of quotas nodes hold. */
   readonly forgetsShares?: boolean;
-  /** A node goes on with its shares of quotas however long the head is silent. */
-  readonly endlessLease?: boolean;
   /** Quotas of tenants are known and not held. */
   readonly ignoresQuota?: boolean;
   /** Revocations come into force and end no job. */
@@ -68,7 +66,6 @@ export const CANARIES: Readonly<Record<string, Bugs>> = {
   'a quota that counts twice': { ...NONE, countsTwice: true },
   'a quota that does not hold': { ...NONE, ignoresQuota: true },
   'a share of a quota given out twice': { ...NONE, forgetsShares: true },
-  'a lease of shares that never ends': { ...NONE, endlessLease: true },
   'a stale policy version accepted': { ...NONE, stalePolicy: true },
   'a revocation that ends nothing': { ...NONE, forgetsRevoked: true },
   'the death of a worker unheard of': { ...NONE, losesExits: true },

@@ -65,7 +65,6 @@ export class ShareMachine {
     if (epoch !== this.#epoch || this.#cut(raylet.core.state.config.nodeId, raylet.nowMs())) return;
     raylet.core.state.nowMs = raylet.nowMs();
     raylet.core.takeShares(epoch, answered, leaseMs, shares);
-    if (this.#bugs.endlessLease === true) raylet.core.state.shares.leaseUntilMs = Number.POSITIVE_INFINITY;
   }
 
   #cut(nodeId: string, nowMs: number): boolean {
