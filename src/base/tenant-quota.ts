@@ -61,8 +61,8 @@ export function lent(quota: TenantQuota, field: 'cpuLendUnits' | 'memoryLendByte
   return sum;
 }
 
-const OF_TENANT: Readonly<Record<string, keyof Omit<TenantQuota, 'projects'>>> = Object.freeze({ cpus: 'cpuUnits', memory: 'memoryBytes', objects: 'objectBytes', tasks: 'tasks', actors: 'actors', workers: 'workers', calls: 'callsPerSecond' });
-const OF_PROJECT: Readonly<Record<string, keyof ProjectQuota>> = Object.freeze({ cpus: 'cpuUnits', 'cpus-borrow': 'cpuBorrowUnits', memory: 'memoryBytes', 'memory-borrow': 'memoryBorrowBytes', objects: 'objectBytes', tasks: 'tasks', calls: 'callsPerSecond' });
+const OF_TENANT: Readonly<Record<string, keyof Omit<TenantQuota, 'projects'>>> = Object.freeze({ cpus: 'cpuUnits', memory: 'memoryBytes', tasks: 'tasks', actors: 'actors', workers: 'workers', calls: 'callsPerSecond' });
+const OF_PROJECT: Readonly<Record<string, keyof ProjectQuota>> = Object.freeze({ cpus: 'cpuUnits', 'cpus-borrow': 'cpuBorrowUnits', memory: 'memoryBytes', 'memory-borrow': 'memoryBorrowBytes', tasks: 'tasks', calls: 'callsPerSecond' });
 const OF_JOB: Readonly<Record<string, keyof ProjectQuota>> = Object.freeze({ cpus: 'jobCpuUnits', memory: 'jobMemoryBytes', tasks: 'jobTasks', calls: 'jobCallsPerSecond' });
 
 /** The whole amount of a line, to be shared by all nodes; undefined: there is no such line, or it has no limit. */

@@ -59,7 +59,7 @@ async function world(answers: (n: number, tell: (name: string) => void, takeOver
   const identity: TestIdentity = await fixture.issue(node('n1'));
   const told: string[] = [];
   const nothing = { cpuUnits: 0, memoryBytes: 0, custom: undefined };
-  const raylet = { available: () => nothing, queuedTasks: () => 0, monthUsage: () => [], setTenant: (name: string) => void told.push(name) } as unknown as Raylet;
+  const raylet = { available: () => nothing, queuedTasks: () => 0, monthUsage: () => [], shareReport: () => ({ serial: 0, epoch: 0, tenants: [] }), setTenant: (name: string) => void told.push(name) } as unknown as Raylet;
   const link = new HeadLink({
     channel: () => createChannel({ identity, peers: fixture.peers, address: `127.0.0.1:${port}`, expectedSpiffeId: 'spiffe://cluster.test/system/head' }),
     raylet: () => raylet, identity: identity as unknown as SvidSource, decisions: new LiveDecisionPoint(), revocations: new Revocations(), nodeNumber: 1, instance: 'one', address: () => '127.0.0.1:1',

@@ -87,7 +87,7 @@ describe('quota', () => {
     }
     expect(world.nodes.map((node) => node.core.state.tenants.get(1)?.cpuUnitsInUse)).toEqual([15_000, 15_000]);
     const { groups } = client.node.core.state;
-    expect([groups.get(keyOf(second))?.state, groupReason(client.node.core.state, groups.get(keyOf(third))!)]).toEqual(['PENDING', "bundle 0 is larger than the tenant's quota on a node: it can never be reserved"]);
+    expect([groups.get(keyOf(second))?.state, groupReason(client.node.core.state, groups.get(keyOf(third))!)]).toEqual(['PENDING', "bundle 0 is larger than the tenant's quota: it can never be reserved"]);
     client.out.begin(OP.REMOVE_GROUP).u32(0).u32(901).raw(first).end();
     settle(world, client);
     for (let i = 0; i < 60; i++) {

@@ -175,7 +175,11 @@ describe('the parts of a value from another node', () => {
       const [name = ''] = written(a.effects).kept;
       a.client.node.core.transferFailed(name, { code: 'RESOURCE_EXHAUSTED', message: 'full', stack: '' });
       a.effects.push(...a.client.node.core.state.out);
-      expect([a.tenant.objectBytes, a.upstream.requests.size, entry.status, entry.failure?.code, written(a.effects).kept]).toEqual([0, 0, OBJECT_STATUS.FAILED, 'RESOURCE_EXHAUSTED', []]);
+      a.world.drain(a.client.node);
+      a.world.run(1_000);
+      expect([...a.client.calls.values()].flatMap((c) => c.answers)).toEqual(['failed']);
+      // The value is where it was: whoever asks when there is room gets it.
+      expect([a.tenant.objectBytes, a.upstream.requests.size, entry.status, entry.fetching, written(a.effects).kept]).toEqual([0, 0, OBJECT_STATUS.PENDING, false, []]);
     }
   });
 });

@@ -10,12 +10,11 @@ import type { SimRaylet } from './raylet-machine.ts';
 /** So long a share holds without the head, in these runs. */
 export const SIM_LEASE_MS = 120;
 
-const MEASURES: readonly { readonly line: string; readonly quota: 'cpuUnits' | 'tasks' | 'actors' | 'objectBytes'; readonly use: (tenant: TenantState, rebuilt: number) => number }[] = [
+const MEASURES: readonly { readonly line: string; readonly quota: 'cpuUnits' | 'tasks' | 'actors'; readonly use: (tenant: TenantState, rebuilt: number) => number }[] = [
   { line: 'cpus', quota: 'cpuUnits', use: (t) => t.cpuUnitsInUse },
   // A lost result is computed again whatever the quota says: the call was let in once.
   { line: 'tasks', quota: 'tasks', use: (t, rebuilt) => t.tasks - rebuilt },
   { line: 'actors', quota: 'actors', use: (t) => t.actors },
-  { line: 'objects', quota: 'objectBytes', use: (t) => t.objectBytes },
 ];
 
 interface Seen {

@@ -38,9 +38,8 @@ const of = (client: SimClient) => service(client.node, client.channel.job.tenant
 
 describe('why a task waits', () => {
   it('says what it needs, what the quota is, and what is in use', async () => {
-    const w = new World({ nodes: 1, cpus: 8, seed: 1 });
+    const w = new World({ nodes: 1, cpus: 8, seed: 1, quota: { cpuUnits: 2 * 10_000 } });
     const acme = w.client(0, ACME);
-    acme.channel.job.tenant.quota.cpuUnits = 2 * 10_000;
     acme.define(1, CALL_KIND.TASK, { cpus: 4 }, 'wide');
     acme.define(2, CALL_KIND.TASK, { cpus: 2 }, 'narrow');
     acme.define(3, CALL_KIND.TASK, { cpus: 1, resources: { gpu: 1 } }, 'exotic');

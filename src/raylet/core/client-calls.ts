@@ -20,7 +20,7 @@ import { answerWait, awaitEntry, block, borrow, carriesCode, checkStagedSize, cr
 import { holderGaveBack } from './broadcast.ts';
 import { decideOn, done, failRequest } from './deciding.ts';
 import { decideUse } from './group-rights.ts';
-import { awaitsBytes, awaitsShare } from './quota-shares.ts';
+import { awaitsShare } from './quota-shares.ts';
 import { countTask, elsewhere, overRate } from './quota-tree.ts';
 import { classFor, enqueue, JOB_ENDED } from './scheduler.ts';
 import { Actor, CHANNEL_KIND, failureOf, FunctionStats, OBJECT_STATUS, PENDING_KIND, PendingCall, Stream, Task, TASK_STATE, Template, type Channel, type Failure, type ObjectEntry, type Session, type TenantState } from './state.ts';
@@ -527,16 +527,7 @@ function readContained(core: Core, channel: Channel, r: FrameReader, entry: Obje
   }
 }
 
-/** The octets wait for a larger share of the tenant's quota: the frame is read again. */
-function stalledBy(core: Core, channel: Channel, r: FrameReader, bytes: number): boolean {
-  if (!core.config.sharedQuotas || channel.kind === CHANNEL_KIND.PEER || !awaitsBytes(core, channel.job, bytes)) return false;
-  r.skipRest();
-  core.stalled = true;
-  return true;
-}
-
 export function onPut(core: Core, channel: Channel, r: FrameReader): void {
-  if (stalledBy(core, channel, r, r.remaining)) return;
   const parent = parentOf(channel, r.u32());
   const seq = r.u32();
   const entry = putEntry(core, channel, parent, seq, r.remaining);
@@ -550,7 +541,6 @@ export function onPutChunk(core: Core, channel: Channel, r: FrameReader): void {
   const seq = r.u32();
   const total = r.u64();
   const offset = r.u64();
-  if (offset === 0 && stalledBy(core, channel, r, total)) return;
   const part = r.rest();
   if (offset === 0) {
     if (total === 0 || total > MAX_OBJECT_BYTES) throw new BulkheadError('INVALID_ARGUMENT', `an object of ${total} bytes is not accepted: at most ${MAX_OBJECT_BYTES}`);
@@ -602,7 +592,6 @@ export function onPutStaged(core: Core, channel: Channel, r: FrameReader): void 
   const worker = channel.slot?.worker;
   if (worker === undefined) throw new BulkheadError('INVALID_ARGUMENT', 'PUT_STAGED is for workers');
   checkStagedSize(size);
-  if (stalledBy(core, channel, r, size)) return;
   const entry = putEntry(core, channel, parent, seq, size);
   readContained(core, channel, r, entry);
   r.finish();

@@ -17,8 +17,6 @@ const WAIT_MS = 3_000;
 const REFUSED_MS = 250;
 /** What did not fit once is asked for so long: whoever wants it asks again. */
 const ASKED_MS = 5_000;
-/** More than what is needed now: for values that come without asking. */
-const SPARE_OBJECT_BYTES = 16 * 2 ** 20;
 const SPARE_CALLS = 16;
 
 export interface SharesOfTenant {
@@ -54,7 +52,7 @@ export function applyShares(core: Core, tenant: TenantState): void {
   tenant.shares.shared = core.config.sharedQuotas && hasShared(nominal);
   quota.cpuUnits = of('cpus', nominal.cpuUnits);
   quota.memoryBytes = of('memory', nominal.memoryBytes);
-  quota.objectBytes = of('objects', nominal.objectBytes);
+  quota.objectBytes = nominal.objectBytes;
   quota.tasks = of('tasks', nominal.tasks);
   quota.actors = of('actors', nominal.actors);
   quota.workers = of('workers', nominal.workers);
@@ -66,7 +64,7 @@ export function applyShares(core: Core, tenant: TenantState): void {
     projects.set(name, Object.freeze({
       ...q, cpuUnits, memoryBytes, cpuLendUnits: lentOf(cpuUnits, q.cpuUnits, q.cpuLendUnits), memoryLendBytes: lentOf(memoryBytes, q.memoryBytes, q.memoryLendBytes),
       cpuBorrowUnits: of(`${name}/cpus-borrow`, q.cpuBorrowUnits), memoryBorrowBytes: of(`${name}/memory-borrow`, q.memoryBorrowBytes),
-      objectBytes: of(`${name}/objects`, q.objectBytes), tasks: of(`${name}/tasks`, q.tasks), callsPerSecond: of(`${name}/calls`, q.callsPerSecond),
+      tasks: of(`${name}/tasks`, q.tasks), callsPerSecond: of(`${name}/calls`, q.callsPerSecond),
     }));
   }
   quota.projects = projects;
@@ -189,7 +187,6 @@ function demandsOf(core: Core, tenant: TenantState): LineDemand[] {
   }
   d.use('cpus', nominal.cpuUnits, tenant.cpuUnitsInUse);
   d.use('memory', nominal.memoryBytes, tenant.memoryBytesInUse);
-  d.use('objects', nominal.objectBytes, tenant.objectBytes);
   d.use('tasks', nominal.tasks, tenant.tasks);
   d.use('actors', nominal.actors, tenant.actors);
   d.use('workers', nominal.workers, busy);
@@ -207,7 +204,6 @@ function demandsOf(core: Core, tenant: TenantState): LineDemand[] {
     if (q.memoryBorrowBytes > 0) d.use(`${name}/memory-borrow`, q.memoryBorrowBytes, Math.max(0, memory - own.memoryBytes));
     if (q.cpuUnits !== Number.POSITIVE_INFINITY) poolCpus += Math.max(0, Math.min(cpus, own.cpuUnits) - (own.cpuUnits - own.cpuLendUnits));
     if (q.memoryBytes !== Number.POSITIVE_INFINITY) poolMemory += Math.max(0, Math.min(memory, own.memoryBytes) - (own.memoryBytes - own.memoryLendBytes));
-    d.use(`${name}/objects`, q.objectBytes, project?.objectBytes ?? 0);
     d.use(`${name}/tasks`, q.tasks, project?.tasks ?? 0);
     d.use(`${name}/calls`, q.callsPerSecond, 0);
   }
@@ -222,15 +218,13 @@ function demandsOf(core: Core, tenant: TenantState): LineDemand[] {
     d.use(`@${job.id}/calls`, q.jobCallsPerSecond, 0);
   }
   wantRoom(core, tenant, d);
-  // For what comes without asking.
-  d.want('objects', Math.max(tenant.objectBytes, SPARE_OBJECT_BYTES) - Math.max(0, quota.objectBytes - tenant.objectBytes), 0, 0);
   for (const [line, wait] of shares.waits) {
     if (core.nowMs - wait.sinceMs > ASKED_MS) {
       shares.waits.delete(line);
       continue;
     }
     const use = line.endsWith('calls') ? (shares.granted.get(line) ?? 0) : 0;
-    d.want(line, line.endsWith('objects') ? Math.max(SPARE_OBJECT_BYTES, tenant.objectBytes) : Math.max(SPARE_CALLS, use, tenant.tasks), 1, core.nowMs - wait.sinceMs);
+    d.want(line, Math.max(SPARE_CALLS, use, tenant.tasks), 1, core.nowMs - wait.sinceMs);
     if (wait.asked === 0) wait.asked = core.shares.serial;
   }
   return d.lines((line) => (line === 'workers' ? workers : 0)).slice(0, MAX_QUOTA_LINES_PER_TENANT);
@@ -332,16 +326,6 @@ export function awaitsShare(core: Core, job: Job, kind: CallKind): boolean {
   if (project.calls.waitMs(project.quota.callsPerSecond, core.nowMs) > 0) return waits(core, tenant, `${project.name}/calls`, project.quota.callsPerSecond, whole.callsPerSecond);
   if (job.calls.waitMs(job.quota.callsPerSecond, core.nowMs) > 0) return waits(core, tenant, `@${job.id}/calls`, job.quota.callsPerSecond, whole.jobCallsPerSecond);
   return false;
-}
-
-/** As `awaitsShare`, for so many octets of an object. */
-export function awaitsBytes(core: Core, job: Job, bytes: number): boolean {
-  if (!core.config.sharedQuotas) return false;
-  const { tenant, project } = job;
-  if (tenant.objectBytes + bytes > tenant.quota.objectBytes && bytes <= tenant.nominal.objectBytes) return waits(core, tenant, 'objects', tenant.quota.objectBytes, tenant.nominal.objectBytes);
-  if (project.objectBytes + bytes <= project.quota.objectBytes) return false;
-  const whole = wholeOf(tenant, project).objectBytes;
-  return bytes <= whole && waits(core, tenant, `${project.name}/objects`, project.quota.objectBytes, whole);
 }
 
 function waits(core: Core, tenant: TenantState, line: string, share: number, whole: number): boolean {
