@@ -98,10 +98,19 @@ export const OBJECT_ID_BYTES = 24;
 /** The part of an object id that every object of one session shares. */
 export const SESSION_PREFIX_BYTES = 20;
 
+const HEX = Array.from({ length: 256 }, (_, octet) => (octet + 0x100).toString(16).slice(1));
+/** Ids come in runs of one session: the text of its prefix is made once a run. */
+const lastPrefix = new Uint8Array(SESSION_PREFIX_BYTES);
+let lastPrefixText = `obj-${'00'.repeat(SESSION_PREFIX_BYTES)}`;
+
 export function objectIdText(id: Uint8Array): ObjectIdText {
-  let hex = 'obj-';
-  for (let i = 0; i < OBJECT_ID_BYTES; i++) hex += ((id[i] ?? 0) + 0x100).toString(16).slice(1);
-  return hex as ObjectIdText;
+  let same = true;
+  for (let i = 0; same && i < SESSION_PREFIX_BYTES; i++) same = id[i] === lastPrefix[i];
+  if (!same) {
+    lastPrefixText = 'obj-';
+    for (let i = 0; i < SESSION_PREFIX_BYTES; i++) lastPrefixText += HEX[(lastPrefix[i] = id[i] ?? 0)] as string;
+  }
+  return `${lastPrefixText}${HEX[id[20] ?? 0]}${HEX[id[21] ?? 0]}${HEX[id[22] ?? 0]}${HEX[id[23] ?? 0]}` as ObjectIdText;
 }
 
 /** The id of an index of a session whose prefix is 40 hex digits. */

@@ -29,7 +29,7 @@ const COLLECT_REFS = 200_000;
 const COLLECT_GROWTH = 1.5;
 
 /** What the registry knows of a lifetime that ended: own refs by index, or one ref of another session. */
-type Held = { readonly indexes: number[] } | { readonly id: Uint8Array };
+type Held = { readonly indexes: number[] } | { readonly ids: Uint8Array[] };
 
 export interface ClientCoreOptions {
   readonly sessionPrefix: Uint8Array;
@@ -128,7 +128,11 @@ export class ClientCore {
   /** Ids whose first ref is gone while a copy is alive, and ids that must not be released (again) when their ref goes. */
   readonly #originalGone = new Set<string>();
   readonly #neverAgain = new Set<number>();
+  /** While a value is decoded: the refs in it that share a lifetime. */
+  #adopted: { ids: Uint8Array[]; lifetime: object | undefined } | undefined = undefined;
   #released: Uint8Array[] = [];
+  /** Of those, once somebody has looked. */
+  #releasedTexts: Set<string> | undefined = undefined;
   readonly #streams: ClientStreams;
   readonly hooks: RefHooks;
 
@@ -221,23 +225,47 @@ export class ClientCore {
 
   /** A ref to an id that came from elsewhere: out of a value, or from text. */
   #adopt(id: Uint8Array): ObjectRef {
-    return new ObjectRef(id, this.#adoptLifetime(id));
+    const group = this.#adopted;
+    if (group === undefined || this.#registry === undefined) return new ObjectRef(id, this.#adoptLifetime(id));
+    this.#countCopy(id);
+    if (group.ids.length === 0 || group.ids.length >= REFS_PER_LIFETIME) {
+      group.lifetime = {};
+      group.ids = [];
+      this.#registry.register(group.lifetime, { ids: group.ids });
+    }
+    group.ids.push(id);
+    return new ObjectRef(id, group.lifetime);
+  }
+
+  /** Refs inside one value are noticed to be gone some at a time, as those of calls are: a registration for each costs more than its decoding. */
+  #decode(encoded: Uint8Array): unknown {
+    this.#adopted = { ids: [], lifetime: undefined };
+    try {
+      return decodeValue(encoded, this.hooks);
+    } finally {
+      this.#adopted = undefined;
+    }
   }
 
   /** What a ref or handle from elsewhere holds on to: when it is collected, the raylet is told. */
   #adoptLifetime(id: Uint8Array): object | undefined {
     if (this.#registry === undefined) return undefined;
     const lifetime = {};
+    this.#countCopy(id);
+    this.#registry.register(lifetime, { ids: [id] });
+    return lifetime;
+  }
+
+  #countCopy(id: Uint8Array): void {
     const text = objectIdText(id);
-    if (this.#released.length > 0) {
+    if (this.#released.length > 0 && (this.#releasedTexts ??= new Set(this.#released.map(objectIdText))).has(text)) {
       // Given up but not yet said so: it is wanted again.
       const kept = this.#released.filter((released) => objectIdText(released) !== text);
       if (kept.length < this.#released.length && this.#indexOf(id) >= 0) this.#originalGone.add(text);
       this.#released = kept;
+      this.#releasedTexts = undefined;
     }
     this.#copies.set(text, (this.#copies.get(text) ?? 0) + 1);
-    this.#registry.register(lifetime, { id });
-    return lifetime;
   }
 
   refFrom(id: Uint8Array): ObjectRef {
@@ -257,16 +285,21 @@ export class ClientCore {
       }
       return;
     }
-    const text = objectIdText(held.id);
+    for (const id of held.ids) this.#copyGone(id);
+  }
+
+  #copyGone(id: Uint8Array): void {
+    const text = objectIdText(id);
     const left = (this.#copies.get(text) ?? 1) - 1;
     if (left > 0) return void this.#copies.set(text, left);
     this.#copies.delete(text);
     // A ref of this session is released when its first ref is gone too; one of another session has no first ref here.
-    if (this.#indexOf(held.id) < 0 || this.#originalGone.delete(text)) this.#giveUp(held.id);
+    if (this.#indexOf(id) < 0 || this.#originalGone.delete(text)) this.#giveUp(id);
   }
 
   #giveUp(id: Uint8Array): void {
     this.#released.push(id);
+    this.#releasedTexts = undefined;
     if (this.#released.length === 1) this.#options.touched();
     if (this.#released.length >= RELEASE_BATCH) this.writeReleases();
   }
@@ -277,6 +310,7 @@ export class ClientCore {
     if (this.#released.length === 0) return;
     const ids = this.#released;
     this.#released = [];
+    this.#releasedTexts = undefined;
     this.#frame(OP.RELEASE, (w) => w.refs(ids));
   }
 
@@ -533,7 +567,7 @@ export class ClientCore {
   /** Values that are here already, when all are. Each is decoded anew: callers never share one. */
   #knownValues(refs: readonly ObjectRef[]): unknown[] | undefined {
     for (const ref of refs) if (ObjectRef.encodedOf(ref) === undefined) return undefined;
-    return refs.map((ref) => decodeValue(ObjectRef.encodedOf(ref) as Uint8Array, this.hooks));
+    return refs.map((ref) => this.#decode(ObjectRef.encodedOf(ref) as Uint8Array));
   }
 
   /** Positions that are ready. */
@@ -722,7 +756,7 @@ export class ClientCore {
     if (position >= pending.refs.length || position in pending.values) throw new BulkheadError('INVALID_ARGUMENT', `malformed frame: position ${position} of a get is out of range or came twice`);
     let value: unknown;
     try {
-      value = decodeValue(bytes, this.hooks);
+      value = this.#decode(bytes);
     } catch (thrown) {
       return this.#fail(request, thrown instanceof BulkheadError ? thrown : new BulkheadError('INTERNAL', 'a value did not decode'));
     }
