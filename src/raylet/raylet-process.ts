@@ -5,6 +5,7 @@
 import { createHash, generateKeyPairSync, randomBytes } from 'node:crypto';
 import { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { setFlagsFromString } from 'node:v8';
 import { pino } from 'pino';
 import { tail } from '../audit/audit-query.ts';
 import { AuditStore } from '../audit/audit-store.ts';
@@ -285,6 +286,8 @@ export async function runRaylet(): Promise<void> {
     await WorkerPool.prepare();
     const raylet = await startRaylet(readRayletConfig(), log);
     renew = () => raylet.renewIdentity();
+    // From here on it may grow with the work (main.ts).
+    setFlagsFromString('--semi-space-growth-factor=2');
     process.stdout.write(`${JSON.stringify({ ready: true, address: raylet.address, nodeId: raylet.nodeId, metricsAddress: raylet.metricsAddress })}\n`);
     await stopped;
     await raylet.stop();
