@@ -112,7 +112,8 @@ it('the memory under objects and workers is full: typed errors, and it goes on w
 it('files of spilled objects are changed: what cannot be computed again is OBJECT_LOST, and nobody reads anything else than what was put', async () => {
   let damaged = 0;
   const { both } = await underLoad(cluster, SEED + 3, async ({ both }) => {
-    for (let i = 0; i < 5; i++) {
+    // Until something was on disk to be damaged: how soon that is depends on the machine.
+    for (let i = 0; i < 5 || (damaged === 0 && i < 60); i++) {
       for (const raylet of RAYLETS) {
         for (const tenant of readdirSync(of(raylet, 'spill'))) {
           for (const name of readdirSync(join(of(raylet, 'spill'), tenant))) {

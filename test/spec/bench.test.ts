@@ -45,7 +45,7 @@ describe('rows', () => {
     expect(Object.fromEntries(ROWS.filter((row) => row.floor !== undefined).map((row) => [row.name, row.floor]))).toEqual({
       'single client get calls (Plasma Store)': 3, 'single client put calls (Plasma Store)': 10, 'single client tasks and get batch': 20, 'single client wait 1k refs': 15, 'single client tasks sync': 2.5,
       'single client tasks async': 20, 'multi client tasks async': 10, '1:1 actor calls sync': 1.5, '1:1 actor calls async': 8, 'client: put gigabytes': 2, 'client: get gigabytes': 2,
-      'single client streaming generator items': 5, 'placement group create/removal': 2.5, 'broadcast of 100 MB to 3 raylets': 0.5,
+      'single client streaming generator items': 5, 'placement group create/removal': 2.5, 'single client get object containing 10k refs': 3, '1:1 actor calls concurrent': 8, '1:n actor calls async': 8, 'n:n actor calls async': 8, 'broadcast of 100 MB to 3 raylets': 0.5,
     });
     expect(Object.fromEntries(SIZE_ROWS.map((row) => [row.name, row.floor]))).toEqual({
       'start to ready': { kind: 'most', value: 1_000 }, 'idle cluster memory': { kind: 'part', value: 1 / 3 }, 'idle cluster processor use': undefined,
