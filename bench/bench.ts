@@ -14,7 +14,7 @@ import { Drivers } from './drivers.ts';
 import { measureFairness, type FairnessResult } from './fairness.ts';
 import { endOnSignals } from './lifetimes.ts';
 import { RAY_VERSION, RayProcess, rayPython } from './ray.ts';
-import { COLUMNS, machine, SCHEDULING_COLUMNS, schedulingRows, shown, tableRows, textTable, verdictOf, type RowResult } from './report.ts';
+import { COLUMNS, notedMachine, SCHEDULING_COLUMNS, schedulingRows, shown, tableRows, textTable, verdictOf, type RowResult } from './report.ts';
 import { ROWS, type Row } from './rows.ts';
 import { measureScheduling, type SchedulingResult } from './scheduling.ts';
 import { bulkheadSizes, rayClient, raySizes, type Sizes } from './sizes.ts';
@@ -214,9 +214,7 @@ async function sizeRows(options: Options, python: string | undefined, report: (r
 async function main(): Promise<void> {
   const options = parseOptions(process.argv.slice(2));
   endOnSignals();
-  const here = machine();
-  note(`${here.cores} × ${here.processor}, ${here.memoryGiB} GiB, Linux ${here.kernel}, Node ${here.node}, load ${here.loadBefore}`);
-  if (here.loadBefore > 0.5) note('the machine is not quiet: compare ratios, not rates');
+  const here = notedMachine(note);
   const python = options.ray ? await rayPython(note) : undefined;
   const results: RowResult[] = [];
   let controls: readonly ControlResult[] = [];

@@ -13,7 +13,7 @@ import { parseArgs } from 'node:util';
 import { startCluster, type BenchCluster } from './cluster.ts';
 import { endOnSignals } from './lifetimes.ts';
 import { RAY_VERSION, RayProcess, rayPython } from './ray.ts';
-import { COLUMNS, machine, tableRows, textTable, verdictOf, type RowResult } from './report.ts';
+import { COLUMNS, notedMachine, tableRows, textTable, verdictOf, type RowResult } from './report.ts';
 
 const USAGE = `usage: npm run bench:python -- [--ray] [--rows TEXT] [--runs N] [--seconds S] [--json FILE]
   --ray      install Ray ${RAY_VERSION} in a virtual environment (once) and measure it in the same run
@@ -155,9 +155,7 @@ async function measureFirst(options: Options, cluster: BenchCluster, python: str
 async function main(): Promise<void> {
   const options = parseOptions(process.argv.slice(2));
   endOnSignals();
-  const here = machine();
-  note(`${here.cores} × ${here.processor}, ${here.memoryGiB} GiB, Linux ${here.kernel}, Node ${here.node}, load ${here.loadBefore}`);
-  if (here.loadBefore > 0.5) note('the machine is not quiet: compare ratios, not rates');
+  const here = notedMachine(note);
   const python = execFileSync(process.execPath, [VENV, 'numpy'], { encoding: 'utf8', stdio: ['ignore', 'pipe', 'inherit'] }).trim();
   const theirs = options.ray ? await rayPython(note) : undefined;
   const results: RowResult[] = [];

@@ -87,7 +87,15 @@ export interface Machine {
   readonly loadBefore: number;
 }
 
-export function machine(): Machine {
+/** Looks at the machine, and tells of it. */
+export function notedMachine(note: (text: string) => void): Machine {
+  const here = machine();
+  note(`${here.cores} × ${here.processor}, ${here.memoryGiB} GiB, Linux ${here.kernel}, Node ${here.node}, load ${here.loadBefore}`);
+  if (here.loadBefore > 0.5) note('the machine is not quiet: compare ratios, not rates');
+  return here;
+}
+
+function machine(): Machine {
   let commit = '';
   try {
     commit = execFileSync('git', ['rev-parse', '--short', 'HEAD'], { cwd: new URL('..', import.meta.url), encoding: 'utf8', stdio: ['ignore', 'pipe', 'ignore'] }).trim();

@@ -539,6 +539,19 @@ _NO_ARGS = values.encode_plain(((), {}))
 _NO_ARGS.shared = True
 
 
+def _made(first: bytes, op: int, template: Template, core: ClientCore, ref: type[ObjectRef[Any]]) -> Any:
+    """What a call gives its caller: an actor's id, a ref, refs, a generator, or nothing."""
+    if op == f.CREATE_ACTOR:
+        return first
+    if template.returns == 1 or template.returns == DYNAMIC:
+        return ref(first, core)
+    if template.returns == STREAMING:
+        return ObjectRefGenerator(core.open_stream(first, template.window), ref(first, core), _item_ref)
+    start = int.from_bytes(first[20:], "little")
+    refs = [ref(first[:20] + f.u32(start + i), core) for i in range(max(1, template.returns))]
+    return refs if template.returns > 0 else None
+
+
 def _submit(op: int, template: Template, actor: bytes | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     core = runtime().core
     if template.returns == DYNAMIC:
@@ -551,17 +564,7 @@ def _submit(op: int, template: Template, actor: bytes | None, args: tuple[Any, .
             first = core.call(op, template, actor, packed, deps, packed.ids)
     except BulkheadError as refused:
         raise exceptions.error_of(refused.code, refused.message, refused.stack, None) from None
-    if op == f.CREATE_ACTOR:
-        return first
-    if template.returns == 1:
-        return ObjectRef(first, core)
-    if template.returns == DYNAMIC:
-        return ObjectRef(first, core)
-    if template.returns == STREAMING:
-        return ObjectRefGenerator(core.open_stream(first, template.window), ObjectRef(first, core), _item_ref)
-    start = int.from_bytes(first[20:], "little")
-    refs: list[ObjectRef[Any]] = [ObjectRef(first[:20] + f.u32(start + i), core) for i in range(max(1, template.returns))]
-    return refs if template.returns > 0 else None
+    return _made(first, op, template, core, ObjectRef)
 
 
 _NAME = re.compile(r"[A-Za-z_]\w{0,127}(?:\.[A-Za-z_]\w{0,127}){0,15}:[A-Za-z_]\w{0,127}(?:\.[A-Za-z_]\w{0,127}){0,7}", re.ASCII)
@@ -872,15 +875,7 @@ def submit_plain(op: int, template: Template, actor: bytes | None, args: tuple[A
         first = core.call(op, template, actor, packed, deps, packed.ids)
     except BulkheadError as refused:
         raise exceptions.error_of(refused.code, refused.message, refused.stack, None) from None
-    if op == f.CREATE_ACTOR:
-        return first
-    if template.returns == 1:
-        return PlainRef(first, core)
-    if template.returns == STREAMING:
-        return ObjectRefGenerator(core.open_stream(first, template.window), PlainRef(first, core), _item_ref)
-    start = int.from_bytes(first[20:], "little")
-    refs: list[PlainRef[Any]] = [PlainRef(first[:20] + f.u32(start + i), core) for i in range(max(1, template.returns))]
-    return refs if template.returns > 0 else None
+    return _made(first, op, template, core, PlainRef)
 
 
 class ActorClass:

@@ -10,7 +10,7 @@ import os
 import shutil
 import subprocess
 import threading
-from typing import Any
+from typing import Any, TypeVar
 
 from . import api
 from . import frames as f
@@ -25,6 +25,7 @@ _SOURCES = (".ts", ".mts", ".mjs", ".tsx", ".jsx")
 _BUNDLE_SECONDS = 120
 _bundles: dict[tuple[str, float], bytes] = {}
 _lock = threading.Lock()
+_E = TypeVar("_E", bound="_Exported")
 
 
 def _bundled(path: str) -> bytes:
@@ -59,65 +60,65 @@ def _options(options: dict[str, Any], kind: int) -> tuple[str, int]:
     return api.wire_options(options, kind, plain=True)
 
 
-class JsFunction:
+class _Exported:
+    """What a JavaScript module exports, as this program calls it."""
+
+    _kind: int
+    _direct: str
+
+    def __init__(self, module: str, name: str, options: dict[str, Any], source: bytes | None = None) -> None:
+        _options(options, self._kind)
+        self._module = module
+        self._name = name
+        self._options = options
+        self._source = source
+        self._template: Template | None = None
+
+    def __call__(self, *_: Any, **__: Any) -> Any:
+        raise TypeError(self._direct.format(name=self._name))
+
+    def _bundle(self) -> bytes:
+        if self._source is None:
+            self._source = _bundled(self._module)
+        return self._source
+
+    def _submit(self, op: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Template]:
+        if self._template is None:
+            source = self._bundle()
+            options, returns = _options(self._options, self._kind)
+            self._template = Template(self._kind, digest_of(source), source, self._name, "", options, returns if self._kind == f.TASK else 1)
+        return api.submit_plain(op, self._template, None, args, kwargs), self._template
+
+    def options(self: _E, **options: Any) -> _E:
+        return type(self)(self._module, self._name, {**self._options, **options}, self._source)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Where it goes the file is not.
+        return type(self), (self._module, self._name, self._options, self._bundle())
+
+
+class JsFunction(_Exported):
     """An exported function of a JavaScript module: `.remote(…)` as of any other."""
 
-    def __init__(self, module: str, name: str, options: dict[str, Any], source: bytes | None = None) -> None:
-        _options(options, f.TASK)
-        self._module = module
-        self._name = name
-        self._options = options
-        self._source = source
-        self._template: Template | None = None
-
-    def __call__(self, *_: Any, **__: Any) -> Any:
-        raise TypeError(f"Remote functions cannot be called directly. Instead of running '{self._name}()', try '{self._name}.remote()'.")
+    _kind = f.TASK
+    _direct = "Remote functions cannot be called directly. Instead of running '{name}()', try '{name}.remote()'."
 
     def remote(self, *args: Any, **kwargs: Any) -> Any:
-        if self._template is None:
-            source = self._source = self._source or _bundled(self._module)
-            options, returns = _options(self._options, f.TASK)
-            self._template = Template(f.TASK, digest_of(source), source, self._name, "", options, returns)
-        return api.submit_plain(f.SUBMIT, self._template, None, args, kwargs)
-
-    def options(self, **options: Any) -> JsFunction:
-        return JsFunction(self._module, self._name, {**self._options, **options}, self._source)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Where it goes the file is not.
-        return JsFunction, (self._module, self._name, self._options, self._source or _bundled(self._module))
+        made, _ = self._submit(f.SUBMIT, args, kwargs)
+        return made
 
 
-class JsActorClass:
+class JsActorClass(_Exported):
     """An exported class of a JavaScript module: `.remote(…)` makes an actor of it."""
 
-    def __init__(self, module: str, name: str, options: dict[str, Any], source: bytes | None = None) -> None:
-        _options(options, f.ACTOR_CLASS)
-        self._module = module
-        self._name = name
-        self._options = options
-        self._source = source
-        self._template: Template | None = None
-
-    def __call__(self, *_: Any, **__: Any) -> Any:
-        raise TypeError(f"Actors cannot be instantiated directly. Instead of '{self._name}()', use '{self._name}.remote()'.")
+    _kind = f.ACTOR_CLASS
+    _direct = "Actors cannot be instantiated directly. Instead of '{name}()', use '{name}.remote()'."
 
     def remote(self, *args: Any, **kwargs: Any) -> api.ActorHandle:
-        if self._template is None:
-            source = self._source = self._source or _bundled(self._module)
-            options, _ = _options(self._options, f.ACTOR_CLASS)
-            self._template = Template(f.ACTOR_CLASS, digest_of(source), source, self._name, "", options, 1)
-        first = api.submit_plain(f.CREATE_ACTOR, self._template, None, args, kwargs)
+        first, template = self._submit(f.CREATE_ACTOR, args, kwargs)
         handle = api.ActorHandle(first, self._name, {}, api.ObjectRef(first), plain=True)
-        handle._digest = self._template.digest.hex()
+        handle._digest = template.digest.hex()
         return handle
-
-    def options(self, **options: Any) -> JsActorClass:
-        return JsActorClass(self._module, self._name, {**self._options, **options}, self._source)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Where it goes the file is not.
-        return JsActorClass, (self._module, self._name, self._options, self._source or _bundled(self._module))
 
 
 def js_function(module: str, function_name: str) -> JsFunction:

@@ -7,13 +7,12 @@
 import * as fs from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { BulkheadError } from '../base/errors.ts';
-import { quote } from '../base/ids.ts';
+import { hex, quote } from '../base/ids.ts';
 import { MAX_AUDIT_RECORD_BYTES } from '../base/limits.ts';
 import type { AuditStore } from './audit-store.ts';
 import { openCheckpoint } from './checkpoint-signer.ts';
 import { inRange, RangeFinder, type TimeRange } from './core/export-range.ts';
 import { equalBytes, Frontier, leafHash, TILE_WIDTH } from './core/merkle.ts';
-import { toHex } from './core/note.ts';
 import { EXPORT_FORMATS, recordLine, RECORDS_FILE, type ExportFormat } from './core/record-lines.ts';
 import { RecordDecoder } from './core/record-codec.ts';
 import { tilePath } from './core/tiles.ts';
@@ -147,7 +146,7 @@ class LogWriter {
     const finder = new RangeFinder(this.#range);
     const frontier = new Frontier(sha256);
     const decoder = new RecordDecoder();
-    const place = { origin, tenant, treeSize, rootHash: toHex(rootHash) };
+    const place = { origin, tenant, treeSize, rootHash: hex(rootHash) };
     let text: string[] = [];
     let textChars = 0;
     let records = 0;
@@ -166,7 +165,7 @@ class LogWriter {
         frontier.appendLeafHash(hash);
         finder.see(seq, record.timeMs);
         if (inRange(this.#range, record.timeMs)) {
-          const line = `${recordLine(format, record, { ...place, seq, leafHash: toHex(hash) })}\n`;
+          const line = `${recordLine(format, record, { ...place, seq, leafHash: hex(hash) })}\n`;
           text.push(line);
           textChars += line.length;
           records++;
@@ -192,7 +191,7 @@ class LogWriter {
     await this.#dropOutside(covered.first, covered.end, treeSize);
     await this.#file('checkpoint', checkpoint);
     await this.#file('key.vkey', vkeys.map((k) => `${k}\n`).join(''));
-    return { directory: this.#directory, origin, treeSize, rootHash: toHex(rootHash), firstIndex: covered.first, endIndex: covered.end, records };
+    return { directory: this.#directory, origin, treeSize, rootHash: hex(rootHash), firstIndex: covered.first, endIndex: covered.end, records };
   }
 
   async #file(path: string, content: Uint8Array | string): Promise<void> {

@@ -1,10 +1,10 @@
 /** Reading a tenant's log on this node: the last records, a running view, counts. Must never: show a record that is not durable, or make a log by asking for it. */
+import { hex } from '../base/ids.ts';
 import type { AuditRecord } from '../base/audit-record.ts';
 import { BulkheadError } from '../base/errors.ts';
 import type { AuditStore } from './audit-store.ts';
 import { openCheckpoint } from './checkpoint-signer.ts';
 import { TILE_WIDTH } from './core/merkle.ts';
-import { toHex } from './core/note.ts';
 import { RecordDecoder, RESTART_INTERVAL } from './core/record-codec.ts';
 import { splitBundle } from './core/tiles.ts';
 import type { TenantLog } from './tenant-log.ts';
@@ -169,7 +169,7 @@ export async function stats(store: AuditStore, tenant: string): Promise<AuditSta
     return out;
   };
   return {
-    tenant, origin: log.origin, treeSize: checkpoint.treeSize, rootHash: toHex(checkpoint.rootHash), records, bytes, bytesPerRecord: records === 0 ? 0 : bytes / records,
+    tenant, origin: log.origin, treeSize: checkpoint.treeSize, rootHash: hex(checkpoint.rootHash), records, bytes, bytesPerRecord: records === 0 ? 0 : bytes / records,
     allow: tally.actions.reduce((n, [, a]) => n + a, 0), deny: tally.actions.reduce((n, [, , d]) => n + d, 0),
     actions: named(tally.actions.map(([name, allow, deny]) => [name, { allow, deny }] as const)), events: named(tally.events),
     firstMs: tally.firstMs < 0 ? undefined : tally.firstMs, lastMs: tally.lastMs < 0 ? undefined : tally.lastMs,

@@ -11,13 +11,12 @@ import { open, type FileHandle } from 'node:fs/promises';
 import { join } from 'node:path';
 import * as z from 'zod';
 import { BulkheadError } from '../base/errors.ts';
-import { quote } from '../base/ids.ts';
+import { hex, quote } from '../base/ids.ts';
 import { MAX_AUDIT_RECORD_BYTES } from '../base/limits.ts';
 import { tileRoot, type Manifest, type ManifestLog } from './audit-export.ts';
 import { openCheckpoint } from './checkpoint-signer.ts';
 import { inRange, type TimeRange } from './core/export-range.ts';
 import { equalBytes, Frontier, HASH_BYTES, leafHash, TILE_WIDTH } from './core/merkle.ts';
-import { toHex } from './core/note.ts';
 import { EXPORT_FORMATS, recordLine, RECORDS_FILE } from './core/record-lines.ts';
 import { RecordDecoder, RESTART_INTERVAL } from './core/record-codec.ts';
 import { hashesAtLevel, splitBundle, tilePath, tileWidth } from './core/tiles.ts';
@@ -218,7 +217,7 @@ class LogCheck {
     }
     this.#takeEarlier(this.#options.trustedKeys ?? own);
     if (signed.origin !== log.origin) this.problem(-1, `the checkpoint is of another log, ${quote(signed.origin)}`);
-    if (signed.treeSize !== log.treeSize || toHex(signed.rootHash) !== log.rootHash) {
+    if (signed.treeSize !== log.treeSize || hex(signed.rootHash) !== log.rootHash) {
       this.problem(-1, `the manifest names a tree of ${log.treeSize} records, the signed checkpoint one of ${signed.treeSize}`);
       throw new Stop();
     }
@@ -281,7 +280,7 @@ class LogCheck {
         this.#records++;
         if (!linesGood) continue;
         const line = await lines.next();
-        const expected = recordLine(this.#manifest.format, record, { origin: this.#log.origin, tenant: this.#manifest.tenant, seq: index, leafHash: toHex(hash), treeSize, rootHash: toHex(root) });
+        const expected = recordLine(this.#manifest.format, record, { origin: this.#log.origin, tenant: this.#manifest.tenant, seq: index, leafHash: hex(hash), treeSize, rootHash: hex(root) });
         if (line === expected) continue;
         // After the first difference every later line would differ too when one was removed or put in.
         linesGood = false;

@@ -99,6 +99,14 @@ export const OBJECT_ID_BYTES = 24;
 export const SESSION_PREFIX_BYTES = 20;
 
 const HEX = Array.from({ length: 256 }, (_, octet) => (octet + 0x100).toString(16).slice(1));
+
+/** Lower-case hex digits, two an octet. */
+export function hex(bytes: Uint8Array): string {
+  let text = '';
+  for (const octet of bytes) text += HEX[octet] as string;
+  return text;
+}
+
 /** Ids come in runs of one session: the text of its prefix is made once a run. */
 const lastPrefix = new Uint8Array(SESSION_PREFIX_BYTES);
 let lastPrefixText = `obj-${'00'.repeat(SESSION_PREFIX_BYTES)}`;
@@ -116,7 +124,7 @@ export function objectIdText(id: Uint8Array): ObjectIdText {
 /** The id of an index of a session whose prefix is 40 hex digits. */
 export function idTextOf(prefixHex: string, index: number): ObjectIdText {
   let text = `obj-${prefixHex}`;
-  for (let shift = 0; shift < 32; shift += 8) text += (((index >>> shift) & 0xff) + 0x100).toString(16).slice(1);
+  for (let shift = 0; shift < 32; shift += 8) text += HEX[(index >>> shift) & 0xff] as string;
   return text as ObjectIdText;
 }
 

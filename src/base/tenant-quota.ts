@@ -105,3 +105,19 @@ export interface LineShare {
   /** More is on its way: others were asked to give it back. */
   readonly coming: boolean;
 }
+
+/** What a node says of a tenant. */
+export interface TenantDemand {
+  readonly tenant: string;
+  /** Serial of the newest shares of this tenant that are in force on the node. */
+  readonly applied: number;
+  /** All lines of the tenant that the node knows of. None: it holds nothing. */
+  readonly lines: readonly LineDemand[];
+}
+
+/** What a node is told of a tenant. */
+export interface TenantShare {
+  readonly tenant: string;
+  readonly serial: number;
+  readonly lines: readonly LineShare[];
+}

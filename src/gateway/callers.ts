@@ -2,13 +2,13 @@
  * Who a bearer token is, asked of the head for each request; and that principal's own connections, under an SVID of an hour that the head issues for it. So the gateway acts as whoever
  * asks and has no right of its own. Must never: answer for a token by what an earlier request with it got, or keep a token longer than its request.
  */
-import { createHash, generateKeyPairSync, randomBytes } from 'node:crypto';
+import { createHash, generateKeyPairSync } from 'node:crypto';
 import { BulkheadError, toSafeError } from '../base/errors.ts';
-import { parseSpiffeId, spiffeId, type SpiffeId, type TrustDomain } from '../base/ids.ts';
-import { createCsr, PeerVerifier, Revocations, svidMaterial, SvidSource } from '../pki/pki.ts';
-import { Cluster, Identities, Tokens, type AdmittedToken } from '../rpc/generated/bulkhead/v1/head_pb.js';
+import { parseSpiffeId, type SpiffeId, type TrustDomain } from '../base/ids.ts';
+import { createCsr, svidMaterial } from '../pki/pki.ts';
+import { Cluster, Tokens, type AdmittedToken } from '../rpc/generated/bulkhead/v1/head_pb.js';
 import { client, createChannel, type Client, type RpcChannel } from '../rpc/rpc.ts';
-import type { HeadConnection } from '../sdk/head-client.ts';
+import { headConnection, type HeadConnection } from '../sdk/head-client.ts';
 import type { LogSource } from '../sdk/job-log.ts';
 
 const CALL_TIMEOUT_MS = 15_000;
@@ -16,7 +16,6 @@ const IDLE_MS = 10 * 60_000;
 const SWEEP_MS = 60_000;
 const MAX_PEOPLE = 1_000;
 const MAX_KNOWN_TOKENS = 10_000;
-const HEAD = 'head';
 const clock = { nowMs: () => Date.now(), monotonicMs: () => performance.now() };
 
 /** A principal, and its connections while somebody uses them. */
@@ -136,23 +135,7 @@ export class Callers implements AsyncDisposable {
     const { id } = parseSpiffeId(answer.spiffeId);
     const svid = svidMaterial({ trustDomain, keyPem, certificateChainPem: answer.svidChain, trustBundlePem: answer.trustBundle });
     if (svid.spiffeId !== id) throw new BulkheadError('INTERNAL', 'the head answered with an SVID of another identity');
-    let channel: RpcChannel | undefined;
-    const identity = new SvidSource({
-      initial: svid, clock, random: { bytes: (length) => Uint8Array.from(randomBytes(length)) },
-      async renew(csr) {
-        if (channel === undefined) throw new BulkheadError('UNAVAILABLE', 'the head is not connected yet');
-        const renewed = await client(Identities, channel).renew({ csr }, { timeoutMs: CALL_TIMEOUT_MS });
-        return { certificateChainPem: renewed.svidChain, trustBundlePem: renewed.trustBundle };
-      },
-    });
-    const peers = new PeerVerifier({ bundles: identity, revocations: new Revocations(), clock });
-    channel = createChannel({ identity, peers, address: headAddress, expectedSpiffeId: spiffeId(trustDomain, { kind: 'system', component: HEAD }) });
-    const opened = channel;
-    const close = async (): Promise<void> => {
-      opened.close();
-      await identity[Symbol.asyncDispose]();
-    };
-    const person = new Person(id, answer.tenant, { channel: opened, address: headAddress, gateway: undefined, profileDirectory: '', spiffeId: id, identity, peers, close, [Symbol.asyncDispose]: close });
+    const person = new Person(id, answer.tenant, headConnection({ svid, address: headAddress }));
     this.#people.set(id, person);
     return person;
   }

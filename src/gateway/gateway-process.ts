@@ -3,10 +3,9 @@
  * them. Must never: be given a right over a tenant's resources.
  */
 import { pino } from 'pino';
-import { toSafeError } from '../base/errors.ts';
 import { ServerCertificate } from '../pki/pki.ts';
 import { Identities, Tokens } from '../rpc/generated/bulkhead/v1/head_pb.js';
-import { client, createHttpsListener, type RpcLog } from '../rpc/rpc.ts';
+import { client, createHttpsListener, live, type RpcLog } from '../rpc/rpc.ts';
 import { openHead } from '../sdk/head-client.ts';
 import { Callers } from './callers.ts';
 import { readGatewayConfig, type GatewayConfig } from './gateway-config.ts';
@@ -56,24 +55,11 @@ export async function startGateway(config: GatewayConfig, log: RpcLog): Promise<
 /** The process: configuration in on stdin, one ready line out, until SIGTERM or SIGINT. Exit codes: 0 stopped, 1 failed, 2 wrong configuration. */
 export async function runGateway(): Promise<void> {
   const log = pino({ name: 'gateway', base: {}, serializers: { error: pino.stdSerializers.err } }, pino.destination({ dest: 2, sync: true }));
-  const fail = (error: unknown): never => {
-    const safe = toSafeError(error);
-    log.fatal({ error }, safe.safeMessage);
-    process.exit(safe.code === 'INVALID_ARGUMENT' ? 2 : 1);
-  };
-  process.on('uncaughtException', fail);
-  process.on('unhandledRejection', fail);
-  const stopped = new Promise<void>((resolve) => {
-    process.once('SIGTERM', () => resolve());
-    process.once('SIGINT', () => resolve());
+  await live({
+    fatal: (error, message) => log.fatal({ error }, message), exitCodes: { INVALID_ARGUMENT: 2 },
+    start: async () => {
+      const { url, stop } = await startGateway(readGatewayConfig(), log);
+      return { ready: { url }, stop };
+    },
   });
-  try {
-    const gateway = await startGateway(readGatewayConfig(), log);
-    process.stdout.write(`${JSON.stringify({ ready: true, url: gateway.url })}\n`);
-    await stopped;
-    await gateway.stop();
-    process.exit(0);
-  } catch (error) {
-    fail(error);
-  }
 }

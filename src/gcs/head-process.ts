@@ -9,7 +9,7 @@ import { AuditStore } from '../audit/audit-store.ts';
 import { loadOrCreateCosigner, loadOrCreateSigner } from '../audit/checkpoint-signer.ts';
 import { builtinMethods, defaultPolicy, LiveDecisionPoint, methodTable } from '../authz/authz.ts';
 import type { AppendDurably } from '../base/audit-record.ts';
-import { BulkheadError, toSafeError } from '../base/errors.ts';
+import { BulkheadError } from '../base/errors.ts';
 import { parseTrustDomain, spiffeId, type JobId, type TrustDomain } from '../base/ids.ts';
 import { QUOTA_LEASE_MS, SVID_TTL_MS } from '../base/limits.ts';
 import { DEFAULT_PROJECT } from '../base/project-quota.ts';
@@ -17,7 +17,7 @@ import { amountOfLine, parseQuota, type TenantQuota } from '../base/tenant-quota
 import { CertificateAuthority, EncryptedFileKeyManager, JwtAuthority, PeerVerifier, requestSvid, Revocations, ServerCertificate, SvidSource, writeProfile } from '../pki/pki.ts';
 import { Audit, file_bulkhead_v1_raylet, Metrics } from '../rpc/generated/bulkhead/v1/raylet_pb.js';
 import { Cluster, file_bulkhead_v1_head, Identities, Jobs, NodeAttestation, NodeSync, Policies, Sessions, Tenants, Tokens } from '../rpc/generated/bulkhead/v1/head_pb.js';
-import { createAttestationServer, createMetricsListener, createServer, type MethodRow, type RpcLog } from '../rpc/rpc.ts';
+import { createAttestationServer, createMetricsListener, createServer, live, type MethodRow, type RpcLog } from '../rpc/rpc.ts';
 import { auditReader, authorityStorage, checkpointReader, headPki, policyCompiler, recordIssued, systemClock, systemRandom, type CompiledSnapshot } from './adapters.ts';
 import { Budgets } from './core/budgets.ts';
 import { QuotaShares } from './core/quota-shares.ts';
@@ -260,24 +260,11 @@ function packageVersion(): string {
 /** The process: configuration in, one ready line out, until SIGTERM or SIGINT. Exit codes: 0 stopped, 1 failed, 2 wrong usage. */
 export async function runHead(args: readonly string[]): Promise<void> {
   const log = pino({ name: 'head', base: {}, serializers: { error: pino.stdSerializers.err } }, pino.destination({ dest: 2, sync: true }));
-  const fail = (error: unknown): never => {
-    const safe = toSafeError(error);
-    log.fatal({ error }, safe.safeMessage);
-    process.exit(safe.code === 'INVALID_ARGUMENT' ? 2 : 1);
-  };
-  process.on('uncaughtException', fail);
-  process.on('unhandledRejection', fail);
-  const stopped = new Promise<void>((resolve) => {
-    process.once('SIGTERM', () => resolve());
-    process.once('SIGINT', () => resolve());
+  await live({
+    fatal: (error, message) => log.fatal({ error }, message), exitCodes: { INVALID_ARGUMENT: 2 },
+    start: async (onFatal) => {
+      const { address, attestationAddress, metricsAddress, trustDomain, stop } = await startHead(readHeadConfig(args), { log, onFatal });
+      return { ready: { address, attestationAddress, metricsAddress, trustDomain }, stop };
+    },
   });
-  try {
-    const head = await startHead(readHeadConfig(args), { log, onFatal: fail });
-    process.stdout.write(`${JSON.stringify({ ready: true, address: head.address, attestationAddress: head.attestationAddress, metricsAddress: head.metricsAddress, trustDomain: head.trustDomain })}\n`);
-    await stopped;
-    await head.stop();
-    process.exit(0);
-  } catch (error) {
-    fail(error);
-  }
 }

@@ -11,7 +11,7 @@ import { tail } from '../audit/audit-query.ts';
 import { AuditStore } from '../audit/audit-store.ts';
 import { loadOrCreateCosigner, loadOrCreateSigner } from '../audit/checkpoint-signer.ts';
 import { builtinMethods, LiveDecisionPoint, methodTable, type MethodRow } from '../authz/authz.ts';
-import { BulkheadError, toSafeError } from '../base/errors.ts';
+import { BulkheadError } from '../base/errors.ts';
 import { parseJobId, parseNodeId, spiffeId } from '../base/ids.ts';
 import { principalFromSpiffeId } from '../base/principal.ts';
 import { DEFAULT_PROJECT, parseProjectName } from '../base/project-quota.ts';
@@ -20,7 +20,7 @@ import { USAGE_EVENT } from '../base/usage-record.ts';
 import { authenticSession, createCsr, PeerVerifier, readProfile, Revocations, ServerCertificate, SvidSource, svidMaterial, TrustBundle, untimely, writeProfile, writeProfileSvid, type SvidMaterial } from '../pki/pki.ts';
 import { file_bulkhead_v1_head, Identities, NodeAttestation } from '../rpc/generated/bulkhead/v1/head_pb.js';
 import { Audit, Calls, file_bulkhead_v1_raylet, Inspection, Metrics, Peers } from '../rpc/generated/bulkhead/v1/raylet_pb.js';
-import { client, createChannel, createMetricsListener, createServer, type RpcChannel, type ServerSecurity } from '../rpc/rpc.ts';
+import { client, createChannel, createMetricsListener, createServer, live, type RpcChannel, type ServerSecurity } from '../rpc/rpc.ts';
 import { probeLayers, WorkerPool } from '../sandbox/worker-pool.ts';
 import { auditService } from './audit-service.ts';
 import { callsService } from './driver-channels.ts';
@@ -267,32 +267,19 @@ async function withTimeout(work: Promise<void>, ms: number, what: string): Promi
 /** The process: configuration in on stdin, one ready line out, until SIGTERM or SIGINT. SIGHUP renews its identity now (`kill -HUP`, an operator's tool). Exit codes: 0 stopped, 1 failed, 2 wrong configuration, 4 a layer is missing. */
 export async function runRaylet(): Promise<void> {
   const log = pino({ name: 'raylet', base: {}, serializers: { err: pino.stdSerializers.err } }, pino.destination({ dest: 2, sync: true }));
-  const fail = (error: unknown): never => {
-    const safe = toSafeError(error);
-    log.fatal({ err: error }, safe.safeMessage);
-    process.exit(safe.code === 'INVALID_ARGUMENT' ? 2 : safe.code === 'LAYER_MISSING' ? 4 : 1);
-  };
-  process.on('uncaughtException', fail);
-  process.on('unhandledRejection', fail);
-  const stopped = new Promise<void>((resolve) => {
-    process.once('SIGTERM', () => resolve());
-    process.once('SIGINT', () => resolve());
-  });
   let renew = async (): Promise<void> => undefined;
   process.on('SIGHUP', () => void renew().catch((error: unknown) => log.error({ err: error }, 'the identity of this node could not be renewed; the one in force stays')));
-  try {
-    // Whoever starts a cluster starts its raylets at once and configures them when the head is there: until then there is this to do.
-    methodRows();
-    await WorkerPool.prepare();
-    const raylet = await startRaylet(readRayletConfig(), log);
-    renew = () => raylet.renewIdentity();
-    // From here on it may grow with the work (main.ts).
-    setFlagsFromString('--semi-space-growth-factor=2');
-    process.stdout.write(`${JSON.stringify({ ready: true, address: raylet.address, nodeId: raylet.nodeId, metricsAddress: raylet.metricsAddress })}\n`);
-    await stopped;
-    await raylet.stop();
-    process.exit(0);
-  } catch (error) {
-    fail(error);
-  }
+  await live({
+    fatal: (error, message) => log.fatal({ err: error }, message), exitCodes: { INVALID_ARGUMENT: 2, LAYER_MISSING: 4 },
+    start: async () => {
+      // Whoever starts a cluster starts its raylets at once and configures them when the head is there: until then there is this to do.
+      methodRows();
+      await WorkerPool.prepare();
+      const raylet = await startRaylet(readRayletConfig(), log);
+      renew = () => raylet.renewIdentity();
+      // From here on it may grow with the work (main.ts).
+      setFlagsFromString('--semi-space-growth-factor=2');
+      return { ready: { address: raylet.address, nodeId: raylet.nodeId, metricsAddress: raylet.metricsAddress }, stop: () => raylet.stop() };
+    },
+  });
 }

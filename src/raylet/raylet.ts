@@ -15,7 +15,7 @@ import { NO_LABELS, type Labels } from '../base/labels.ts';
 import { CHUNK_BYTES, MAX_ACTOR_SEED_BYTES, MAX_CALLS_IN_FLIGHT, MAX_HELD_BYTES_PER_CHANNEL, MAX_NAME_CALLS_PER_TENANT, MAX_UNREAD_BYTES, SPREAD_MIN_BYTES, UNREAD_PAUSE_BYTES } from '../base/limits.ts';
 import type { Principal } from '../base/principal.ts';
 import { UNITS_PER_CPU, type ResourceVector } from '../base/resources.ts';
-import { parseQuota } from '../base/tenant-quota.ts';
+import { parseQuota, type TenantShare } from '../base/tenant-quota.ts';
 import { steadyClock, type Clock, type RandomSource } from '../base/time.ts';
 import { parseMonth, USAGE_EVENT } from '../base/usage-record.ts';
 import { ObjectFiles, type ObjectReader } from '../objects/object-files.ts';
@@ -29,7 +29,7 @@ import type { Effect } from './core/effects.ts';
 import { overMemory } from './core/object-memory.ts';
 import { idFromHex } from './core/group-views.ts';
 import { groupInfo, type PlacementGroup } from './core/placement-groups.ts';
-import { reportShares, type ShareReport, type SharesOfTenant } from './core/quota-shares.ts';
+import { reportShares, type ShareReport } from './core/quota-shares.ts';
 import { RayletCore } from './core/raylet-core.ts';
 import { queuedForRoom } from './core/scheduler.ts';
 import { Channel, CHANNEL_KIND, failureOf, Worker, type Actor, type ChannelKind, type Failure, type Job, type Slot, type TenantState, type Upstream } from './core/state.ts';
@@ -218,7 +218,7 @@ export class Raylet implements AsyncDisposable {
   }
 
   /** What the head lets this node use of quotas. */
-  takeShares(epoch: number, answered: number, leaseMs: number, shares: readonly SharesOfTenant[]): void {
+  takeShares(epoch: number, answered: number, leaseMs: number, shares: readonly TenantShare[]): void {
     this.core.state.nowMs = this.#clock.nowMs();
     for (const tenant of this.core.takeShares(epoch, answered, leaseMs, shares)) this.#options.pool.setTenantCpus(tenant.name, kernelCpus(tenant));
     this.flush();

@@ -2,7 +2,7 @@
  * A listening socket for HTTP clients that have no SVID: HTTP/1.1 inside TLS with the limits of every listener. Who may ask, and what, is its owner's to decide, before anything
  * else. Must never: speak without TLS, or keep a connection that asks for nothing.
  */
-import { createServer, type IncomingMessage, type ServerResponse } from 'node:http';
+import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http';
 import type { Duplex } from 'node:stream';
 import type { Clock } from '../base/time.ts';
 import type { OwnIdentity } from './ports.ts';
@@ -42,6 +42,11 @@ export function createHttpsListener(options: HttpsListenerOptions): HttpsListene
     onConnection: (socket) => void http.emit('connection', socket),
     onRefused: (remote, why) => log.warn({ remote, why }, 'a connection was refused'),
   });
+  return servedBy(http, listener);
+}
+
+/** The listening and the end of an HTTP server that has its connections from a TLS listener. */
+export function servedBy(http: Server, listener: TlsListener): HttpsListener {
   return {
     listen(address) {
       const { host, port } = parseListenAddress(address);

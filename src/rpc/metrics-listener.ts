@@ -13,8 +13,9 @@ import { Metrics } from './generated/bulkhead/v1/raylet_pb.js';
 import type { OwnIdentity, ServerSecurity } from './ports.ts';
 import { refusalRecorder } from './server.ts';
 import { methodName, type CallContext, type Implementation } from './service-types.ts';
+import { servedBy } from './https-listener.ts';
 import { NO_LOG, systemClock, type RpcLog } from './tls.ts';
-import { parseListenAddress, TlsListener } from './tls-listener.ts';
+import { TlsListener } from './tls-listener.ts';
 import { TokenBucket } from './token-bucket.ts';
 
 /** A Prometheus holds one connection and scrapes some times a minute. */
@@ -90,15 +91,11 @@ export function createMetricsListener(security: ServerSecurity, options: Metrics
     }
   }
 
+  const served = servedBy(http, listener);
   return {
-    listen(address) {
-      const { host, port } = parseListenAddress(address);
-      return listener.listen(host, port);
-    },
+    listen: served.listen,
     async close() {
-      listener.stopAccepting();
-      http.closeAllConnections();
-      listener.destroyAll();
+      await served.close();
       await admission.settle();
     },
   };

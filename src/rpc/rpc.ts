@@ -7,6 +7,7 @@ export { client, createChannel, type RpcChannel } from './channel.ts';
 export type { ChannelOptions } from './client-tls.ts';
 export type { BaseCall, CallContext, CallOptions, Client, Implementation } from './service-types.ts';
 export { LastingStream, MovableStream, MovableStreams, RESUME_METADATA } from './lasting-stream.ts';
+export { live } from './process-life.ts';
 export { processMetrics } from './process-metrics.ts';
 export { noticesOf } from './owners-notices.ts';
 export type { BatchStream, MessageStream } from './streams.ts';

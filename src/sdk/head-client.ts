@@ -41,15 +41,31 @@ export function profileDirectory(given: string | undefined): string {
   return named === undefined || named === '' ? join(homedir(), '.bulkhead', 'default') : named;
 }
 
+const clock = { nowMs: () => Date.now(), monotonicMs: () => performance.now() };
+
 /** Opens the head of a profile; connects with the first call. Throws INVALID_ARGUMENT for a damaged profile, UNAUTHENTICATED for an expired one. */
 export async function openHead(target: HeadTarget = {}): Promise<HeadConnection> {
   const directory = profileDirectory(target.profile);
   const { address: profileAddress, gateway, svid } = await readProfile(directory);
   const address = target.address ?? profileAddress;
-  const clock = { nowMs: () => Date.now(), monotonicMs: () => performance.now() };
   if (svid.notAfterMs <= clock.nowMs()) {
     throw new BulkheadError('UNAUTHENTICATED', `the identity in profile ${directory} ended at ${new Date(svid.notAfterMs).toISOString()}; ask your administrator for a new one (bulkhead identity issue)`);
   }
+  return headConnection({ svid, address, gateway, profileDirectory: directory, save: (fresh) => writeProfileSvid(directory, fresh) });
+}
+
+interface HeadIdentity {
+  readonly svid: SvidMaterial;
+  readonly address: string;
+  readonly gateway?: string | undefined;
+  /** '': the identity is in no profile. */
+  readonly profileDirectory?: string;
+  /** Keeps what was renewed. */
+  readonly save?: (fresh: SvidMaterial) => Promise<void>;
+}
+
+/** To the head as this identity, which is renewed there while the connection lasts. Connects with the first call. */
+export function headConnection({ svid, address, gateway, profileDirectory = '', save }: HeadIdentity): HeadConnection {
   let channel: RpcChannel | undefined;
   const identity = new SvidSource({
     initial: svid, clock, random: { bytes: (length) => Uint8Array.from(randomBytes(length)) },
@@ -58,7 +74,7 @@ export async function openHead(target: HeadTarget = {}): Promise<HeadConnection>
       const renewed = await client(Identities, channel).renew({ csr }, { timeoutMs: RENEW_TIMEOUT_MS });
       return { certificateChainPem: renewed.svidChain, trustBundlePem: renewed.trustBundle };
     },
-    save: (fresh: SvidMaterial) => writeProfileSvid(directory, fresh),
+    ...(save === undefined ? {} : { save }),
   });
   const peers = new PeerVerifier({ bundles: identity, revocations: new Revocations(), clock });
   channel = createChannel({ identity, peers, address, expectedSpiffeId: spiffeId(svid.trustDomain, { kind: 'system', component: HEAD }) });
@@ -67,5 +83,5 @@ export async function openHead(target: HeadTarget = {}): Promise<HeadConnection>
     opened.close();
     await identity[Symbol.asyncDispose]();
   };
-  return { channel: opened, address, gateway, profileDirectory: directory, spiffeId: svid.spiffeId, identity, peers, close, [Symbol.asyncDispose]: close };
+  return { channel: opened, address, gateway, profileDirectory, spiffeId: svid.spiffeId, identity, peers, close, [Symbol.asyncDispose]: close };
 }

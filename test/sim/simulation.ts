@@ -3,12 +3,12 @@
  * part in one direction; disks that tear and fill; clocks that jump; processes that die. One seeded random source decides all of it, so a
  * seed is a run. Must never: ask a clock, the host's random source, or the order of anything that the seed does not decide.
  */
+import { hex } from '../../src/base/ids.ts';
 import { FrameReader, FrameWriter, OP } from '../../src/base/frame.ts';
 import type { JobId } from '../../src/base/ids.ts';
 import { DEFAULT_PROJECT, NO_PROJECT_QUOTA, type ProjectQuota } from '../../src/base/project-quota.ts';
 import { SESSION_TTL_MS } from '../../src/base/limits.ts';
 import { principalFromSpiffeId } from '../../src/base/principal.ts';
-import { hex } from '../../src/raylet/core/core.ts';
 import { CHANNEL_KIND, type Channel, type Upstream } from '../../src/raylet/core/state.ts';
 import { NO_QUOTA, type TenantQuota } from '../../src/base/tenant-quota.ts';
 import { NO_BUGS, type Bugs } from './canaries.ts';

@@ -5,9 +5,9 @@
 import type { AuditLog, AuditRecord } from '../../src/base/audit-record.ts';
 import type { DecisionRequest, PolicyDecisionPoint } from '../../src/base/decision.ts';
 import { CALL_KIND, FrameReader, FrameWriter, NO_ITEM, OP } from '../../src/base/frame.ts';
-import { parseTenantName, type JobId } from '../../src/base/ids.ts';
+import { hex, parseTenantName, type JobId } from '../../src/base/ids.ts';
 import { principalFromSpiffeId } from '../../src/base/principal.ts';
-import { hex, makeId } from '../../src/raylet/core/core.ts';
+import { makeId } from '../../src/raylet/core/core.ts';
 import { RayletCore } from '../../src/raylet/core/raylet-core.ts';
 import { CHANNEL_KIND, type Channel, type Failure, type HeldBatch, type Job, type Slot, type TenantState, type Upstream, type Worker } from '../../src/raylet/core/state.ts';
 import { NO_QUOTA, type TenantQuota } from '../../src/base/tenant-quota.ts';

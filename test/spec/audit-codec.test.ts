@@ -2,8 +2,9 @@
 import { createPublicKey, verify } from 'node:crypto';
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
+import { hex } from '../../src/base/ids.ts';
 import type { AuditRecord } from '../../src/base/audit-record.ts';
-import { fromBase64, formatNote, formatCheckpoint, parseCheckpoint, parseNote, parseVerifierKey, toBase64, toHex } from '../../src/audit/core/note.ts';
+import { fromBase64, formatNote, formatCheckpoint, parseCheckpoint, parseNote, parseVerifierKey, toBase64 } from '../../src/audit/core/note.ts';
 import { leafBound, RecordDecoder, RecordEncoder, RESTART_INTERVAL } from '../../src/audit/core/record-codec.ts';
 import { sha256 } from '../../src/audit/node-hash.ts';
 
@@ -134,7 +135,7 @@ describe('notes', () => {
   it('base64 has one spelling', () => {
     fc.assert(fc.property(fc.uint8Array({ maxLength: 50 }), (bytes) => {
       expect(toBase64(bytes)).toBe(Buffer.from(bytes).toString('base64'));
-      expect(toHex(fromBase64(toBase64(bytes)))).toBe(Buffer.from(bytes).toString('hex'));
+      expect(hex(fromBase64(toBase64(bytes)))).toBe(Buffer.from(bytes).toString('hex'));
     }));
     for (const bad of ['A', 'AA', 'AB==', 'AAF=', 'AA=A', '====', 'A===', 'AAA-', ' AAA']) expect(() => fromBase64(bad)).toThrow(/base64/);
   });

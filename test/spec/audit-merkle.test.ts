@@ -5,7 +5,7 @@ import { describe, expect, it } from 'vitest';
 import {
   consistencyProof, equalBytes, Frontier, inclusionProof, leafHash, rangeHash, verifyConsistency, verifyInclusion, type NodeAt,
 } from '../../src/audit/core/merkle.ts';
-import { toHex } from '../../src/audit/core/note.ts';
+import { hex } from '../../src/base/ids.ts';
 import { hashesAtLevel, splitBundle, tilePath, tileWidth } from '../../src/audit/core/tiles.ts';
 import { sha256 } from '../../src/audit/node-hash.ts';
 
@@ -54,7 +54,7 @@ describe('the tree', () => {
       '76e67dadbcdf1e10e1b74ddc608abd2f98dfb16fbce75277b5232a127f2087ef', 'ddb89be403809e325750d3d263cd78929c2942b7942a34b77e122c9594a74c8c', '5dc9da79a70659a9ad559cb701ded9a2ab9d823aad2f4960cfe370eff4604328',
     ];
     for (const [n, root] of roots.entries()) {
-      expect(toHex(grown(D.slice(0, n)).root())).toBe(root);
+      expect(hex(grown(D.slice(0, n)).root())).toBe(root);
       expect(MTH(D.slice(0, n)).toString('hex')).toBe(root);
     }
   });
@@ -65,7 +65,7 @@ describe('the tree', () => {
       const first = grown(D.slice(0, at));
       const restored = Frontier.restore(sha256, at, first.hashes());
       for (const d of D.slice(at)) restored.appendInput(Buffer.concat([LEAF, d]), 0, d.length + 1);
-      expect(toHex(restored.root())).toBe(MTH(D).toString('hex'));
+      expect(hex(restored.root())).toBe(MTH(D).toString('hex'));
       expect(restored.size).toBe(D.length);
     }), { numRuns: 100 });
   });
@@ -77,12 +77,12 @@ describe('the tree', () => {
     for (const [i, d] of D.entries()) {
       byLeaves.appendLeafHash(leafHash(sha256, d));
       if (byLeaves.size % 256 !== 0) continue;
-      expect(toHex(byLeaves.bundleRoot)).toBe(MTH(D.slice(i - 255, i + 1)).toString('hex'));
+      expect(hex(byLeaves.bundleRoot)).toBe(MTH(D.slice(i - 255, i + 1)).toString('hex'));
       byBundles.appendBundleRoot(byLeaves.bundleRoot);
     }
     for (const d of D.slice(256 * 5)) byBundles.appendLeafHash(leafHash(sha256, d));
-    expect(toHex(byBundles.root())).toBe(MTH(D).toString('hex'));
-    expect(toHex(byLeaves.root())).toBe(MTH(D).toString('hex'));
+    expect(hex(byBundles.root())).toBe(MTH(D).toString('hex'));
+    expect(hex(byLeaves.root())).toBe(MTH(D).toString('hex'));
   });
 
   it('refuses a frontier that does not fit its size', () => {
@@ -135,7 +135,7 @@ describe('proofs', () => {
 
   it('range hashes are the naive ones', () => {
     const D = Array.from({ length: 37 }, (_, i) => Uint8Array.of(i));
-    expect(toHex(rangeHash(sha256, nodesOf(D), 32, 37))).toBe(MTH(D.slice(32)).toString('hex'));
+    expect(hex(rangeHash(sha256, nodesOf(D), 32, 37))).toBe(MTH(D.slice(32)).toString('hex'));
     expect(equalBytes(rangeHash(sha256, nodesOf(D), 0, 37), MTH(D))).toBe(true);
   });
 });

@@ -3,7 +3,7 @@
  * Must never: accept a second spelling of the same note: what is parsed is what was signed, byte for byte.
  */
 import { BulkheadError, invariant } from '../../base/errors.ts';
-import { quote } from '../../base/ids.ts';
+import { hex, quote } from '../../base/ids.ts';
 import { HASH_BYTES, type Hasher } from './merkle.ts';
 import { writeUtf8 } from '../../base/frame.ts';
 
@@ -47,12 +47,6 @@ export function fromBase64(text: string): Uint8Array {
   return toBase64(out) === text ? out : refuse();
 }
 
-export function toHex(bytes: Uint8Array): string {
-  let text = '';
-  for (const b of bytes) text += (b + 0x100).toString(16).slice(1);
-  return text;
-}
-
 export function utf8(text: string): Uint8Array {
   const out = new Uint8Array(text.length * 3);
   return out.subarray(0, writeUtf8(text, out, 0));
@@ -86,7 +80,7 @@ export function keyIdOf(hasher: Hasher, name: string, type: number, publicKey: U
   const input = concat(utf8(`${name}\n`), Uint8Array.of(type), publicKey);
   const digest = new Uint8Array(HASH_BYTES);
   hasher.into(input, 0, input.length, digest, 0);
-  return toHex(digest.subarray(0, 4));
+  return hex(digest.subarray(0, 4));
 }
 
 /** `<name>+<key id>+<base64(type ‖ public key)>`. */
@@ -150,7 +144,7 @@ export function parseNote(note: string): SignedNote {
     if (match === null) return refuse(`${quote(line)} is not a signature line`);
     const bytes = fromBase64(match[2] as string);
     if (bytes.length < 5) return refuse('a signature is too short');
-    return { name: match[1] as string, keyId: toHex(bytes.subarray(0, 4)), signature: bytes.slice(4) };
+    return { name: match[1] as string, keyId: hex(bytes.subarray(0, 4)), signature: bytes.slice(4) };
   });
   return { text: note.slice(0, end + 1), signatures };
 }

@@ -4,7 +4,7 @@
  * uses and starts nothing more); 3. called back → free (the node has said that it holds less); 4. granted → free (the node's process has ended, or its
  * lease has). Must never: give out what some node may still use under its lease.
  */
-import type { LineDemand, LineShare } from '../../base/tenant-quota.ts';
+import type { LineDemand, TenantDemand, TenantShare } from '../../base/tenant-quota.ts';
 
 /** What waited this long is served before those who go on using what they have. */
 const STARVED_MS = 1_000;
@@ -45,20 +45,6 @@ class NodeShares {
   constructor(id: string) {
     this.id = id;
   }
-}
-
-export interface TenantDemand {
-  readonly tenant: string;
-  /** Serial of the newest shares of this tenant that are in force on the node. */
-  readonly applied: number;
-  /** All lines of the tenant that the node knows of. None: it holds nothing. */
-  readonly lines: readonly LineDemand[];
-}
-
-export interface TenantShare {
-  readonly tenant: string;
-  readonly serial: number;
-  readonly lines: readonly LineShare[];
 }
 
 /** What a node is told. */

@@ -4,8 +4,9 @@
  * Must never: return a value for something it did not understand.
  */
 import { BulkheadError } from '../../base/errors.ts';
+import { hex } from '../../base/ids.ts';
 import {
-  TAG, bytesEqual, contextTag, expectTag, hex, readAscii, readBitStringBytes, readBoolean, readChildren, readDer, readInteger, readNamedBits, readOid, readSequence,
+  TAG, bytesEqual, contextTag, expectTag, readAscii, readBitStringBytes, readBoolean, readChildren, readDer, readInteger, readNamedBits, readOid, readSequence,
   readSmallInteger, readTime, refuseDer, type DerElement,
 } from './der.ts';
 

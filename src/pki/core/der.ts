@@ -184,12 +184,6 @@ export function bytesEqual(a: Uint8Array, b: Uint8Array): boolean {
   return a.length === b.length && a.every((byte, i) => byte === b[i]);
 }
 
-export function hex(bytes: Uint8Array): string {
-  let text = '';
-  for (const byte of bytes) text += (byte + 0x100).toString(16).slice(1);
-  return text;
-}
-
 // --- writing --------------------------------------------------------------------------------------------------------
 
 /**

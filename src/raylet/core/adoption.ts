@@ -3,12 +3,13 @@
  * its name. What it is made of comes from the head, which got it from the lost node: it is checked like what a client sends, and decided as
  * that session's own creation. Must never: give it another's rights, or take what it cannot check.
  */
+import { hex } from '../../base/ids.ts';
 import { resource } from '../../base/decision.ts';
 import { BulkheadError } from '../../base/errors.ts';
 import { CALL_KIND } from '../../base/frame.ts';
 import { classInfoOf, keepSeed } from './actors.ts';
 import { EXPORT_NAME, storeCode } from './client-calls.ts';
-import { hex, type Core } from './core.ts';
+import type { Core } from './core.ts';
 import { parseFunctionOptions, type FunctionOptions } from './function-options.ts';
 import { DENIED } from './objects.ts';
 import { elsewhere } from './quota-tree.ts';

@@ -13,11 +13,12 @@
  *   7. RUNNING, elsewhere → WAITING    the reader was let down (COPIED): it is sent elsewhere, at last to us
  *   8. RUNNING → overdue               its turn is somebody else's; the reader may still say 6 or 7
  */
+import { hex } from '../../base/ids.ts';
 import { resource } from '../../base/decision.ts';
 import { BulkheadError } from '../../base/errors.ts';
 import { OP, type FrameReader } from '../../base/frame.ts';
 import { COPY_BYTES_PER_SECOND, MAX_DETOURS, MAX_SHARES_PER_CHANNEL, SHARE_ANSWER_MS, SPREAD_FANOUT, SPREAD_LEASE_MS } from '../../base/limits.ts';
-import { hex, idIndex, idWord, type Core } from './core.ts';
+import { idIndex, idWord, type Core } from './core.ts';
 import { awaitEntry, DENIED, isLocal, LOST, refuseValue, unpin, writeValue } from './objects.ts';
 import { OBJECT_STATUS, PENDING_KIND, PendingCall, type Channel, type ObjectEntry, type Upstream } from './state.ts';
 

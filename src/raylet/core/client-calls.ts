@@ -8,10 +8,10 @@ import { overCalls } from '../../base/budget.ts';
 import { BulkheadError } from '../../base/errors.ts';
 import { FORWARDED } from '../../base/usage-record.ts';
 import { ACTOR_STATE, CALL_KIND, NO_TIMEOUT, OP, type CallKind, type FrameReader } from '../../base/frame.ts';
-import { OBJECT_ID_BYTES, SESSION_PREFIX_BYTES, quote } from '../../base/ids.ts';
+import { OBJECT_ID_BYTES, SESSION_PREFIX_BYTES, hex, quote } from '../../base/ids.ts';
 import { MAX_CALLS_IN_FLIGHT, MAX_CODE_BYTES, MAX_CODE_BYTES_PER_TENANT, MAX_DEPENDENCIES, MAX_HELD_BYTES_PER_TENANT, MAX_INLINE_BYTES, MAX_OBJECT_BYTES, MAX_OBJECTS_PER_TENANT, MAX_REFS_PER_CALL, MAX_SCHEDULING_CLASSES_PER_TENANT, MAX_TASK_DEPTH, MAX_TEMPLATES_PER_CHANNEL, MAX_UPLOADS_PER_CHANNEL, MAX_WAITING_PER_CHANNEL } from '../../base/limits.ts';
 import { actorDied, actorLost, actorResource, callActor, classInfoOf, findActor, keepSeed, methodResource, tellCreator } from './actors.ts';
-import { DENIED_TEXT, hex, idIndex, idWord, type Core } from './core.ts';
+import { DENIED_TEXT, idIndex, idWord, type Core } from './core.ts';
 import { cancelTask } from './endings.ts';
 import { giveSame, remember, submittedBefore } from './idempotency.ts';
 import { giveMemory, noMemoryFor, takeMemory } from './memory-books.ts';
@@ -549,7 +549,7 @@ export function onPutChunk(core: Core, channel: Channel, r: FrameReader): void {
     if (entry === undefined) return;
     // A file of one octet takes a page and a name on the tmpfs that all tenants share, and is counted as one octet.
     if (total <= MAX_INLINE_BYTES) return settleFailed(core, entry, refused('INVALID_ARGUMENT', `an object of ${total} bytes is sent whole: only those of more than ${MAX_INLINE_BYTES} bytes come in parts`));
-    if (tenant.objectBytes + total > tenant.quota.objectBytes) return settleFailed(core, entry, refused('QUOTA_EXCEEDED', `an object of ${total} bytes does not fit the tenant's quota of ${tenant.nominal.objectBytes} bytes (${tenant.objectBytes} in use on this node${elsewhere(tenant.quota.objectBytes, tenant.nominal.objectBytes)})`));
+    if (tenant.objectBytes + total > tenant.quota.objectBytes) return settleFailed(core, entry, refused('QUOTA_EXCEEDED', `an object of ${total} bytes does not fit the tenant's quota of ${tenant.quota.objectBytes} bytes (${tenant.objectBytes} in use on this node)`));
     const noMemory = noMemoryFor(core, tenant, total);
     if (noMemory !== undefined) return settleFailed(core, entry, noMemory);
     if (channel.puts.size >= MAX_UPLOADS_PER_CHANNEL) return settleFailed(core, entry, refused('RESOURCE_EXHAUSTED', `more than ${MAX_UPLOADS_PER_CHANNEL} objects are being sent at once: finish some of them first`));

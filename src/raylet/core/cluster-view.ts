@@ -2,9 +2,10 @@
  * What a program may ask about the cluster and its placement groups. Of nodes it is told what they have and what its own tenant uses here.
  * Must never: tell how busy others keep a node.
  */
+import { hex } from '../../base/ids.ts';
 import { resource } from '../../base/decision.ts';
 import type { FrameReader } from '../../base/frame.ts';
-import { hex, type Core } from './core.ts';
+import type { Core } from './core.ts';
 import { done, failRequest } from './deciding.ts';
 import { decideUse } from './group-rights.ts';
 import { DENIED } from './objects.ts';

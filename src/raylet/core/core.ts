@@ -6,7 +6,7 @@ import type { AuditRecord, DecisionRecord } from '../../base/audit-record.ts';
 import type { Action, DecisionRequest, PolicyDecisionPoint, Resource } from '../../base/decision.ts';
 import { resource } from '../../base/decision.ts';
 import { BulkheadError } from '../../base/errors.ts';
-import { OBJECT_ID_BYTES, SESSION_PREFIX_BYTES, objectIdText, type JobId, type ObjectIdText } from '../../base/ids.ts';
+import { OBJECT_ID_BYTES, SESSION_PREFIX_BYTES, hex, objectIdText, type JobId, type ObjectIdText } from '../../base/ids.ts';
 import type { Labels } from '../../base/labels.ts';
 import { CLOCK_SKEW_MS, CUT_BATCH_BYTES, MAX_INTRUSIONS_TOLD, MAX_OBJECTS_PER_TENANT, MAX_OWED_RECORDS_PER_TENANT, NODE_DEAD_AFTER_MS, SESSION_TTL_MS } from '../../base/limits.ts';
 import type { ResourceVector } from '../../base/resources.ts';
@@ -40,12 +40,6 @@ export interface CoreConfig {
   readonly python?: string;
   /** Quotas hold for several nodes together: this one may use what `takeShares` said. False: a core by itself, whose quotas are its own. */
   readonly sharedQuotas: boolean;
-}
-
-export function hex(bytes: Uint8Array): string {
-  let text = '';
-  for (const b of bytes) text += (b + 0x100).toString(16).slice(1);
-  return text;
 }
 
 /** Reads a u32 of an id without a DataView. */
@@ -151,6 +145,8 @@ export class Core {
   /** Counts changes of which nodes there are, what they have in all, their labels and whether they can be reached. */
   nodesChanged = 0;
   #reopenedMs = 0;
+  /** When forwarded work was last looked through for what has not begun (recalls.ts). */
+  recalledMs = 0;
   readonly dirtyChannels: Channel[] = [];
   readonly dirtySlots: Slot[] = [];
   readonly dirtyUpstreams: Upstream[] = [];

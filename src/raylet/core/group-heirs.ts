@@ -6,6 +6,7 @@
  *   3. bundles that nobody has are planned anew, as after the loss of a node
  * Must never: give a principal another's group, or take bundles from a coordinator that is still there.
  */
+import { hex } from '../../base/ids.ts';
 import { BulkheadError } from '../../base/errors.ts';
 import type { FrameReader } from '../../base/frame.ts';
 import { OP } from '../../base/frame.ts';
@@ -13,7 +14,7 @@ import { BUNDLE_PREPARE_MS, MAX_BUNDLES_PER_GROUP, MAX_GROUP_HEIRS, MAX_PLACEMEN
 import type { ActorSeed } from './adoption.ts';
 import type { BundleHold } from './bundle.ts';
 import { holdsOf } from './bundle-holds.ts';
-import { hex, idWord, type Core } from './core.ts';
+import { idWord, type Core } from './core.ts';
 import { decideOn, done, failRequest } from './deciding.ts';
 import { groupResource, resourceOf } from './group-rights.ts';
 import { idFromHex } from './group-views.ts';

@@ -1,7 +1,8 @@
 /** What policies see of placement groups, and who may use one. Must never: tell a group of another tenant's from one that nobody has. */
+import { hex } from '../../base/ids.ts';
 import { resource, type Resource } from '../../base/decision.ts';
 import { NO_RESOURCES, add, type ResourceVector } from '../../base/resources.ts';
-import { hex, idWord, type Core } from './core.ts';
+import { idWord, type Core } from './core.ts';
 import { decideOn } from './deciding.ts';
 import { idFromHex } from './group-views.ts';
 import { CHANNEL_KIND, type Channel } from './state.ts';

@@ -3,11 +3,11 @@
  * never: let one principal's calls use what another's were told, or trust a raylet with more than its own groups.
  */
 import { isErrorCode } from '../../base/errors.ts';
-import { OBJECT_ID_BYTES } from '../../base/ids.ts';
+import { OBJECT_ID_BYTES, hex } from '../../base/ids.ts';
 import { OP, type FrameReader } from '../../base/frame.ts';
 import { MAX_BUNDLES_PER_GROUP, MAX_ERROR_MESSAGE_CHARS, MAX_GROUP_JSON_BYTES } from '../../base/limits.ts';
 import { fits, type ResourceVector } from '../../base/resources.ts';
-import { hex, idWord, type Core } from './core.ts';
+import { idWord, type Core } from './core.ts';
 import type { LabelSelector } from '../../base/labels.ts';
 import { parseResources } from './function-options.ts';
 import type { Failure, Job, Upstream } from './state.ts';

@@ -7,7 +7,6 @@ import { CALL_KIND, OP } from '../../base/frame.ts';
 import { CHUNK_BYTES, MAX_ANSWER_BYTES, MAX_COPY_BYTES, MAX_LINEAGE_BYTES_PER_TENANT, MAX_LINEAGE_PER_TENANT, MAX_OBJECT_BYTES, MAX_OBJECTS_PER_TENANT } from '../../base/limits.ts';
 import { DENIED_TEXT, idIndex, makeId, type Core } from './core.ts';
 import { dropSpill, enterMemory, giveMemory, leaveMemory, noteAttached, takeMemory, touch } from './memory-books.ts';
-import { elsewhere, wholeOf } from './quota-tree.ts';
 import { CHANNEL_KIND, OBJECT_STATUS, ObjectEntry, PENDING_KIND, PendingCall, TASK_STATE, type Channel, type Failure, type Lineage, type Session, type Task, type TenantState, type Upstream, type Waiter } from './state.ts';
 
 export const LOST: Failure = { code: 'OBJECT_LOST', message: 'the object does not exist: it was released, or never created', stack: '' };
@@ -57,8 +56,8 @@ function account(core: Core, entry: ObjectEntry): void {
   if (project !== undefined) project.objectBytes += entry.size;
   const beyond = tenant.objectBytes > tenant.quota.objectBytes;
   if (!beyond && (project === undefined || project.objectBytes <= project.quota.objectBytes)) return;
-  const message = beyond || project === undefined ? `the tenant's objects on this node would take ${tenant.objectBytes} bytes, more than its quota of ${tenant.nominal.objectBytes}${elsewhere(tenant.quota.objectBytes, tenant.nominal.objectBytes)}: release refs, or ask for a larger quota`
-    : `the objects of project ${project.name} on this node would take ${project.objectBytes} bytes, more than its quota of ${wholeOf(tenant, project).objectBytes}${elsewhere(project.quota.objectBytes, wholeOf(tenant, project).objectBytes)}: release refs, or ask the tenant's administrator for a larger quota`;
+  const message = beyond || project === undefined ? `the tenant's objects on this node would take ${tenant.objectBytes} bytes, more than its quota of ${tenant.quota.objectBytes}: release refs, or ask for a larger quota`
+    : `the objects of project ${project.name} on this node would take ${project.objectBytes} bytes, more than its quota of ${project.quota.objectBytes}: release refs, or ask the tenant's administrator for a larger quota`;
   const failure: Failure = { code: 'QUOTA_EXCEEDED', message, stack: '' };
   dropBytes(core, entry);
   entry.status = OBJECT_STATUS.FAILED;
@@ -102,7 +101,7 @@ export function fileFor(core: Core, entry: ObjectEntry, tenant: TenantState): st
   if (known !== undefined) return known;
   if (entry.size > MAX_COPY_BYTES) return { code: 'RESOURCE_EXHAUSTED', message: `an object of another tenant of ${entry.size} bytes is not copied for a task: at most ${MAX_COPY_BYTES} bytes; get it in a driver, or have its owner put it in parts`, stack: '' };
   if (tenant.objectBytes + entry.size > tenant.quota.objectBytes) {
-    return { code: 'QUOTA_EXCEEDED', message: `the copy of an object of another tenant of ${entry.size} bytes does not fit the tenant's quota of ${tenant.nominal.objectBytes} bytes (${tenant.objectBytes} in use on this node${elsewhere(tenant.quota.objectBytes, tenant.nominal.objectBytes)}): release refs, or ask for a larger quota`, stack: '' };
+    return { code: 'QUOTA_EXCEEDED', message: `the copy of an object of another tenant of ${entry.size} bytes does not fit the tenant's quota of ${tenant.quota.objectBytes} bytes (${tenant.objectBytes} in use on this node): release refs, or ask for a larger quota`, stack: '' };
   }
   const copyName = `copy-${entry.session.prefixHex}-${core.nextNumber()}`;
   tenant.objectBytes += entry.size;

@@ -14,7 +14,7 @@
 import { resource, type Resource } from '../../base/decision.ts';
 import { BulkheadError } from '../../base/errors.ts';
 import { OP, type FrameReader } from '../../base/frame.ts';
-import { OBJECT_ID_BYTES, objectIdText, quote } from '../../base/ids.ts';
+import { OBJECT_ID_BYTES, hex, objectIdText, quote } from '../../base/ids.ts';
 import { parseSelector } from '../../base/labels.ts';
 import { BUNDLE_PREPARE_MS, MAX_BUNDLES_PER_GROUP, MAX_GROUP_JSON_BYTES, MAX_PLACEMENT_GROUPS_PER_TENANT } from '../../base/limits.ts';
 import { fits, type ResourceVector } from '../../base/resources.ts';
@@ -26,7 +26,7 @@ import { DENIED, createEntry, settleFailed, settleInline, unpin } from './object
 import { decideOn, done, failRequest } from './deciding.ts';
 import { decideUse, groupResource, resourceOf } from './group-rights.ts';
 import { idFromHex, REMOVED, type GroupBundle, type GroupView } from './group-views.ts';
-import { hex, idWord, makeId, type Core } from './core.ts';
+import { idWord, makeId, type Core } from './core.ts';
 import { failQueued, groupClasses } from './scheduler.ts';
 import { parseResources } from './function-options.ts';
 import { giveBackOn, ownPlace, placesOf, takeOn, type Place } from './placement.ts';

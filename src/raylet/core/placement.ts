@@ -4,11 +4,11 @@
  * work where a hard condition does not hold, also when nothing else has room.
  */
 import { BulkheadError } from '../../base/errors.ts';
-import { objectIdFromText, parseNodeId, quote } from '../../base/ids.ts';
+import { hex, objectIdFromText, parseNodeId, quote } from '../../base/ids.ts';
 import { describeSelector, meets, parseFallback, parseSelector, type Labels, type LabelSelector } from '../../base/labels.ts';
 import { HEARTBEAT_MS, MAX_BUNDLES_PER_GROUP } from '../../base/limits.ts';
 import { add, fits, subtract, type ResourceVector } from '../../base/resources.ts';
-import { hex, type Core } from './core.ts';
+import type { Core } from './core.ts';
 import type { RemoteNode, SchedulingClass } from './state.ts';
 
 /** By then a node has reported what it was given, and the head has passed it on. */

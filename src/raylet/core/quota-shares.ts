@@ -6,7 +6,7 @@ import { CALL_KIND, type CallKind } from '../../base/frame.ts';
 import { MAX_QUOTA_LINES_PER_TENANT } from '../../base/limits.ts';
 import { NO_PROJECT_QUOTA, type ProjectQuota } from '../../base/project-quota.ts';
 import { fits, type ResourceVector } from '../../base/resources.ts';
-import { hasShared, lent, type LineDemand, type LineShare } from '../../base/tenant-quota.ts';
+import { hasShared, lent, type LineDemand, type TenantDemand, type TenantShare } from '../../base/tenant-quota.ts';
 import type { Core } from './core.ts';
 import { divide, mayHold, wholeOf } from './quota-tree.ts';
 import { NO_JOB_QUOTA, type Job, type TenantState } from './state.ts';
@@ -19,22 +19,13 @@ const REFUSED_MS = 250;
 const ASKED_MS = 5_000;
 const SPARE_CALLS = 16;
 
-export interface SharesOfTenant {
-  readonly tenant: string;
-  readonly serial: number;
-  readonly lines: readonly LineShare[];
-}
-
 export interface ShareReport {
   readonly serial: number;
   readonly epoch: number;
   readonly tenants: readonly TenantReport[];
 }
 
-export interface TenantReport {
-  readonly tenant: string;
-  readonly applied: number;
-  readonly lines: readonly LineDemand[];
+export interface TenantReport extends TenantDemand {
   /** Some call waits for the answer. */
   readonly asks: boolean;
 }
@@ -89,7 +80,7 @@ function lentOf(share: number, whole: number, lend: number): number {
 }
 
 /** From the head, in answer to the report with this serial. */
-export function takeShares(core: Core, epoch: number, answered: number, leaseMs: number, shares: readonly SharesOfTenant[]): TenantState[] {
+export function takeShares(core: Core, epoch: number, answered: number, leaseMs: number, shares: readonly TenantShare[]): TenantState[] {
   const node = core.shares;
   if (epoch < node.epoch) return [];
   if (epoch > node.epoch) {

@@ -12,7 +12,7 @@ import type { AuditLog } from '../../base/audit-record.ts';
 import type { Principal } from '../../base/principal.ts';
 import { DEFAULT_PROJECT } from '../../base/project-quota.ts';
 import { sameResources, type ResourceVector } from '../../base/resources.ts';
-import type { TenantQuota } from '../../base/tenant-quota.ts';
+import type { TenantQuota, TenantShare } from '../../base/tenant-quota.ts';
 import { actorDied, actorLost, drainCalls, endUnreachable, ownerEnded, placeWaitingActors, remoteActorChanged } from './actors.ts';
 import { actorWorkerStarted, unseatActors } from './actor-seats.ts';
 import { adoptActor, type ActorSeed } from './adoption.ts';
@@ -39,7 +39,7 @@ import { giveMemory } from './memory-books.ts';
 import { relieve, restored, spilled, takeUpRestores, tickMemory } from './object-memory.ts';
 import { takeUpDelayed } from './retries.ts';
 import { preempt } from './preemption.ts';
-import { applyShares, expireShares, limit, takeShares, type SharesOfTenant } from './quota-shares.ts';
+import { applyShares, expireShares, limit, takeShares } from './quota-shares.ts';
 import { leaveProject, projectOf } from './quota-tree.ts';
 import { dropLease, enqueue, JOB_ENDED, parkClasses, pump, retireIdleWorkers, workerNotStarted, workerStarted } from './scheduler.ts';
 import { onItem, onMore } from './streams.ts';
@@ -87,7 +87,7 @@ export class RayletCore {
   }
 
   /** What the head lets this node use of its tenants' quotas, in answer to a report. Those whose shares have changed. */
-  takeShares(epoch: number, answered: number, leaseMs: number, shares: readonly SharesOfTenant[]): TenantState[] {
+  takeShares(epoch: number, answered: number, leaseMs: number, shares: readonly TenantShare[]): TenantState[] {
     const changed = takeShares(this.state, epoch, answered, leaseMs, shares);
     if (changed.length > 0) this.settle();
     return changed;

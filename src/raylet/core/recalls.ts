@@ -13,12 +13,14 @@ import { done, failRequest } from './deciding.ts';
 import { concludeTask } from './dispatch.ts';
 import { allowedPlaces, placesOf, type Placement } from './placement.ts';
 import { mayHold } from './quota-tree.ts';
-import { remoteTaskEnded, requeue } from './scheduler.ts';
+import { remoteTaskEnded, requeue, roomIn } from './scheduler.ts';
 import { CHANNEL_KIND, TASK_STATE, type Actor, type Channel, type Failure, type RemoteLease, type SchedulingClass, type Task } from './state.ts';
 import { askRemote, takeBackTasks } from './upstreams.ts';
 
 /** How long it may take until work that was forwarded begins, and at most between two questions after refusals. */
 const UNBEGUN_MS = 1_000;
+/** Classes and actors are many, and ticks too. */
+const LOOK_MS = UNBEGUN_MS / 4;
 const MAX_PAUSE_MS = 60_000;
 const AT_ONCE = 64;
 const RECALLED: Failure = { code: 'CANCELLED', message: 'the raylet that had sent it took it back before it began', stack: '' };
@@ -28,15 +30,15 @@ const BEGUN: Failure = { code: 'UNAVAILABLE', message: 'it has begun, or is not 
 function roomElsewhere(core: Core, node: number, placement: Placement | undefined, wanted: ResourceVector, mayRunHere: boolean): number {
   for (const place of placement === undefined ? placesOf(core) : allowedPlaces(core, placement, wanted)) {
     if (place.number === node || !fits(wanted, place.available) || (place.number === core.config.nodeNumber && !mayRunHere)) continue;
-    const { cpuUnits, memoryBytes } = place.available;
-    return Math.max(1, Math.min(AT_ONCE, Math.floor(Math.min(wanted.cpuUnits > 0 ? cpuUnits / wanted.cpuUnits : AT_ONCE, wanted.memoryBytes > 0 ? memoryBytes / wanted.memoryBytes : AT_ONCE))));
+    return Math.min(AT_ONCE, roomIn(wanted, place.available));
   }
   return 0;
 }
 
 /** Once in a while. */
 export function recallUnbegun(core: Core): void {
-  if (core.nodes.size === 0) return;
+  if (core.nodes.size === 0 || core.nowMs - core.recalledMs < LOOK_MS) return;
+  core.recalledMs = core.nowMs;
   for (const c of core.classes) {
     if (c.remoteLeases.size === 0 || c.queue.length > 0 || (c.placement?.group ?? '') !== '') continue;
     for (const lease of c.remoteLeases.values()) {

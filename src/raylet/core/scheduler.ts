@@ -225,12 +225,11 @@ export function groupClasses(core: Core, tenant: TenantState, group: string): Sc
 function servePlaced(core: Core, c: SchedulingClass, placement: Placement, contended: boolean): void {
   const places = placesFor(core, c, placement);
   if (placement.spread && places.length > 1) return spread(core, c, places);
-  // This node is the first of them, if it is one.
   if (places[0]?.number === core.config.nodeNumber) serveHere(core, c, contended);
   if (core.grants > 0 && c.queue.length > c.starting) spill(core, c);
 }
 
-/** The same as long as nothing about the nodes changes but what is free on them. */
+/** This node first, if it is one. The same as long as nothing about the nodes changes but what is free on them. */
 function placesFor(core: Core, c: SchedulingClass, placement: Placement): readonly Place[] {
   if (c.placesAt === core.nodesChanged) return c.places;
   c.places = allowedPlaces(core, placement, c.resources);
@@ -493,7 +492,7 @@ export function queuedForRoom(core: Core): number {
   for (const c of core.classes) {
     if (c.queue.length === 0 || !fits(c.resources, core.config.total) || !mayHold(c.job, c.resources)) continue;
     const { placement } = c;
-    if (placement !== undefined && (placement.group !== '' || !allowedPlaces(core, placement, c.resources).some(({ number }) => number === core.config.nodeNumber))) continue;
+    if (placement !== undefined && (placement.group !== '' || placesFor(core, c, placement)[0]?.number !== core.config.nodeNumber)) continue;
     n += c.queue.length;
   }
   return n;
@@ -570,7 +569,8 @@ function roomFor(c: SchedulingClass, node: RemoteNode): number {
   return roomIn(c.resources, node.total);
 }
 
-function roomIn(wanted: ResourceVector, whole: ResourceVector): number {
+/** How many of these go into an amount, custom resources aside. */
+export function roomIn(wanted: ResourceVector, whole: ResourceVector): number {
   let room = Number.POSITIVE_INFINITY;
   if (wanted.cpuUnits > 0) room = Math.min(room, Math.floor(whole.cpuUnits / wanted.cpuUnits));
   if (wanted.memoryBytes > 0) room = Math.min(room, Math.floor(whole.memoryBytes / wanted.memoryBytes));

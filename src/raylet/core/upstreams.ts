@@ -12,7 +12,6 @@ import { endBorrowing, onBorrowed, onReturned, onValueRefs } from './borrowing.t
 import { copyChannelClosed, copyFailed, dropElsewhere, dropUpload, endCopy, onElsewhere, tellOwner } from './copies.ts';
 import { tellRoots } from './job-roots.ts';
 import { loseEntry } from './lineage.ts';
-import { elsewhere } from './quota-tree.ts';
 import { upstreamTo, whenOpen } from './upstream-channels.ts';
 import { giveMemory, noMemoryFor, takeMemory } from './memory-books.ts';
 import { ALTERED, collect, refuseReaders, settleFailed, settleFile, settleInline, settleRemote, unpin } from './objects.ts';
@@ -334,7 +333,7 @@ function onPart(core: Core, upstream: Upstream, request: UpstreamRequest, positi
   };
   if (request.upload === undefined) {
     if (offset !== 0 || total === 0 || total > MAX_OBJECT_BYTES || (request.copyOf !== undefined && total !== request.copyOf.size)) return end(MALFORMED);
-    if (tenant.objectBytes + total > tenant.quota.objectBytes) return end({ code: 'QUOTA_EXCEEDED', message: `an object of ${total} bytes does not fit the tenant's quota of ${tenant.nominal.objectBytes} bytes (${tenant.objectBytes} in use on this node${elsewhere(tenant.quota.objectBytes, tenant.nominal.objectBytes)}): release refs, or ask for a larger quota`, stack: '' });
+    if (tenant.objectBytes + total > tenant.quota.objectBytes) return end({ code: 'QUOTA_EXCEEDED', message: `an object of ${total} bytes does not fit the tenant's quota of ${tenant.quota.objectBytes} bytes (${tenant.objectBytes} in use on this node): release refs, or ask for a larger quota`, stack: '' });
     const noMemory = noMemoryFor(core, tenant, total);
     if (noMemory !== undefined) return end(noMemory);
     tenant.objectBytes += total;
