@@ -8,6 +8,8 @@ import type { Duplex } from 'node:stream';
 
 const GUID = '258EAFA5-E914-47DA-95CA-C5AB0DC85B11';
 const MAX_CONTROL_BYTES = 125;
+/** A client that pings and does not read has no answers kept for it; RFC 6455 §5.5.3 lets older pings go unanswered. */
+const MAX_UNREAD_BYTES = 65_536;
 const TEXT = 0x81;
 const CLOSE = 0x88;
 const PONG = 0x8a;
@@ -97,7 +99,7 @@ export class WebSocket {
         if (!this.#closing) this.#socket.write(frame(CLOSE, payload.subarray(0, 2)));
         return void this.#socket.end();
       }
-      if (first === 0x89 && !this.#closing) this.#socket.write(frame(PONG, payload));
+      if (first === 0x89 && !this.#closing && this.#socket.writableLength < MAX_UNREAD_BYTES) this.#socket.write(frame(PONG, payload));
     }
   }
 }

@@ -5,8 +5,10 @@
 import { randomBytes } from 'node:crypto';
 import { existsSync } from 'node:fs';
 import { join } from 'node:path';
+import { Duplex } from 'node:stream';
 import { connect as connectTls } from 'node:tls';
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest';
+import { WebSocket } from '../../src/gateway/web-socket.ts';
 import { Jobs, Tokens } from '../../src/rpc/generated/bulkhead/v1/head_pb.js';
 import { Audit } from '../../src/rpc/generated/bulkhead/v1/raylet_pb.js';
 import { TestCluster } from '../support/cluster.ts';
@@ -111,16 +113,61 @@ describe('with a token', () => {
     expect((await ask(cluster, 'PUT', '/api/packages/gcs/large.zip', { token: ana, headers: { 'content-length': String(2 ** 30) }, body: '' }).catch(() => ({ status: 400 }))).status).toBe(400);
   });
 
-  it('a WebSocket that sends anything but a goodbye is ended', async () => {
+  it('a log that is not there is refused in HTTP, before the protocol changes', async () => {
     const answer = await new Promise<string>((resolve) => {
       const socket = connectTls({ host: '127.0.0.1', port, rejectUnauthorized: false, ALPNProtocols: ['http/1.1'] });
       let text = '';
       socket.on('data', (chunk: Buffer) => (text += chunk.toString('latin1'))).on('error', () => resolve(text)).on('close', () => resolve(text)).setTimeout(5_000, () => socket.destroy());
       socket.write(`GET /api/jobs/none/logs/tail HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer ${ana}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: ${randomBytes(16).toString('base64')}\r\n\r\n`);
     });
-    // Not there: said in HTTP, before the protocol changes.
     expect(answer).toMatch(/^HTTP\/1\.1 404 /);
     expect((await tail(cluster, '/api/version', ana)).refused).toContain('404');
+  });
+});
+
+/** A client's side of a WebSocket whose server is ours: what it was sent, and whether it was ended. `reads` false: it takes nothing. */
+function webSocketOf(reads: boolean): { say(octets: Buffer): void; readonly sent: () => Buffer; readonly waiting: () => number; readonly destroyed: () => boolean } {
+  const sent: Buffer[] = [];
+  const socket = new Duplex({
+    read: () => undefined,
+    write: (chunk: Buffer, _encoding, written) => {
+      sent.push(chunk);
+      if (reads || sent.length === 1) written();
+    },
+  });
+  void new WebSocket(socket, Buffer.alloc(0), randomBytes(16).toString('base64'));
+  return { say: (octets) => void socket.emit('data', octets), sent: () => Buffer.concat(sent.slice(1)), waiting: () => socket.writableLength, destroyed: () => socket.destroyed };
+}
+
+function masked(first: number, payload: Buffer): Buffer {
+  const mask = randomBytes(4);
+  return Buffer.concat([Buffer.from([first, 0x80 | payload.length]), mask, Buffer.from(payload.map((octet, i) => octet ^ (mask[i & 3] as number)))]);
+}
+
+describe('the frames of a WebSocket', () => {
+  const PING = 0x89;
+
+  it.each<readonly [string, Buffer]>([
+    ['text', masked(0x81, Buffer.from('x'))], ['binary', masked(0x82, Buffer.from('x'))], ['a continuation', masked(0x80, Buffer.from('x'))], ['a ping without a mask', Buffer.from([PING, 1, 0x41])],
+    ['a ping in pieces', masked(0x09, Buffer.from('x'))], ['a ping with a reserved bit', masked(0xc9, Buffer.from('x'))], ['a ping of 126 octets', Buffer.from([PING, 0xfe, 0, 126])],
+    ['a ping of 2^63 octets', Buffer.from([PING, 0xff, 0x80, 0, 0, 0, 0, 0, 0, 0])], ['an op that nobody knows', masked(0x83, Buffer.alloc(0))],
+  ])('%s ends it', (_what, octets) => {
+    const at = webSocketOf(true);
+    at.say(octets);
+    expect([at.destroyed(), at.sent().length]).toEqual([true, 0]);
+  });
+
+  it('pings are answered with what they brought, however they are cut', () => {
+    const at = webSocketOf(true);
+    for (const octet of Buffer.concat([masked(PING, Buffer.from('one')), masked(PING, Buffer.alloc(0)), masked(0x8a, Buffer.from('unasked'))])) at.say(Buffer.of(octet));
+    expect([at.destroyed(), at.sent().toString('latin1')]).toEqual([false, '\u008a\u0003one\u008a\u0000']);
+  });
+
+  it('pings of a client that reads nothing are not kept for it', () => {
+    const at = webSocketOf(false);
+    const flood = Buffer.concat(Array.from({ length: 1_000 }, () => masked(PING, Buffer.alloc(125))));
+    for (let i = 0; i < 20; i++) at.say(flood);
+    expect([at.destroyed(), at.waiting() < 100_000]).toEqual([false, true]);
   });
 });
 
