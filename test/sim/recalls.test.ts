@@ -2,8 +2,8 @@
 import { describe, expect, it } from 'vitest';
 import { CALL_KIND, FrameReader, FrameWriter, OP } from '../../src/base/frame.ts';
 import { NO_RESOURCES } from '../../src/base/resources.ts';
-import { CHANNEL_KIND } from '../../src/raylet/core/state.ts';
-import { DO, World, type SimClient } from './world.ts';
+import { CHANNEL_KIND, type TenantState } from '../../src/raylet/core/state.ts';
+import { DO, World, type SimClient, type SimNode } from './world.ts';
 
 function pass(world: World, ms: number): void {
   for (let at = 0; at < ms; at += 25) {
@@ -77,6 +77,36 @@ describe.each([1, 2, 3, 4])('forwarded work (seed %i)', (seed) => {
     expect([ran(world, 40).length, ran(world, 41).length]).toEqual([1, 1]);
     expect(client.node.core.state.available).not.toEqual(NO_RESOURCES);
   });
+});
+
+it('an argument of the raylet that sends the call is not lost because that raylet was away: the call may be made again', () => {
+  const world = new World({ nodes: 3, cpus: 1, seed: 3 });
+  const client = world.client(0, 1);
+  const { core } = (world.nodes[1] as SimNode);
+  const { job } = client.channel;
+  client.define(1, CALL_KIND.TASK, { cpus: 1 });
+  const own = client.putSmall();
+  client.flush();
+  world.run(50_000);
+  const theirs = core.ensureJob(job.id, core.state.tenants.get(1) as TenantState, job.submitter, job.principal, job.credential, job.credentialEndsMs, job.issuedMs);
+  const asked = (peer: string, argument: Uint8Array): string => {
+    const channel = core.openChannel(CHANNEL_KIND.PEER, theirs, theirs.submitter, 0, {});
+    channel.peer = peer;
+    const out = new FrameWriter();
+    out.begin(OP.GET).u32(0).u32(7).refs([argument]).end();
+    channel.out.take();
+    core.clientBatch(channel, out.take(), world.nowMs);
+    const r = new FrameReader().reset(channel.out.take());
+    let said = '';
+    while (r.next()) {
+      if (r.op === OP.VALUE_FAILED) said = (r.u32(), r.u32(), r.str());
+      r.skipRest();
+    }
+    return said;
+  };
+  core.removeNode(1);
+  // Its own word for it, another's, and one that says it is a node that never was.
+  expect([asked('node-1', own), asked('node-3', own), asked('', own)]).toEqual(['UNAVAILABLE', 'OBJECT_LOST', 'OBJECT_LOST']);
 });
 
 it('RECALL is for raylets, and reaches what its own channel sent and nothing has begun of', () => {

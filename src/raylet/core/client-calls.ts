@@ -282,8 +282,11 @@ function decideForeign(core: Core, channel: Channel, action: Action, id: Uint8Ar
   const decided = decideOn(core, channel, action, target, prefixHex, idIndex(id), 1, detail, id);
   const seq = decided < 0 ? ~decided : decided;
   if (decided >= 0 && entry !== undefined) return { entry, seq, failure: undefined };
-  return { entry: undefined, seq, failure: decided >= 0 && idWord(id, 0) === channel.job.tenant.number ? (ownerGone(core, id) ? OWNER_GONE : LOST) : DENIED };
+  return { entry: undefined, seq, failure: decided >= 0 && idWord(id, 0) === channel.job.tenant.number ? (ownerGone(core, id) ? (core.goneNodes.get(idWord(id, 4)) === channel.peer ? SENDER_AWAY : OWNER_GONE) : LOST) : DENIED };
 }
+
+/** Whoever owns it sent the call, and is not back in what the head says: its object is not lost. */
+const SENDER_AWAY: Failure = { code: 'UNAVAILABLE', message: 'the node that sent the call was away, and is not back in the cluster for the node that got it: try again', stack: '' };
 
 /** Its node is none of the cluster's: it died, or never was. To be said of the caller's own tenant's ids only. */
 function ownerGone(core: Core, id: Uint8Array): boolean {

@@ -137,6 +137,8 @@ export class Core {
   readonly workers = new Map<number, Worker>();
   readonly upstreams = new Map<string, Upstream>();
   readonly upstreamsByNumber = new Map<number, Upstream>();
+  /** Nodes that were here, by number, with their ids: one that was away may speak before the head says that it is back. */
+  readonly goneNodes = new Map<number, string>();
   readonly nodes = new Map<number, RemoteNode>();
   readonly #stoppedUntilMs = new Map<JobId, number>();
   /** Until when nodes whose connection was lost get no work, by number: the head learns of their end later than we do. */

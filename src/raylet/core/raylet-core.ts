@@ -96,6 +96,7 @@ export class RayletCore {
   setNode(nodeId: string, number: number, address: string, spiffeId: string, total: ResourceVector, available: ResourceVector, labels: Labels = NO_LABELS): void {
     const core = this.state;
     const known = core.nodes.get(number);
+    core.goneNodes.delete(number);
     core.nodes.set(number, { nodeId, number, address, spiffeId, total, available, labels, reported: available, takenMs: Number.POSITIVE_INFINITY });
     if (known === undefined || known.nodeId !== nodeId || !sameResources(known.total, total) || (known.labels !== labels && JSON.stringify(known.labels) !== JSON.stringify(labels))) core.nodesChanged++;
     if (known === undefined || available.cpuUnits > 0 || available.memoryBytes > 0) for (const c of core.classes) openNode(c, number);
@@ -103,7 +104,10 @@ export class RayletCore {
 
   removeNode(number: number): void {
     const core = this.state;
-    if (!core.nodes.delete(number)) return;
+    const gone = core.nodes.get(number);
+    if (gone === undefined) return;
+    core.nodes.delete(number);
+    core.goneNodes.set(number, gone.nodeId);
     core.nodesChanged++;
     for (const upstream of [...core.upstreams.values()]) if (upstream.nodeNumber === number) this.upstreamClosed(upstream, { code: 'UNAVAILABLE', message: 'the node it ran on is gone', stack: '' });
     groupsNodeGone(core, number);
