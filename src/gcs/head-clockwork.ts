@@ -26,10 +26,17 @@ export class HeadClockwork implements Disposable {
     this.#options = options;
     const { head, shares, longestTtlMs, rotateIfDue } = options;
     this.#startedMs = head.steady.nowMs();
+    let lookedMs = this.#startedMs;
+    let listeningMs = lookedMs;
     this.#every(HEARTBEAT_MS, 'nodes', async () => {
+      const nowMs = head.steady.nowMs();
+      // This process stood still: what nodes said meanwhile waits in its sockets, and their silence was its own.
+      if (nowMs - lookedMs > NODE_DEAD_AFTER_MS / 2) listeningMs = nowMs + NODE_DEAD_AFTER_MS;
+      lookedMs = nowMs;
+      if (nowMs < listeningMs) return;
       head.observe({ type: 'tick' });
       for (const { id, state } of head.nodes.all()) if (state !== 'alive') shares.silent(id);
-      shares.tick(head.steady.nowMs());
+      shares.tick(nowMs);
     });
     this.#every(ROWS_EVERY_MS, 'rows', async () => {
       await head.commit((nowMs, out) => {

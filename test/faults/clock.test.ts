@@ -6,7 +6,6 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { afterAll, beforeAll, expect, it, vi } from 'vitest';
 import { OP } from '../../src/base/frame.ts';
 import { Sessions } from '../../src/rpc/generated/bulkhead/v1/head_pb.js';
-import { Audit } from '../../src/rpc/generated/bulkhead/v1/raylet_pb.js';
 import type { Cluster } from '../../src/sdk/sdk.ts';
 import { TestCluster, until } from '../support/cluster.ts';
 import { FakeClocks } from '../support/fake-clock.ts';
@@ -29,19 +28,13 @@ afterAll(async () => {
   clocks[Symbol.dispose]();
 });
 
-async function deaths(): Promise<string[]> {
-  const lines: string[] = [];
-  for await (const { record } of (await cluster.as('admin')).to(Audit).tail({ tenant: '', last: 10_000 })) if (record.includes('"node.died"')) lines.push(record);
-  return lines;
-}
-
 it.each([
   ['a raylet’s', 'raylet-1', 2 * MINUTE],
   ['a raylet’s', 'raylet-2', -2 * MINUTE],
   ['the head’s', 'head', 2 * MINUTE],
   ['the head’s', 'head', -2 * MINUTE],
 ] as const)('%s clock (%s) jumps by %i seconds: no call is lost, no time limit ends early, no node dies', async (_whose, name, seconds) => {
-  const before = await deaths();
+  const before = await cluster.deaths();
   const { both } = await underLoad(cluster, SEED + seconds, async ({ both }) => {
     // One at home on each raylet.
     const homes = new Map<string, Cluster>();
@@ -67,7 +60,7 @@ it.each([
     await Promise.all(drivers.map((driver) => driver.close()));
   });
   for (const load of both) expect([load.sessions, CALLS.flatMap((what) => load.codesOf(what))], errorsOf(load)).toEqual([1, []]);
-  expect(await deaths()).toEqual(before);
+  expect(await cluster.deaths()).toEqual(before);
 });
 
 it('a raylet behind the head’s clock goes on with the credential before, says so, and has the renewed one when its clock is right; a forged one ends the channel', async () => {

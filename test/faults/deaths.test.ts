@@ -107,6 +107,7 @@ it.each([2_000, 8_000])('a raylet that is stopped for %i ms goes on, or is gone 
 });
 
 it('a head that is stopped for eight seconds costs no call, and no node', async () => {
+  const before = await cluster.deaths();
   const { both } = await underLoad(cluster, SEED + 50, async ({ both }) => {
     process.kill(cluster.headPid, 'SIGSTOP');
     const started = performance.now();
@@ -116,6 +117,7 @@ it('a head that is stopped for eight seconds costs no call, and no node', async 
     await until('all nodes are alive again', async () => cluster.settled().then(() => true, () => false), 60_000);
   });
   for (const load of both) expect([load.sessions, ['task', 'put', 'get', 'actor'].flatMap((what) => load.codesOf(what))], errorsOf(load)).toEqual([1, []]);
+  expect(await cluster.deaths()).toEqual(before);
 });
 
 it('nothing went wrong inside', () => {

@@ -14,6 +14,7 @@ import { createCsr, readProfile, svidMaterial, writeProfile } from '../../src/pk
 import { adminProfile, runDirectory } from '../../src/cli/leftovers.ts';
 import { LocalCluster, type ClusterOptions } from '../../src/cli/local-cluster.ts';
 import { Cluster as ClusterService, Identities, Policies, Tenants } from '../../src/rpc/generated/bulkhead/v1/head_pb.js';
+import { Audit } from '../../src/rpc/generated/bulkhead/v1/raylet_pb.js';
 import { client, createChannel, type Client, type RpcChannel } from '../../src/rpc/rpc.ts';
 import { openHead, type HeadConnection } from '../../src/sdk/head-client.ts';
 import { connect, type Cluster } from '../../src/sdk/sdk.ts';
@@ -292,6 +293,13 @@ export class TestCluster implements AsyncDisposable {
   log(name: string): string {
     const path = join(this.dataDir, 'logs', `${name}.log`);
     return existsSync(path) ? readFileSync(path, 'utf8') : '';
+  }
+
+  /** Records of the root log that a node was taken for dead. */
+  async deaths(): Promise<string[]> {
+    const lines: string[] = [];
+    for await (const { record } of (await this.as('admin')).to(Audit).tail({ tenant: '', last: 10_000 })) if (record.includes('"node.died"')) lines.push(record);
+    return lines;
   }
 
   /** Lines of the logs that say something went wrong inside. */

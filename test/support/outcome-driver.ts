@@ -79,12 +79,13 @@ switch (how) {
     break;
   }
   case 'wait-for-interrupt': {
+    // Listening before the first line is printed, which is what the interrupt waits for.
+    const interrupted = new Promise((resolve) => process.once('SIGINT', resolve));
     const cluster = await begin();
     const timer = setInterval(() => undefined, 60_000);
-    process.on('SIGINT', () => {
-      clearInterval(timer);
-      void cluster.close();
-    });
+    await interrupted;
+    clearInterval(timer);
+    await cluster.close();
     break;
   }
   default: throw new Error(`no such end: ${how}`);
