@@ -38,6 +38,10 @@ export class MessageReader {
   #message: Uint8Array | undefined;
   #messageAt = 0;
   #sink: FrameSink | undefined;
+  /** The first octets of a large message whose chunk ended among them: as likely as not, where the peer's TLS made a record of them. */
+  readonly #head = Buffer.alloc(PLACED_HEAD_BYTES);
+  #headAt = -1;
+  #length = 0;
 
   constructor(options: ReaderOptions) {
     this.#options = options;
@@ -65,6 +69,16 @@ export class MessageReader {
         } else if (this.#give(whole as Buffer, each) === false) return at;
         continue;
       }
+      if (this.#headAt >= 0) {
+        const n = Math.min(PLACED_HEAD_BYTES - this.#headAt, chunk.length - at);
+        chunk.copy(this.#head, this.#headAt, at, at + n);
+        this.#headAt += n;
+        at += n;
+        if (this.#headAt < PLACED_HEAD_BYTES) return at;
+        this.#headAt = -1;
+        this.#begin(this.#head);
+        continue;
+      }
       const n = Math.min(PREFIX_BYTES - this.#prefixAt, chunk.length - at);
       chunk.copy(this.#prefix, this.#prefixAt, at, at + n);
       this.#prefixAt += n;
@@ -81,19 +95,27 @@ export class MessageReader {
         const whole = chunk.subarray(at, at + length);
         at += length;
         if (this.#give(this.volatile ? Buffer.from(whole) : whole, each) === false) return at;
-      } else if (length >= PLACED_BYTES && there >= PLACED_HEAD_BYTES && (this.#sink = this.#options.place?.(chunk.subarray(at), length)) !== undefined) {
-        const { into, skip } = this.#sink;
-        if (into.length !== length - skip || skip > there) throw new BulkheadError('INTERNAL', 'a message was given a place that it does not fit');
-        into.set(chunk.subarray(at + skip), 0);
-        this.#message = into;
-        this.#messageAt = there - skip;
-        return chunk.length;
       } else {
-        this.#message = Buffer.allocUnsafeSlow(length);
-        this.#messageAt = 0;
+        this.#length = length;
+        if (length >= PLACED_BYTES && there < PLACED_HEAD_BYTES) {
+          chunk.copy(this.#head, 0, at);
+          this.#headAt = there;
+        } else this.#begin(chunk.subarray(at));
+        return chunk.length;
       }
     }
     return at;
+  }
+
+  /** The first octets of a message that needs more chunks. */
+  #begin(first: Buffer): void {
+    this.#sink = this.#kind === 0 && this.#length >= PLACED_BYTES ? this.#options.place?.(first, this.#length) : undefined;
+    const skip = this.#sink?.skip ?? 0;
+    const into = this.#sink?.into ?? Buffer.allocUnsafeSlow(this.#length);
+    if (into.length !== this.#length - skip || skip > first.length) throw new BulkheadError('INTERNAL', 'a message was given a place that it does not fit');
+    into.set(first.subarray(skip), 0);
+    this.#message = into;
+    this.#messageAt = first.length - skip;
   }
 
   #give(message: Buffer, each: (message: Buffer) => boolean | void): boolean | void {
@@ -102,7 +124,7 @@ export class MessageReader {
 
   /** True between messages: an end elsewhere is a truncated message. */
   get idle(): boolean {
-    return this.#message === undefined && this.#prefixAt === 0;
+    return this.#message === undefined && this.#prefixAt === 0 && this.#headAt < 0;
   }
 }
 
