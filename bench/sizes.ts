@@ -101,14 +101,16 @@ export async function raySizes(python: string, actors = RAY_ACTORS): Promise<Siz
   }
 }
 
-/** GB/s of large values that a Ray Client gets from its cluster; a row's slices. */
-export async function rayClient(python: string): Promise<{ get(seconds: number): Promise<number>; stop(): Promise<void> }> {
+/** GB/s of large values that a Ray Client gets from its cluster; a row's slices. Its server, or the process of both, ended at its start in one run of ten: it may try again. */
+export async function rayClient(python: string, tries = 2): Promise<{ get(seconds: number): Promise<number>; stop(): Promise<void> }> {
   const ray = new RayProcess(python, ['extras']);
   try {
     await ray.ask({ do: 'client', bytes: LARGE_BYTES });
+    await ray.ask({ do: 'get', seconds: 0.1 });
     return { get: async (seconds) => (await ray.ask({ do: 'get', seconds })).rate ?? Number.NaN, stop: () => ray.stop() };
   } catch (thrown) {
     await ray.stop();
-    throw thrown;
+    if (tries <= 1) throw thrown;
+    return rayClient(python, tries - 1);
   }
 }
