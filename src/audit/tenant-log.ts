@@ -35,9 +35,11 @@ export interface AuditDisk {
   readonly syncsOnWrite?: boolean;
   /** The same in this turn, where writes sync; returns how many octets. Throws what the disk says. */
   writeNow?(fd: number, bytes: Uint8Array, offset: number, length: number, position: number): number;
+  /** Makes the file longer, without taking place: a write inside a file syncs its octets, one that makes it longer the file's size too, in the file system's journal. */
+  extend?(fd: number, size: number): void;
 }
 
-export const NODE_DISK: AuditDisk = { write: fs.write, fdatasync: fs.fdatasync, syncsOnWrite: true, writeNow: fs.writeSync };
+export const NODE_DISK: AuditDisk = { write: fs.write, fdatasync: fs.fdatasync, syncsOnWrite: true, writeNow: fs.writeSync, extend: fs.ftruncateSync };
 
 export interface TenantLogOptions {
   readonly dir: string;
@@ -88,6 +90,8 @@ const HASH_AHEAD_BYTES = 16 * 1024;
 /** A batch buffer larger than this is given back when the log falls idle: a node has thousands of logs. */
 const KEPT_BATCH_BYTES = 64 * 1024;
 const READ_BYTES = 256 * 1024;
+/** By so much `entries` is longer than what is in it, until the log is closed. */
+const ROOM_AHEAD_BYTES = 256 * 1024;
 /** A batch that this thread writes itself is a few records, on a disk that was fast of late: handing it to another thread and back costs 70 µs. */
 const OWN_WRITE_BYTES = 2048;
 const OWN_WRITE_MS = 1;
@@ -118,6 +122,8 @@ export class TenantLog implements AuditLog {
   #durable: number;
   /** End of the last durable batch in `entries`. */
   #offset: number;
+  /** Size of `entries`, where it was made longer than what is in it. */
+  #extended = 0;
   #open: Uint8Array = new Uint8Array(0);
   #openUsed = BATCH_HEADER_BYTES;
   /** Where the batch in the making will begin in the file, and up to where it is hashed already. */
@@ -355,13 +361,14 @@ export class TenantLog implements AuditLog {
     if (this.#frontier.size - before !== entries) this.#refuse(`a batch after record ${before} holds another number of records than it says`);
   }
 
-  /** A broken batch may only be the last thing in the file: one write is under way at a time. */
+  /** A broken batch may only be the last thing in the file, but for the room ahead: one write is under way at a time. */
   #cutTorn(fileSize: number, signedSize: number): void {
     if (this.#frontier.size < signedSize) this.#refuse(`the batch after record ${this.#frontier.size} is damaged, and a signed checkpoint covers ${signedSize} records`);
     const rest = fileSize - this.#offset;
-    const tail = this.#readSync(this.#offset, rest > MAX_AUDIT_COMMIT_BYTES + BATCH_HEADER_BYTES ? 0 : rest);
+    const tail = this.#readSync(this.#offset, rest > MAX_AUDIT_COMMIT_BYTES + BATCH_HEADER_BYTES + ROOM_AHEAD_BYTES ? 0 : rest);
     let later = tail.length !== rest;
-    for (let p = 1; p + BATCH_HEADER_BYTES < tail.length && !later; p++) later = tail[p] === 0 && completeBatch(tail, p, this.#checksum) !== undefined;
+    const zeros = tail.findLastIndex((octet) => octet !== 0) + 1;
+    for (let p = 1; p < zeros && !later; p++) later = tail[p] === 0 && completeBatch(tail, p, this.#checksum) !== undefined;
     if (later) this.#refuse(`the batch after record ${this.#frontier.size} is damaged, and whole ones follow it`);
     fs.ftruncateSync(this.#entriesFd, this.#offset);
     fs.fsyncSync(this.#entriesFd);
@@ -485,7 +492,18 @@ export class TenantLog implements AuditLog {
     this.#openUsed = this.#openHashed = BATCH_HEADER_BYTES;
     this.#openBase = this.#offset + used;
     this.#options.room?.disk.took(used);
+    this.#extend(this.#offset + used);
     return batch;
+  }
+
+  #extend(end: number): void {
+    if (end <= this.#extended) return;
+    this.#extended = end + ROOM_AHEAD_BYTES;
+    try {
+      this.#disk.extend?.(this.#writeFd, this.#extended);
+    } catch {
+      // What the disk has to say it says to the write.
+    }
   }
 
   #write(batch: Uint8Array, from: number, to: number): void {
@@ -712,6 +730,7 @@ export class TenantLog implements AuditLog {
       for (const w of this.#waiters.splice(0)) w.reject(new BulkheadError('UNAVAILABLE', 'the audit log is closed'));
       // A descriptor closed under a call could be another file by the time the call runs.
       if (this.#activeCalls > 0) await new Promise<void>((resolve) => (this.#callsDone = resolve));
+      if (this.#failure === undefined && this.#extended > this.#offset) fs.ftruncateSync(this.#entriesFd, this.#offset);
       if (this.#writeFd !== this.#entriesFd) fs.closeSync(this.#writeFd);
       fs.closeSync(this.#entriesFd);
       fs.closeSync(this.#indexFd);

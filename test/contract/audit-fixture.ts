@@ -61,3 +61,8 @@ export async function fill(store: AuditStore, tenant: string, count: number, fir
   for (let i = first; i < first + count; i++) log.append(decision(i));
   if (count > 0) await log.whenDurable(first + count - 1);
 }
+
+/** Where the records on disk end in a log's `entries`; behind that is room. */
+export function endOfEntries(store: AuditStore, dir: string, tenant: string): number {
+  return ['index', 'state'].reduce((bytes, file) => bytes - fs.statSync(join(dir, tenant, file)).size, store.forTenant(tenant).diskBytes());
+}

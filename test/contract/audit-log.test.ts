@@ -8,7 +8,7 @@ import { loadOrCreateCosigner, loadOrCreateSigner, openCheckpoint } from '../../
 import type { AuditStore } from '../../src/audit/audit-store.ts';
 import { NODE_DISK, type AuditDisk } from '../../src/audit/tenant-log.ts';
 import { BulkheadError } from '../../src/base/errors.ts';
-import { clock, cosigner, decision, fill, lifecycle, newDirectory, newSigner, openStore, ORIGIN, signer, START_MS } from './audit-fixture.ts';
+import { clock, cosigner, decision, endOfEntries, fill, lifecycle, newDirectory, newSigner, openStore, ORIGIN, signer, START_MS } from './audit-fixture.ts';
 
 async function all(records: AsyncIterable<NumberedRecord>): Promise<NumberedRecord[]> {
   const out: NumberedRecord[] = [];
@@ -289,6 +289,45 @@ describe('reopening', () => {
     store = await openStore({ dir });
     expect({ ...(await stats(store, 'acme')), bytes: 0, bytesPerRecord: 0 }).toEqual({ ...before, bytes: 0, bytesPerRecord: 0 });
     expect((await all(tail(store, 'acme', { from: 4990, limit: 20 }))).map((r) => r.record)).toEqual(Array.from({ length: 20 }, (_, i) => decision(4990 + i)));
+  });
+
+  it('of what a crash left: the room ahead of the records is no record, a torn batch in it is cut off, and damage before whole batches is refused', async () => {
+    const dir = join(newDirectory(), 'audit');
+    const store = await openStore({ dir });
+    await fill(store, 'acme', 300);
+    await store.checkpoint('acme');
+    const signed = endOfEntries(store, dir, 'acme');
+    await fill(store, 'acme', 10, 300);
+    const end = endOfEntries(store, dir, 'acme');
+    const length = end - signed;
+    const entries = join(dir, 'acme', 'entries');
+    expect(fs.statSync(entries).size).toBeGreaterThan(end);
+    const crashed = async (change: (bytes: Buffer) => void): Promise<AuditStore> => {
+      const copy = join(newDirectory(), 'audit');
+      fs.cpSync(dir, copy, { recursive: true, filter: (path) => !path.endsWith('lock') });
+      const bytes = fs.readFileSync(join(copy, 'acme', 'entries'));
+      change(bytes);
+      fs.writeFileSync(join(copy, 'acme', 'entries'), bytes);
+      return openStore({ dir: copy });
+    };
+    const whole = await crashed(() => undefined);
+    expect(whole.forTenant('acme').durable).toBe(310);
+    await fill(whole, 'acme', 5, 310);
+    expect(whole.forTenant('acme').durable).toBe(315);
+    const torn = await crashed((bytes) => bytes.fill(7, end, end + 5_000));
+    expect(torn.forTenant('acme').durable).toBe(310);
+    const lost = await crashed((bytes) => bytes.fill(0, end - length, end));
+    expect(lost.forTenant('acme').durable).toBe(300);
+    for (const hurt of [(bytes: Buffer) => bytes.fill(0, end - length - 100, end), (bytes: Buffer) => bytes.fill(9, end - length - 100, end - length)]) {
+      await expect(crashed(hurt).then((opened) => opened.forTenant('acme'))).rejects.toThrow(/acme cannot be opened/);
+    }
+    // A whole batch behind a damaged one: the octets of the last batch again, further on.
+    await expect(crashed((bytes) => {
+      bytes.copy(bytes, end + 20_000, end - length, end);
+      bytes.fill(0, end - length, end);
+    }).then((opened) => opened.forTenant('acme'))).rejects.toThrow(/whole ones follow/);
+    await store.close();
+    expect(fs.statSync(entries).size).toBe(end);
   });
 
   it('one process at a time; a lock of a dead one is taken over', async () => {
