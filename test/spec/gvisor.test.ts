@@ -55,7 +55,7 @@ describe('the bundle of a sandbox', () => {
 
   test('has a read-only root and one writable place of the host, from which nothing runs', () => {
     expect(config.root.readonly).toBe(true);
-    expect(config.mounts.filter((m) => m.type === 'bind' && !m.options?.includes('ro'))).toEqual([{ destination: '/staging', type: 'bind', source: '/s', options: ['bind', 'rw', 'nosuid', 'nodev', 'noexec'] }]);
+    expect(config.mounts.filter((m) => m.type === 'bind' && !m.options?.includes('ro'))).toEqual([{ destination: '/staging', type: 'bind', source: '/s', options: ['bind', 'nosuid', 'nodev', 'rw', 'noexec', 'dcache=0'] }]);
     expect(config.mounts.filter((m) => m.destination.startsWith('/dev'))).toEqual([]);
     expect(config.mounts.find((m) => m.destination === '/tmp')?.options?.some((o) => /^size=\d+$/.test(o))).toBe(true);
   });

@@ -17,6 +17,11 @@ export const RUNSC_FLAGS = ['--platform=systrap', '--network=none', '--ignore-cg
 /** Of /tmp, kept in the sandbox's memory and so counted in its control group too. */
 const TMP_BYTES = 64 * 2 ** 20;
 /**
+ * Of what comes and goes while a sandbox runs (objects, staged files, code): gVisor keeps no name that nobody uses. It would keep the file open with it, and
+ * the pages of a file that the raylet has deleted would stay charged to the sandbox until its limit is reached.
+ */
+const FORGETS = 'dcache=0';
+/**
  * Of the supervisor alone, and only of the sandbox's own kernel: it makes its children the user below and may end them. Tenant code has none.
  */
 const SUPERVISOR_CAPABILITIES = ['CAP_SETUID', 'CAP_SETGID', 'CAP_KILL', 'CAP_SETPCAP'];
@@ -38,7 +43,7 @@ export interface SandboxSpec {
 /** The OCI runtime configuration. */
 export function ociConfig(spec: SandboxSpec): Record<string, unknown> {
   const { environment } = spec;
-  const bind = (writable: boolean) => ({ source, target }: Bind): Record<string, unknown> => ({ destination: target, type: 'bind', source, options: ['bind', writable ? 'rw' : 'ro', 'nosuid', 'nodev', ...(writable ? ['noexec'] : [])] });
+  const bind = (...more: string[]) => ({ source, target }: Bind): Record<string, unknown> => ({ destination: target, type: 'bind', source, options: ['bind', 'nosuid', 'nodev', ...more] });
   const none: string[] = [];
   return {
     ociVersion: '1.0.2',
@@ -54,8 +59,9 @@ export function ociConfig(spec: SandboxSpec): Record<string, unknown> {
     },
     root: { path: spec.rootDir, readonly: true },
     mounts: [
-      ...[...environment.readOnly, ...spec.readOnly].map(bind(false)),
-      ...spec.readWrite.map(bind(true)),
+      ...environment.readOnly.map(bind('ro')),
+      ...spec.readOnly.map(bind('ro', FORGETS)),
+      ...spec.readWrite.map(bind('rw', 'noexec', FORGETS)),
       { destination: '/proc', type: 'proc', source: 'proc' },
       { destination: '/tmp', type: 'tmpfs', source: 'tmpfs', options: ['nosuid', 'nodev', 'mode=1777', `size=${TMP_BYTES}`] },
     ],
