@@ -115,6 +115,7 @@ async function open(options: DriverChannelOptions, sessions: SessionStreams, cal
     }, { resume: secret });
     ended = sessions.add(verified);
     stream.onData = (batch) => raylet.clientBatch(channel, batch);
+    stream.onLarge = (head, length) => raylet.parts.place(head, length, 0, OP.PUT_CHUNK, (batch, release) => raylet.clientBatch(channel, batch, release));
     stream.onDrain = () => raylet.drained(channel);
     stream.onEnd = (error) => raylet.whenRead(channel, () => {
       ended(error === undefined ? 'closed' : 'lost');

@@ -55,16 +55,18 @@ export class Intake {
     };
   }
 
-  client(channel: Channel, batch: Uint8Array): void {
-    if (!channel.closed) this.#take(channel.job.tenant, channel, channel, batch, readClient);
+  /** `release` is called when the batch was read to its end, and nothing of it is kept; never, when it is not read. */
+  client(channel: Channel, batch: Uint8Array, release?: () => void): void {
+    if (!channel.closed) this.#take(channel.job.tenant, channel, channel, batch, readClient, release);
   }
 
   guest(slot: Slot, batch: Uint8Array): void {
     this.#take(slot.worker.tenant, slot.worker, slot, batch, readGuest);
   }
 
-  upstream(upstream: Upstream, batch: Uint8Array): void {
-    if (!upstream.closed) this.#take(upstream.job.tenant, upstream, upstream, batch, readUpstream);
+  /** As `client`. */
+  upstream(upstream: Upstream, batch: Uint8Array, release?: () => void): void {
+    if (!upstream.closed) this.#take(upstream.job.tenant, upstream, upstream, batch, readUpstream, release);
   }
 
   /** Runs `act` behind what the source sent before: at once, if nothing of that waits. */
@@ -96,7 +98,7 @@ export class Intake {
     clearTimeout(this.#alarm);
   }
 
-  #take<S>(tenant: TenantState, source: Source, from: S, batch: Uint8Array, read: Read<S>): void {
+  #take<S>(tenant: TenantState, source: Source, from: S, batch: Uint8Array, read: Read<S>, release?: () => void): void {
     const { core, clock, flush } = this.#options;
     const startedMs = clock.monotonicMs();
     const budget = this.#fair.admit(tenant, startedMs);
@@ -104,12 +106,13 @@ export class Intake {
     if (budget > 0) {
       at = this.#read(source, from, batch, read, budget, 0, undefined);
       // Before anything else happens: `held` is of the batch that was read last.
-      if (at < batch.length) this.#wait(tenant, source, from, batch, read, at, core.state.held);
+      if (at < batch.length) this.#wait(tenant, source, from, batch, read, at, core.state.held, release);
       flush();
+      if (at === batch.length) release?.();
       this.#options.keepPace(source);
       this.#fair.charge(tenant, clock.monotonicMs() - startedMs);
     } else {
-      this.#wait(tenant, source, from, batch, read, 0, undefined);
+      this.#wait(tenant, source, from, batch, read, 0, undefined, release);
       this.#options.keepPace(source);
     }
   }
@@ -125,7 +128,7 @@ export class Intake {
     }
   }
 
-  #wait<S>(tenant: TenantState, source: Source, from: S, batch: Uint8Array, read: Read<S>, start: number, heldSoFar: HeldBatch | undefined): void {
+  #wait<S>(tenant: TenantState, source: Source, from: S, batch: Uint8Array, read: Read<S>, start: number, heldSoFar: HeldBatch | undefined, release: (() => void) | undefined): void {
     let at = start;
     let held = heldSoFar;
     source.unreadBytes += batch.length - start;
@@ -138,6 +141,7 @@ export class Intake {
         at = next;
         this.#options.flush();
         this.#options.keepPace(source);
+        if (at === batch.length) release?.();
         return at === batch.length || (next === before && 'stalled');
       },
     });

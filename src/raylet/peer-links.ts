@@ -7,13 +7,14 @@
 import { randomBytes } from 'node:crypto';
 import type { AppendDurably } from '../base/audit-record.ts';
 import { isErrorCode, BulkheadError, toSafeError } from '../base/errors.ts';
+import { OP } from '../base/frame.ts';
 import { SESSION_PREFIX_BYTES, type JobId } from '../base/ids.ts';
 import type { Principal } from '../base/principal.ts';
 import type { Clock } from '../base/time.ts';
 import { Peers } from '../rpc/generated/bulkhead/v1/raylet_pb.js';
 import { LastingStream, MovableStream, MovableStreams, RESUME_METADATA, type BatchStream, type CallContext, type Implementation, type RpcChannel } from '../rpc/rpc.ts';
 import { CHANNEL_KIND, type Channel, type Job, type Upstream } from './core/state.ts';
-import { control, PEER_OP, unwrap, wrap } from './peer-envelope.ts';
+import { control, ENVELOPE_BYTES, PEER_OP, unwrap, wrap } from './peer-envelope.ts';
 import type { PeerLinks, Raylet, RayletLog } from './raylet.ts';
 
 const MAX_CHANNELS_PER_PEER = 10_000;
@@ -192,10 +193,12 @@ export class PeerClients implements PeerLinks {
     });
     const link: Link = { channel, stream, upstreams: new Map(), waiting: [], waitingBytes: new Map(), totalBytes: 0, behind: new Set(), blocked: false, ended: Promise.withResolvers<void>() };
     this.#links.set(nodeNumber, link);
-    stream.onData = (message) => {
+    const { raylet } = this.#options;
+    /** `release`: of a message that is one envelope. */
+    const take = (message: Uint8Array, release?: () => void): void => {
       unwrap(message, (number, batch) => {
         const upstream = link.upstreams.get(number);
-        if (upstream !== undefined) this.#options.raylet.upstreamBatch(upstream, batch);
+        if (upstream !== undefined) raylet.upstreamBatch(upstream, batch, release);
       }, (reader) => {
         if (reader.op === PEER_OP.STREAM) return;
         const number = reader.u32();
@@ -203,9 +206,11 @@ export class PeerClients implements PeerLinks {
         const message = reader.op === PEER_OP.CHANNEL_REFUSED ? reader.text(65_536) : 'another node closed the channel';
         const upstream = link.upstreams.get(number);
         link.upstreams.delete(number);
-        if (upstream !== undefined) this.#options.raylet.upstreamClosed(upstream, { code: isErrorCode(code) ? code : 'UNAVAILABLE', message, stack: '' });
+        if (upstream !== undefined) raylet.upstreamClosed(upstream, { code: isErrorCode(code) ? code : 'UNAVAILABLE', message, stack: '' });
       });
     };
+    stream.onData = (message) => take(message);
+    stream.onLarge = (head, length) => raylet.parts.place(head, length, ENVELOPE_BYTES, OP.VALUE_CHUNK, take);
     stream.onDrain = () => {
       link.blocked = false;
       let sent = 0;

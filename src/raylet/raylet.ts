@@ -37,6 +37,7 @@ import { Intake, type Source } from './intake.ts';
 import { JobLogs } from './job-logs.ts';
 import { Metering } from './metering.ts';
 import { Outbox } from './outbox.ts';
+import { PartBuffers } from './part-buffers.ts';
 import { Renewals, type RenewedCredential } from './renewals.ts';
 
 /** Client bytes that may wait for a slow reader or the disk before its calls are no longer read. */
@@ -156,6 +157,8 @@ export class Raylet implements AsyncDisposable {
   readonly #naming = new Map<string, Promise<void>>();
   /** Memory of parts that were sent, for the next ones: making it anew costs more than filling it. Each is written over before its next use. */
   readonly #chunks: Buffer[] = [];
+  /** The same for parts that come. */
+  readonly parts = new PartBuffers();
   readonly #metering: Metering;
   readonly #budgeted = new Set<TenantState>();
   readonly #timer: NodeJS.Timeout;
@@ -339,10 +342,10 @@ export class Raylet implements AsyncDisposable {
     if (channel.deferred.length > 0) this.#answering.add(channel);
   }
 
-  /** A batch from a client. What is malformed ends its channel, with the reason. */
-  clientBatch(channel: Channel, batch: Uint8Array): void {
+  /** A batch from a client. What is malformed ends its channel, with the reason. `release`: see `Intake.client`. */
+  clientBatch(channel: Channel, batch: Uint8Array, release?: () => void): void {
     if (channel.kind === CHANNEL_KIND.DRIVER) channel.job.tenant.bytesIn += batch.length;
-    this.#intake.client(channel, batch);
+    this.#intake.client(channel, batch, release);
   }
 
   /** After what the client has sent, some of which may wait to be read: at once, if nothing does. */
@@ -439,8 +442,8 @@ export class Raylet implements AsyncDisposable {
 
   // --- other raylets ------------------------------------------------------------------------------------------------------
 
-  upstreamBatch(upstream: Upstream, batch: Uint8Array): void {
-    this.#intake.upstream(upstream, batch);
+  upstreamBatch(upstream: Upstream, batch: Uint8Array, release?: () => void): void {
+    this.#intake.upstream(upstream, batch, release);
   }
 
   nodeLost(nodeNumber: number): void {
