@@ -196,6 +196,11 @@ export const MAX_TOKEN_TTL_MS = 7 * 24 * 3_600_000;
 export const MAX_TOKENS_PER_PRINCIPAL = 32;
 export const MAX_TOKENS_PER_TENANT = 2_000;
 export const MAX_JOB_TEXT_CHARS = 1_024;
+export const MAX_SUBMISSION_ID_CHARS = 128;
+/** A submitted job's command line, metadata and environment, without the values of variables: kept with the job. */
+export const MAX_SUBMISSION_CHARS = 16_384;
+/** Of all jobs of a tenant: one answer holds them. What is over takes those of the jobs that ended first. */
+export const MAX_SUBMISSION_CHARS_PER_TENANT = 1 << 20;
 /** A success may be taken back this long by the session that reported it: a process can only fail after it has closed its connection. */
 export const SECOND_THOUGHTS_MS = 5_000;
 /** Between the end of a driver's stream and its word on how it went; longer than a driver tries to say it. */

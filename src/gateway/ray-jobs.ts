@@ -75,7 +75,7 @@ export class RayJobs {
     const gpus = rest.entrypoint_num_gpus ?? 0;
     const resources = { ...rest.entrypoint_resources, ...(gpus > 0 ? { GPU: gpus } : {}) };
     const program: PythonProgram = { argv, variables, packages, cpus: rest.entrypoint_num_cpus ?? undefined, memoryBytes: rest.entrypoint_memory || undefined, resources: Object.keys(resources).length === 0 ? undefined : resources };
-    const { id } = await this.#submissions.start(person, { id: rest.submission_id ?? rest.job_id ?? undefined, entrypoint, metadata: metadata ?? {}, runtimeEnv: shown, program });
+    const id = await this.#submissions.start(person, { id: rest.submission_id ?? rest.job_id ?? undefined, entrypoint, metadata: metadata ?? {}, runtimeEnv: shown, program });
     return { job_id: id, submission_id: id };
   }
 
@@ -127,11 +127,11 @@ export class RayJobs {
   }
 
   async logs(person: Person, id: string): Promise<object> {
-    const { submission } = await this.#submissions.get(person, id);
+    const { job } = await this.#submissions.get(person, id);
     const pieces: LogPiece[] = [];
     let chars = 0;
     const full = new AbortController();
-    await new JobLog(person.tenant, submission.jobId).read(await person.raylets(), false, AbortSignal.any([full.signal, AbortSignal.timeout(LOG_TIMEOUT_MS)]), (piece) => {
+    await new JobLog(person.tenant, job.jobId).read(await person.raylets(), false, AbortSignal.any([full.signal, AbortSignal.timeout(LOG_TIMEOUT_MS)]), (piece) => {
       chars += piece.text.length;
       if (chars > MAX_LOG_CHARS) full.abort();
       else pieces.push(piece);
@@ -142,8 +142,8 @@ export class RayJobs {
 
   /** Sends the job's log until the job ends; `permitted` is asked all the while. */
   async tail(person: Person, id: string, socket: WebSocket, permitted: () => Promise<boolean>): Promise<void> {
-    const { submission } = await this.#submissions.get(person, id);
-    const log = new JobLog(person.tenant, submission.jobId);
+    const { job } = await this.#submissions.get(person, id);
+    const log = new JobLog(person.tenant, job.jobId);
     const send = ({ text: line }: LogPiece): Promise<void> => socket.send(line);
     const ended = new AbortController();
     const either = AbortSignal.any([ended.signal, socket.gone]);
@@ -156,7 +156,7 @@ export class RayJobs {
         ended.abort();
         return socket.close(1008);
       }
-      if ((await person.to(Jobs).get({ jobId: submission.jobId }, { timeoutMs: CALL_TIMEOUT_MS })).endedMs !== 0n) break;
+      if ((await person.to(Jobs).get({ jobId: job.jobId }, { timeoutMs: CALL_TIMEOUT_MS })).endedMs !== 0n) break;
       await sleep(FOLLOW_POLL_MS, undefined, { signal: socket.gone }).catch(() => undefined);
     }
     ended.abort();
@@ -168,10 +168,10 @@ export class RayJobs {
 
 const MESSAGES: Readonly<Record<string, string>> = { PENDING: 'Job has not started yet.', RUNNING: 'Job is currently running.', SUCCEEDED: 'Job finished successfully.', STOPPED: 'Job was intentionally stopped.' };
 
-function details({ submission, job }: Known): object {
+function details({ id, job, entrypoint, metadata, runtimeEnv, exitCode }: Known): object {
   return {
-    type: 'SUBMISSION', job_id: null, submission_id: submission.id, driver_info: null, status: job.status, entrypoint: submission.entrypoint,
+    type: 'SUBMISSION', job_id: null, submission_id: id, driver_info: null, status: job.status, entrypoint,
     message: job.status === 'FAILED' ? job.message : (MESSAGES[job.status] ?? job.message), error_type: null, start_time: Number(job.startedMs), end_time: job.endedMs === 0n ? null : Number(job.endedMs),
-    metadata: submission.metadata, runtime_env: submission.runtimeEnv, driver_agent_http_address: '', driver_node_id: '', driver_exit_code: submission.exitCode ?? null,
+    metadata, runtime_env: runtimeEnv, driver_agent_http_address: '', driver_node_id: '', driver_exit_code: exitCode ?? null,
   };
 }

@@ -33,9 +33,10 @@ export class OwnedJob {
     this.#plan(Math.max(1_000, (Number(opened.expiresMs) - Date.now()) / 2));
   }
 
-  static async open(head: RpcChannel, jobName: string, project: string): Promise<OwnedJob> {
+  /** `submission`: of a job that came by HTTP. */
+  static async open(head: RpcChannel, jobName: string, project: string, submission?: { readonly id: string; readonly details: string }): Promise<OwnedJob> {
     const sessions = client(Sessions, head);
-    return new OwnedJob(sessions, await sessions.open({ jobName, jobId: '', project }, { timeoutMs: OPEN_TIMEOUT_MS }));
+    return new OwnedJob(sessions, await sessions.open({ jobName, jobId: '', project, ...(submission === undefined ? {} : { submission }) }, { timeoutMs: OPEN_TIMEOUT_MS }));
   }
 
   #plan(afterMs: number): void {

@@ -102,6 +102,7 @@ export const JOB_ROWS: readonly MethodRow[] = [
   row('bulkhead.v1.Jobs/List', { tenant: { field: 'tenant' } }),
   row('bulkhead.v1.Jobs/Get', { action: 'job.read', name: { field: 'job_id' } }),
   row('bulkhead.v1.Jobs/Stop', { action: 'job.stop', name: { field: 'jobId' }, callers: ['user'] }),
+  row('bulkhead.v1.Jobs/DeleteSubmission', { action: 'job.delete', name: { field: 'job_id' } }),
 ];
 export const CALLS_ROW = row('bulkhead.v1.Calls/Attach', { action: 'session.open', resource: 'session', callers: ['user', 'service', 'job'] });
 export const PEERS_ROW = row('bulkhead.v1.Peers/Exchange', { action: 'peer.exchange', resource: 'node', tenant: 'none', callers: ['node'] });

@@ -15,7 +15,7 @@ afterEach(async () => {
 });
 
 const OPTIONS: ServerOptions = { knowsTenant: (tenant) => tenant === 'acme' || tenant === 'globex' };
-const noJobs: Implementation<typeof Jobs> = { list: async () => ({}), get: async () => ({}), stop: async () => ({}) };
+const noJobs: Implementation<typeof Jobs> = { list: async () => ({}), get: async () => ({}), stop: async () => ({}), deleteSubmission: async () => ({}) };
 
 interface Setup {
   fixture: Fixture;

@@ -131,6 +131,26 @@ describe.runIf('interpreter' in python)('jobs by HTTP', () => {
     expect((await ask(cluster, 'GET', '/api/version', { token: leaver })).status).toBe(401);
   });
 
+  test('what was submitted outlives a gateway that is killed: what ended stands as it ended, what ran has failed, and the next one says so', async () => {
+    const done = await submit(ana, { entrypoint: 'python -c "print(7)"', submission_id: 'before_the_kill', metadata: { team: 'red' }, runtime_env: { env_vars: { KEY: 'hidden-value' } } });
+    const before = await ended(ana, done);
+    const slow = await submit(ana, { entrypoint: 'python -c "import time; print(1, flush=True); time.sleep(600)"' });
+    await until('the job has begun', async () => (json(await ask(cluster, 'GET', `/api/jobs/${slow}/logs`, { token: ana })) as { logs: string }).logs === '1\n', 60_000);
+    await cluster.kill('gateway');
+    await cluster.restart('gateway');
+    expect(await details(ana, done)).toEqual(before);
+    expect(before).toMatchObject({ status: 'SUCCEEDED', driver_exit_code: 0, metadata: { team: 'red' }, runtime_env: { env_vars: { KEY: '(hidden)' } } });
+    expect(json(await ask(cluster, 'GET', `/api/jobs/${done}/logs`, { token: ana }))).toEqual({ logs: '7\n' });
+    expect(await ended(ana, slow)).toMatchObject({ status: 'FAILED', message: 'its driver was lost', driver_exit_code: null });
+    expect(json(await ask(cluster, 'GET', `/api/jobs/${slow}/logs`, { token: ana }))).toEqual({ logs: '1\n' });
+    expect((json(await ask(cluster, 'GET', '/api/jobs/', { token: ana })) as { submission_id: string }[]).map((j) => j.submission_id)).toEqual(expect.arrayContaining([done, slow]));
+    expect((await ask(cluster, 'GET', `/api/jobs/${done}`, { token: eve })).status).toBe(404);
+    expect((await ask(cluster, 'POST', '/api/jobs/', { token: ana, json: { entrypoint: 'python x.py', submission_id: done } })).status).toBe(400);
+    expect(json(await ask(cluster, 'DELETE', `/api/jobs/${done}`, { token: ana }))).toEqual({ deleted: true });
+    expect((await ask(cluster, 'GET', `/api/jobs/${done}`, { token: ana })).status).toBe(404);
+    expect(await ended(ana, await submit(ana, { entrypoint: 'python -c "raise SystemExit(5)"' }))).toMatchObject({ status: 'FAILED', driver_exit_code: 5 });
+  });
+
   describe.runIf(hasRay)('with the real package of Ray 2.60', () => {
     const ray = (args: readonly string[], program = 'ray'): Promise<{ readonly code: number | null; readonly out: string }> => new Promise((resolve, reject) => {
       const env = { PATH: process.env['PATH'] ?? '', HOME: cluster.directory, RAY_ADDRESS: cluster.local.gatewayUrl ?? '', RAY_JOB_HEADERS: JSON.stringify({ Authorization: `Bearer ${ana}` }), CA: caFile(cluster, 'acme-ana'), RAY_USAGE_STATS_ENABLED: '0', PYTHONWARNINGS: 'ignore' };

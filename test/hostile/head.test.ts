@@ -36,7 +36,7 @@ beforeAll(async () => {
   eve = await issued(admin, head.address, { tenant: 'globex', name: 'eve', roles: ['tenant-admin'] });
   node = await joined(admin, head, 'n1');
   stolen = await joined(admin, head, 'n9');
-  ({ jobId: anasJob, sessionId: anasSession } = await ana.to(Sessions).open({ jobName: 'a' }));
+  ({ jobId: anasJob, sessionId: anasSession } = await ana.to(Sessions).open({ jobName: 'a', submission: { id: 'anas', details: '{}' } }));
   anasToken = (await ana.to(Tokens).create({ name: 'a' })).info?.tokenId ?? '';
   await ana.to(Policies).apply({ tenant: 'acme', fileName: 'p.yaml', content: Buffer.from('version: 1\ntenant: acme\nroles: {}\n') });
 });
@@ -240,10 +240,10 @@ describe("another tenant's ids", () => {
   /** Of acme, by the name of the field; the second is one of the same form that does not exist. */
   const IDS: Readonly<Record<string, () => readonly [unknown, unknown]>> = {
     tenant: () => ['acme', 'nonesuch'], job_id: () => [anasJob, `job-${'0'.repeat(24)}`], spiffe_id: () => [ana.svid.spiffeId, 'spiffe://test.example/tenant/nonesuch/user/x'],
-    session_id: () => [anasSession, '0'.repeat(16)], node_id: () => ['n1', 'n99'], serial: () => [ana.svid.serial, '00ff'], token_id: () => [anasToken, '0'.repeat(16)],
+    session_id: () => [anasSession, '0'.repeat(16)], node_id: () => ['n1', 'n99'], serial: () => [ana.svid.serial, '00ff'], token_id: () => [anasToken, '0'.repeat(16)], submission_id: () => ['anas', 'nobodys'],
   };
   /** Fields that name nothing of anybody's. */
-  const FREE = new Set(['kind', 'most', 'labels', 'project', 'name', 'roles', 'csr', 'reason', 'quota', 'remove', 'outcome', 'message', 'file_name', 'content', 'version', 'job_name', 'last', 'follow', 'from_ms', 'to_ms', 'token', 'call', 'remote', 'ttl_seconds', 'url']);
+  const FREE = new Set(['kind', 'most', 'labels', 'project', 'name', 'roles', 'csr', 'reason', 'quota', 'remove', 'outcome', 'message', 'file_name', 'content', 'version', 'job_name', 'last', 'follow', 'from_ms', 'to_ms', 'token', 'call', 'remote', 'ttl_seconds', 'url', 'submission', 'submitted']);
   const FILLED: Readonly<Record<string, unknown>> = { kind: 'user', name: 'x', outcome: 'failed', fileName: 'p.yaml', content: Buffer.from('version: 1\ntenant: acme\nroles: {}\n'), version: 1 };
 
   const served = [Identities, Sessions, Tenants, Policies, Jobs, Tokens, Cluster, Audit, Metrics];

@@ -28,7 +28,7 @@ beforeAll(async () => {
   serverIdentity = await fixture.issue(node('n1'));
   ana = await fixture.issue(user('acme', 'ana'));
   server = createServer(fixture.security(serverIdentity, [...JOB_ROWS, CALLS_ROW]), { knowsTenant: () => true, limits: { requestReadTimeoutMs: 300 } });
-  server.add(Jobs, { list: async () => (handled++, {}), get: async () => (handled++, {}), stop: async () => (handled++, {}) });
+  server.add(Jobs, { list: async () => (handled++, {}), get: async () => (handled++, {}), stop: async () => (handled++, {}), deleteSubmission: async () => (handled++, {}) });
   server.add(Calls, {
     attach: (_call, stream) => {
       handled++;

@@ -45,6 +45,7 @@ beforeAll(async () => {
   await own.get(own.task(() => 1)());
   await until('acme sees its own, so that the values are real', async () => (await (await cluster.as('acme-ana')).on('raylet-1', Inspection).list({ kind: 'actors', tenant: 'acme' })).entities.length > 0);
   const { sessionId } = await (await cluster.as('acme-ana')).to(Sessions).open({ jobName: '', jobId: acme.jobId });
+  await (await cluster.as('acme-ana')).to(Sessions).open({ jobName: '', submission: { id: 'secret-submission', details: '{}' } });
   const { serial } = await (await cluster.as('acme-ana')).to(Identities).whoAmI({});
   const { info } = await (await cluster.as('acme-ana')).to(Tokens).create({ name: 'secret' });
   const never = (id: string): string => `${id.slice(0, 20)}${'5'.repeat(id.length - 20)}`;
@@ -63,6 +64,7 @@ beforeAll(async () => {
     project: { theirs: ['secretproject'], nobodys: ['nobodysproject'] },
     namespace: { theirs: ['acme'], nobodys: ['nowhere'] },
     token_id: { theirs: [info?.tokenId], nobodys: [randomBytes(8).toString('hex')] },
+    submission_id: { theirs: ['secret-submission'], nobodys: ['nobodys-submission'] },
     file_name: { theirs: ['acme.yaml'], nobodys: ['nowhere.yaml'] },
   };
   marks = ['acme', ...ids, ...ids.map((id) => id.slice(4)), ACTOR_NAME, 'secret', LABEL, serial, sessionId];

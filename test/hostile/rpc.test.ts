@@ -38,7 +38,7 @@ afterAll(() => server.close());
 
 async function start(of: Fixture, identity: TestIdentity): Promise<{ server: RpcServer; port: number }> {
   const made = createServer(of.security(identity, [...JOB_ROWS, CALLS_ROW]), { knowsTenant: () => true, limits: { handshakeTimeoutMs: 400, requestReadTimeoutMs: 300, connectionsPerPeer: 4, streamsPerConnection: 8 } });
-  made.add(Jobs, { list: async () => (handled++, {}), get: async () => (handled++, {}), stop: async () => (handled++, {}) });
+  made.add(Jobs, { list: async () => (handled++, {}), get: async () => (handled++, {}), stop: async () => (handled++, {}), deleteSubmission: async () => (handled++, {}) });
   made.add(Calls, {
     attach: (_call, stream) => {
       handled++;
@@ -154,7 +154,7 @@ describe('a peer without a valid SVID gets no octet of HTTP/2', () => {
     const own = await leaf(names({ type: 'url', value: 'spiffe://cluster.test/node/n7' }), usages, both);
     const identity: OwnIdentity = { current: () => own, onChange: () => () => undefined };
     const made = createServer({ ...fixture.security(identity, JOB_ROWS), peers }, { knowsTenant: () => true });
-    made.add(Jobs, { list: async () => (handled++, {}), get: async () => (handled++, {}), stop: async () => (handled++, {}) });
+    made.add(Jobs, { list: async () => (handled++, {}), get: async () => (handled++, {}), stop: async () => (handled++, {}), deleteSubmission: async () => (handled++, {}) });
     const bound = await made.listen('127.0.0.1:0');
     try {
       // The control: the same authority's proper SVID is let in.

@@ -1,6 +1,6 @@
 /** How jobs end: whose close ends them, whose streams may be lost, and when a success is taken back. */
 import { describe, expect, it } from 'vitest';
-import { CLOCK_SKEW_MS, LAST_WORD_TTL_MS, SECOND_THOUGHTS_MS, SESSION_TTL_MS, STOPPED_JOBS_TOLD_FOR_MS } from '../../src/base/limits.ts';
+import { CLOCK_SKEW_MS, LAST_WORD_TTL_MS, MAX_SUBMISSION_CHARS, MAX_SUBMISSION_CHARS_PER_TENANT, SECOND_THOUGHTS_MS, SESSION_TTL_MS, STOPPED_JOBS_TOLD_FOR_MS } from '../../src/base/limits.ts';
 import type { JobEvent } from '../../src/gcs/core/jobs.ts';
 import { hex, jobId, testHead, type TestHead } from './gcs-head.ts';
 
@@ -215,6 +215,54 @@ it('what has ended keeps its outcome when it is stopped, and loses its detached 
   expect(table.told).toEqual({ stopped: [JOB], ended: [] });
   expect(table.pushes).toBe(1);
   expect(table.events).toEqual(['job.started', 'job.succeeded', 'job.stopped']);
+});
+
+describe('a job that was submitted by HTTP', () => {
+  const open = (table: Table, n: number, details = 'd'.repeat(MAX_SUBMISSION_CHARS)): Promise<void> =>
+    table.step({ type: 'open', jobId: jobId(n), tenant: 'acme', name: 'j', by: ANA, expiresMs: table.nowMs + SESSION_TTL_MS, sessionId: hex(n, 16), submission: { id: `s${n}`, details } });
+
+  it('fails with its driver, since nobody else speaks for it; any other goes on with its owner', async () => {
+    const table = await Table.open(SECOND);
+    await table.streamEnded(SECOND, 'lost');
+    expect(table.row.status).toBe('RUNNING');
+    await open(table, 2);
+    await table.step({ type: 'join', jobId: jobId(2), by: ANA, expiresMs: table.nowMs + SESSION_TTL_MS, sessionId: THIRD });
+    await table.step({ type: 'streamEnded', jobId: jobId(2), sessionId: THIRD, how: 'lost' });
+    expect(table.t.head.jobs.get(jobId(2))).toMatchObject({ status: 'FAILED', message: 'its driver was lost', sessions: [], submission: { id: 's2' } });
+    expect(table.told).toEqual({ stopped: [], ended: [jobId(2)] });
+  });
+
+  it('is found by what it was submitted as, also after a restart, until that is deleted or its tenant is', async () => {
+    const table = await Table.open();
+    await open(table, 2);
+    await open(table, 3);
+    await expect(table.step({ type: 'open', jobId: jobId(4), tenant: 'acme', name: 'j', by: BOB, expiresMs: table.nowMs, submission: { id: 's2', details: '' } })).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' });
+    await expect(open(table, 4, 'd'.repeat(MAX_SUBMISSION_CHARS + 1))).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' });
+    const { head } = await testHead(table.t.store, table.t.clock);
+    const { jobs } = head;
+    const step = (event: JobEvent): Promise<void> => head.commit((now, out) => jobs.step(event, now, out));
+    expect(jobs.submitted('acme').map((r) => r.submission?.id).sort()).toEqual(['s2', 's3']);
+    expect([jobs.submittedAs('acme', 's2')?.jobId, jobs.submittedAs('globex', 's2')]).toEqual([jobId(2), undefined]);
+    await expect(step({ type: 'deleteSubmission', jobId: jobId(2) })).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' });
+    await step({ type: 'stop', jobId: jobId(2), by: ANA, message: '' });
+    await step({ type: 'deleteSubmission', jobId: jobId(2) });
+    expect([jobs.submittedAs('acme', 's2'), jobs.get(jobId(2)).status]).toEqual([undefined, 'STOPPED']);
+    await step({ type: 'tenantDeleted', tenant: 'acme', limit: 10 });
+    expect(jobs.submitted('acme')).toEqual([]);
+  });
+
+  it('has a place that is bounded: those that ended first give theirs, those that run do not', async () => {
+    const table = await Table.open();
+    const most = MAX_SUBMISSION_CHARS_PER_TENANT / MAX_SUBMISSION_CHARS;
+    for (let n = 2; n < 2 + most; n++) await open(table, n);
+    await expect(open(table, 90)).rejects.toMatchObject({ code: 'RESOURCE_EXHAUSTED' });
+    for (const n of [3, 2]) {
+      await table.step({ type: 'stop', jobId: jobId(n), by: ANA, message: '' });
+      table.t.clock.ms++;
+    }
+    await open(table, 90);
+    expect([3, 2, 90].map((n) => table.t.head.jobs.submittedAs('acme', `s${n}`) !== undefined)).toEqual([false, true, true]);
+  });
 });
 
 it('is the same after a restart of the head', async () => {

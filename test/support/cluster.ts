@@ -272,14 +272,19 @@ export class TestCluster implements AsyncDisposable {
     });
   }
 
+  #pidOf(name: string): number {
+    const { head, gateway } = this.local.record;
+    return name === 'head' ? (head?.pid ?? 0) : name === 'gateway' ? (gateway?.pid ?? 0) : this.node(name).pid;
+  }
+
   async kill(name: string, signal: NodeJS.Signals = 'SIGKILL'): Promise<void> {
-    const pid = name === 'head' ? this.headPid : this.node(name).pid;
+    const pid = this.#pidOf(name);
     process.kill(pid, signal);
     await until(`${name} is gone`, () => !running(pid));
   }
 
   async restart(name: string): Promise<void> {
-    if (running(name === 'head' ? this.headPid : this.node(name).pid)) throw new Error(`${name} runs: kill it first`);
+    if (running(this.#pidOf(name))) throw new Error(`${name} runs: kill it first`);
     await this.local.restart(name);
   }
 

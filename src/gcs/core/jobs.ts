@@ -2,11 +2,11 @@
  * Jobs and the sessions in them (one a driver, and one of `bulkhead run`). Transitions, in Ray's words: 1. none → RUNNING (open: the owner's
  * session); 2. RUNNING → RUNNING (join, refresh, another session than the owner's leaves or is lost while others remain); 3. RUNNING →
  * SUCCEEDED | FAILED | STOPPED (the owner closes, or the last session does, by its outcome); 4. RUNNING → STOPPED (stop; of what ended already, a stop ends the detached actors); 5. RUNNING → FAILED
- * (the last session is lost: its connection died, it left without a word, or its credential ran out); 6. SUCCEEDED → FAILED (the session that
+ * (the last session is lost: its connection died, it left without a word, or its credential ran out; of a submitted job, whose owner has no connection, the last besides the owner's); 6. SUCCEEDED → FAILED (the session that
  * closed it takes it back within seconds: a program's error shows only after its connection is disposed of). Else ended is for ever.
  */
 import { parseJobId, quote, type JobId } from '../../base/ids.ts';
-import { CLOCK_SKEW_MS, LAST_WORD_TTL_MS, MAX_ENDED_JOBS_PER_TENANT, MAX_JOB_TEXT_CHARS, MAX_OPEN_JOBS_PER_TENANT, MAX_SESSIONS_PER_JOB, SECOND_THOUGHTS_MS, STOPPED_JOBS_TOLD_FOR_MS } from '../../base/limits.ts';
+import { CLOCK_SKEW_MS, LAST_WORD_TTL_MS, MAX_ENDED_JOBS_PER_TENANT, MAX_JOB_TEXT_CHARS, MAX_OPEN_JOBS_PER_TENANT, MAX_SESSIONS_PER_JOB, MAX_SUBMISSION_CHARS, MAX_SUBMISSION_CHARS_PER_TENANT, MAX_SUBMISSION_ID_CHARS, SECOND_THOUGHTS_MS, STOPPED_JOBS_TOLD_FOR_MS } from '../../base/limits.ts';
 import { DEFAULT_PROJECT } from '../../base/project-quota.ts';
 import { boundedText, full, refuse, unknown, type Effect, type Table } from './table.ts';
 
@@ -25,6 +25,13 @@ interface JobSession {
 
 /** What raylets must let go of a job that ended: with drivers attached, those; with a stop everything, detached actors too. */
 type Cut = 'nothing' | 'drivers' | 'everything';
+
+/** What a job was submitted as, by HTTP. */
+export interface Submission {
+  /** One in its tenant. */
+  readonly id: string;
+  readonly details: string;
+}
 
 export interface JobRow {
   readonly jobId: JobId;
@@ -45,13 +52,17 @@ export interface JobRow {
   readonly cutMs: number;
   /** The session whose close ended it; '' when none did. */
   readonly closedBy: string;
+  readonly submission?: Submission;
 }
 
 export type JobEvent =
-  | { readonly type: 'open'; readonly jobId: string; readonly tenant: string; readonly name: string; readonly project?: string; readonly by: string; readonly expiresMs: number; readonly sessionId?: string }
+  | { readonly type: 'open'; readonly jobId: string; readonly tenant: string; readonly name: string; readonly project?: string; readonly by: string; readonly expiresMs: number; readonly sessionId?: string; readonly submission?: Submission }
   | { readonly type: 'join' | 'refresh'; readonly jobId: string; readonly by: string; readonly expiresMs: number; readonly sessionId?: string }
   | { readonly type: 'close'; readonly jobId: string; readonly by: string; readonly sessionId?: string; readonly outcome: string; readonly message: string }
   | { readonly type: 'stop'; readonly jobId: string; readonly by: string; readonly message: string }
+  /** What it was submitted as is forgotten; a job that runs keeps it. */
+  | { readonly type: 'deleteSubmission'; readonly jobId: string }
+  | { readonly type: 'tenantDeleted'; readonly tenant: string; readonly limit: number }
   /** A node says that the stream of a session ended there. What it names and the table does not know was over already. */
   | { readonly type: 'streamEnded'; readonly jobId: string; readonly sessionId: string; readonly how: string }
   | { readonly type: 'tick' };
@@ -59,7 +70,7 @@ export type JobEvent =
 const OUTCOMES: Readonly<Record<string, JobStatus>> = { succeeded: 'SUCCEEDED', failed: 'FAILED', stopped: 'STOPPED' };
 const STATUS_RECORDED = { SUCCEEDED: 'job.succeeded', FAILED: 'job.failed', STOPPED: 'job.stopped' } as const;
 const LOST = 'its driver was lost';
-/** Ends decided in one tick; the next tick goes on. Keeps a transaction small. */
+/** Ends decided in one tick, or submissions forgotten for a new one; the next goes on. Keeps a transaction small. */
 const ENDS_PER_TICK = 50;
 
 function session(event: { readonly by: string; readonly expiresMs: number; readonly sessionId?: string }, owner: boolean): JobSession {
@@ -100,6 +111,16 @@ export class Jobs implements Table<JobEvent> {
     return [...(this.#byTenant.get(tenant)?.values() ?? [])].filter((r) => r.endedMs === 0);
   }
 
+  /** Newest first. */
+  submitted(tenant: string): JobRow[] {
+    return this.ofTenant(tenant).filter((r) => r.submission !== undefined);
+  }
+
+  submittedAs(tenant: string, submissionId: string): JobRow | undefined {
+    for (const row of this.#byTenant.get(tenant)?.values() ?? []) if (row.submission?.id === submissionId) return row;
+    return undefined;
+  }
+
   /** What raylets must end if they still know it. */
   stopped(nowMs: number): string[] {
     return this.#cut('everything', nowMs);
@@ -126,7 +147,8 @@ export class Jobs implements Table<JobEvent> {
         if (this.#rows.has(jobId)) return refuse(`job ${quote(jobId)} exists already`);
         if (this.running(event.tenant).length >= MAX_OPEN_JOBS_PER_TENANT) throw full('open jobs', MAX_OPEN_JOBS_PER_TENANT, 'close some or let them end');
         const name = boundedText('the job name', event.name, MAX_JOB_TEXT_CHARS);
-        this.#put({ jobId, tenant: event.tenant, name, project: event.project === undefined || event.project === '' ? DEFAULT_PROJECT : event.project, submitter: event.by, status: 'RUNNING', message: '', startedMs: nowMs, endedMs: 0, sessions: [session(event, true)], cut: 'nothing', cutMs: 0, closedBy: '' }, out);
+        const submission = event.submission === undefined ? {} : { submission: this.#room(event.tenant, event.submission, out) };
+        this.#put({ jobId, ...submission, tenant: event.tenant, name, project: event.project === undefined || event.project === '' ? DEFAULT_PROJECT : event.project, submitter: event.by, status: 'RUNNING', message: '', startedMs: nowMs, endedMs: 0, sessions: [session(event, true)], cut: 'nothing', cutMs: 0, closedBy: '' }, out);
         out.push({ type: 'record', tenant: event.tenant, event: 'job.started', principal: event.by, kind: 'job', resource: jobId, detail: name });
         return;
       }
@@ -152,6 +174,16 @@ export class Jobs implements Table<JobEvent> {
         // How one of several drivers ended is its own affair: the job goes on, and its owner has the last word.
         if (others.length > 0 && !which.owner) return this.#put({ ...row, sessions: others }, out);
         return this.#end({ ...row, sessions: others, closedBy: which.id }, status, message, event.by, nowMs, out);
+      }
+      case 'deleteSubmission': {
+        const row = this.get(event.jobId);
+        if (row.endedMs === 0) return refuse(`job ${quote(row.jobId)} runs: stop it before you delete what it was submitted as`);
+        if (row.submission !== undefined) this.#putUnsubmitted(row, out);
+        return;
+      }
+      case 'tenantDeleted': {
+        for (const row of this.submitted(event.tenant).slice(0, event.limit)) this.#putUnsubmitted(row, out);
+        return;
       }
       case 'streamEnded': {
         const row = this.#rows.get(event.jobId);
@@ -183,6 +215,28 @@ export class Jobs implements Table<JobEvent> {
     return row;
   }
 
+  #putUnsubmitted({ submission: _, ...row }: JobRow, out: Effect[]): void {
+    this.#put(row, out);
+  }
+
+  /** The place of a new submission; the jobs that ended first give theirs. */
+  #room(tenant: string, { id, details }: Submission, out: Effect[]): Submission {
+    boundedText('the submission id', id, MAX_SUBMISSION_ID_CHARS, 1);
+    boundedText('what the job is submitted as (command line, metadata, environment)', details, MAX_SUBMISSION_CHARS);
+    const others = this.submitted(tenant);
+    if (others.some((r) => r.submission?.id === id)) return refuse(`a job with the submission id ${quote(id)} exists already; choose another, or leave it out`);
+    let chars = others.reduce((sum, r) => sum + (r.submission?.details.length ?? 0), details.length);
+    const ended = others.filter((r) => r.endedMs !== 0).sort((a, b) => a.endedMs - b.endedMs);
+    for (const row of ended.slice(0, ENDS_PER_TICK)) {
+      if (chars <= MAX_SUBMISSION_CHARS_PER_TENANT) break;
+      chars -= row.submission?.details.length ?? 0;
+      this.#putUnsubmitted(row, out);
+    }
+    // Many small ones go over several submissions.
+    if (chars > MAX_SUBMISSION_CHARS_PER_TENANT && ended.length <= ENDS_PER_TICK) throw full('characters of submitted jobs that run', MAX_SUBMISSION_CHARS_PER_TENANT, 'let some end');
+    return { id, details };
+  }
+
   #put(row: JobRow, out: Effect[]): void {
     out.push({ type: 'put', key: this.prefix + row.jobId, row });
   }
@@ -198,7 +252,10 @@ export class Jobs implements Table<JobEvent> {
   /** Sessions are over without a word on how it went; with the last one the job has failed. */
   #lost(row: JobRow, lost: readonly JobSession[], message: string, nowMs: number, out: Effect[], cut: Cut = row.cut): void {
     const others = row.sessions.filter((s) => !lost.includes(s));
-    if (others.length > 0) this.#put({ ...row, sessions: others }, out);
+    // Who submitted it drives it from the same process, which has no stream for the session that it opened the job by.
+    const alone = row.submission !== undefined && others.every((s) => s.owner);
+    if (others.length > 0 && alone) this.#end({ ...row, sessions: others }, 'FAILED', message, row.submitter, nowMs, out);
+    else if (others.length > 0) this.#put({ ...row, sessions: others }, out);
     else this.#end({ ...row, sessions: [] }, 'FAILED', message, row.submitter, nowMs, out, cut);
   }
 

@@ -49,7 +49,7 @@ export function sessionsService(context: HeadContext): Implementation<typeof Ses
         head.tenants.active(tenant.name);
         if (request.project !== '' && request.jobId !== '' && request.project !== (head.jobs.get(request.jobId).project ?? DEFAULT_PROJECT)) throw new BulkheadError('INVALID_ARGUMENT', `the job ${request.jobId} is of another project: join it without a project, or open a job of your own`);
         head.tenants.requireProject(tenant.name, request.project);
-        if (request.jobId === '') head.jobs.step({ type: 'open', jobId, tenant: tenant.name, name: request.jobName, project: request.project, by: principal.spiffeId, expiresMs, sessionId }, nowMs, out);
+        if (request.jobId === '') head.jobs.step({ type: 'open', jobId, tenant: tenant.name, name: request.jobName, project: request.project, by: principal.spiffeId, expiresMs, sessionId, ...(request.submission === undefined ? {} : { submission: { id: request.submission.id, details: request.submission.details } }) }, nowMs, out);
         else head.jobs.step({ type: 'join', jobId, by: principal.spiffeId, expiresMs, sessionId }, nowMs, out);
       });
       return session(principal, jobId, sessionId, tenant.number);

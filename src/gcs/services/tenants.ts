@@ -30,6 +30,7 @@ export async function finishDeletion(context: HeadContext, tenant: TenantName, b
     await head.commit((nowMs, out) => head.revocations.step({ type: 'revoke', spiffeIds: batch, serial: '', reason: 'its tenant was deleted', by, trustDomain: pki.trustDomain, tenant }, nowMs, out));
     await policies.forgetTenant(tenant, BATCH);
   }
+  while (head.jobs.submitted(tenant).length > 0) await head.commit((nowMs, out) => head.jobs.step({ type: 'tenantDeleted', tenant, limit: BATCH }, nowMs, out));
   while (head.tokens.ofTenant(tenant).length > 0) await head.commit((nowMs, out) => head.tokens.step({ type: 'tenantDeleted', tenant }, nowMs, out));
   while (head.policies.history(tenant).length > 0) await policies.forgetTenant(tenant, BATCH);
   while (head.actorNames.ofTenant(tenant).length > 0) await head.commit((nowMs, out) => head.actorNames.step({ type: 'tenantGone', tenant, limit: BATCH }, nowMs, out));

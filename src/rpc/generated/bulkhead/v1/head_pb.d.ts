@@ -518,6 +518,13 @@ export declare type OpenSessionRequest = Message<"bulkhead.v1.OpenSessionRequest
    * @generated from field: string project = 3;
    */
   project: string;
+
+  /**
+   * Of a new job that was submitted by HTTP. Its id is the tenant's only one; a job that has one fails when its last driver is lost, since whoever opened it drives it too.
+   *
+   * @generated from field: bulkhead.v1.Submission submission = 4;
+   */
+  submission?: Submission | undefined;
 };
 
 /**
@@ -525,6 +532,31 @@ export declare type OpenSessionRequest = Message<"bulkhead.v1.OpenSessionRequest
  * Use `create(OpenSessionRequestSchema)` to create a new message.
  */
 export declare const OpenSessionRequestSchema: GenMessage<OpenSessionRequest>;
+
+/**
+ * What a job was submitted as. Kept with the job until it is forgotten, or deleted by itself.
+ *
+ * @generated from message bulkhead.v1.Submission
+ */
+export declare type Submission = Message<"bulkhead.v1.Submission"> & {
+  /**
+   * @generated from field: string id = 1;
+   */
+  id: string;
+
+  /**
+   * The gateway's own; the head does not read it.
+   *
+   * @generated from field: string details = 2;
+   */
+  details: string;
+};
+
+/**
+ * Describes the message bulkhead.v1.Submission.
+ * Use `create(SubmissionSchema)` to create a new message.
+ */
+export declare const SubmissionSchema: GenMessage<Submission>;
 
 /**
  * @generated from message bulkhead.v1.RefreshSessionRequest
@@ -1088,6 +1120,13 @@ export declare type ListJobsRequest = Message<"bulkhead.v1.ListJobsRequest"> & {
    * @generated from field: string tenant = 1;
    */
   tenant: string;
+
+  /**
+   * Only jobs that were submitted by HTTP, with what they were submitted as.
+   *
+   * @generated from field: bool submitted = 2;
+   */
+  submitted: boolean;
 };
 
 /**
@@ -1095,6 +1134,34 @@ export declare type ListJobsRequest = Message<"bulkhead.v1.ListJobsRequest"> & {
  * Use `create(ListJobsRequestSchema)` to create a new message.
  */
 export declare const ListJobsRequestSchema: GenMessage<ListJobsRequest>;
+
+/**
+ * @generated from message bulkhead.v1.DeleteSubmissionRequest
+ */
+export declare type DeleteSubmissionRequest = Message<"bulkhead.v1.DeleteSubmissionRequest"> & {
+  /**
+   * @generated from field: string job_id = 1;
+   */
+  jobId: string;
+};
+
+/**
+ * Describes the message bulkhead.v1.DeleteSubmissionRequest.
+ * Use `create(DeleteSubmissionRequestSchema)` to create a new message.
+ */
+export declare const DeleteSubmissionRequestSchema: GenMessage<DeleteSubmissionRequest>;
+
+/**
+ * @generated from message bulkhead.v1.DeleteSubmissionResponse
+ */
+export declare type DeleteSubmissionResponse = Message<"bulkhead.v1.DeleteSubmissionResponse"> & {
+};
+
+/**
+ * Describes the message bulkhead.v1.DeleteSubmissionResponse.
+ * Use `create(DeleteSubmissionResponseSchema)` to create a new message.
+ */
+export declare const DeleteSubmissionResponseSchema: GenMessage<DeleteSubmissionResponse>;
 
 /**
  * @generated from message bulkhead.v1.JobList
@@ -1120,6 +1187,13 @@ export declare type GetJobRequest = Message<"bulkhead.v1.GetJobRequest"> & {
    * @generated from field: string job_id = 1;
    */
   jobId: string;
+
+  /**
+   * Without a job id: the caller's tenant's job that was submitted by this one.
+   *
+   * @generated from field: string submission_id = 2;
+   */
+  submissionId: string;
 };
 
 /**
@@ -1194,6 +1268,13 @@ export declare type Job = Message<"bulkhead.v1.Job"> & {
    * @generated from field: string project = 9;
    */
   project: string;
+
+  /**
+   * Where submitted jobs were asked for, or this one by its submission.
+   *
+   * @generated from field: bulkhead.v1.Submission submission = 10;
+   */
+  submission?: Submission | undefined;
 };
 
 /**
@@ -2719,6 +2800,16 @@ export declare const Jobs: GenService<{
     methodKind: "unary";
     input: typeof StopJobRequestSchema;
     output: typeof JobSchema;
+  },
+  /**
+   * Forgets what an ended job was submitted as; the job itself stays listed. Of a running one: INVALID_ARGUMENT.
+   *
+   * @generated from rpc bulkhead.v1.Jobs.DeleteSubmission
+   */
+  deleteSubmission: {
+    methodKind: "unary";
+    input: typeof DeleteSubmissionRequestSchema;
+    output: typeof DeleteSubmissionResponseSchema;
   },
 }>;
 
