@@ -29,6 +29,8 @@ RENEW_AGAIN_SECONDS = 5.0
 GATHER_SECONDS = 0.001
 GATHER_BYTES = 16 * 2**10
 QUIET_TURNS = 20
+# After so many looks in vain whoever calls also waits, and so sends for himself: the next look is later.
+NEAR_TURNS, FAR_SECONDS = 4, 0.004
 # Then beats and renewals have their turn.
 MOST_TURNS = 1_000
 # So long after a thread has read for itself it will probably do so again: the reading thread keeps away.
@@ -151,7 +153,7 @@ class Driver:
                 self._wake.clear()
                 quiet = turns = 0
                 while self._hot and quiet < QUIET_TURNS and turns < MOST_TURNS and not self._over.is_set():
-                    time.sleep(GATHER_SECONDS)
+                    time.sleep(GATHER_SECONDS if quiet < NEAR_TURNS else FAR_SECONDS)
                     quiet += 1
                     turns += 1
                     if self.core.out_bytes:

@@ -116,6 +116,8 @@ class Slot:
         self._supervisor = supervisor
         self._number = number
         self._envelopes = Envelopes()
+        # Kept: an answer of this size for each read would be mapped, shrunk and unmapped, and each of that costs gVisor more than the read.
+        self._incoming = memoryview(bytearray(READ_BYTES))
         self._cond = threading.Condition(threading.Lock())
         self._send_lock = threading.Lock()
         self._execs: deque[Exec] = deque()
@@ -269,13 +271,13 @@ class Slot:
         try:
             if timeout is not None and not select.select([self._channel], [], [], timeout)[0]:
                 return
-            octets = self._channel.recv(READ_BYTES)
-            if not octets:
+            size = self._channel.recv_into(self._incoming)
+            if size == 0:
                 # The raylet wants this slot no more and has told the supervisor, which ends it: one that went first would be taken for dead.
                 if self._channel is not self._supervisor:
                     self._supervisor.recv(1)
                 os._exit(0)
-            for slot, batch in self._envelopes.push(octets):
+            for slot, batch in self._envelopes.push(self._incoming[:size]):
                 if slot == 0:
                     self._host(batch)
                 else:

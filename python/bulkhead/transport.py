@@ -27,6 +27,8 @@ CONNECT_TIMEOUT = 10.0
 CALL_TIMEOUT = 10.0
 BEAT_SECONDS = 10.0
 READ_BYTES = 256 * 2**10
+# What one record of TLS holds: OpenSSL gives no more at once.
+RECORD_BYTES = 16 * 2**10
 OPEN, END, BEAT = 0x80, 0x81, 0x82
 MAX_MESSAGE_BYTES = f.MAX_BATCH_BYTES + 16
 GRPC_CODES = {
@@ -80,6 +82,8 @@ class TlsPipe:
         self._in = ssl.MemoryBIO()
         self._out = ssl.MemoryBIO()
         self._tls = profile.context(protocol).wrap_bio(self._in, self._out, server_side=False)
+        # Kept: so large an object for each read would be mapped and unmapped.
+        self._incoming = memoryview(bytearray(READ_BYTES))
         self._lock = threading.Lock()
         self._write_lock = threading.Lock()
         try:
@@ -137,7 +141,7 @@ class TlsPipe:
         while True:
             with self._lock:
                 try:
-                    return self._tls.read(READ_BYTES)
+                    return self._tls.read(RECORD_BYTES)
                 except ssl.SSLWantReadError:
                     pass
                 except ssl.SSLError:
@@ -145,7 +149,7 @@ class TlsPipe:
             try:
                 if timeout is not None and not select.select([self._socket], [], [], timeout)[0]:
                     return None
-                got = self._socket.recv(READ_BYTES)
+                got = self._socket.recv_into(self._incoming)
             except TimeoutError:
                 raise
             except (OSError, ValueError):
@@ -153,7 +157,7 @@ class TlsPipe:
             if not got:
                 return b""
             with self._lock:
-                self._in.write(got)
+                self._in.write(self._incoming[:got])
 
     def close(self) -> None:
         try:
@@ -286,7 +290,9 @@ class BatchStream:
 
     def send(self, batch: bytes) -> None:
         head = b"\x0a" + _varint(len(batch))
-        self._pipe.write(b"\0" + (len(head) + len(batch)).to_bytes(4, "big") + head, batch)
+        head = b"\0" + (len(head) + len(batch)).to_bytes(4, "big") + head
+        # Each part is a record of TLS, and the raylet takes as long for one as for a call.
+        self._pipe.write(*((head + batch,) if len(batch) < RECORD_BYTES else (head, batch)))
 
     def beat(self) -> None:
         self._pipe.write(bytes([BEAT]) + bytes(4))

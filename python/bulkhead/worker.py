@@ -48,7 +48,7 @@ class Envelopes:
     def __init__(self) -> None:
         self._held = bytearray()
 
-    def push(self, octets: bytes) -> list[tuple[int, bytes]]:
+    def push(self, octets: bytes | memoryview) -> list[tuple[int, bytes]]:
         held = self._held
         held += octets
         found: list[tuple[int, bytes]] = []
