@@ -79,8 +79,7 @@ def describe_failure(thrown: BaseException, skip: int = 1, plain: bool = False) 
     try:
         import cloudpickle
 
-        plain = thrown.with_traceback(None)
-        cause = base64.b64encode(cloudpickle.dumps(plain, protocol=5)).decode("ascii")
+        cause = base64.b64encode(cloudpickle.dumps(thrown.with_traceback(None), protocol=5)).decode("ascii")
         if len(stack) + len(CAUSE_MARK) + len(cause) <= MAX_STACK_CHARS:
             stack += CAUSE_MARK + cause
     except Exception:

@@ -10,7 +10,7 @@ import datetime
 import math
 import struct
 import sys
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from .errors import BulkheadError
 from .ray_errors import CrossLanguageError
@@ -89,7 +89,8 @@ def scalar(value: Any) -> bytes | None:
     if kind is float:
         return b"\xfb" + _F64.pack(value)
     if kind is bytes:
-        return _head(0x40, len(value)) + value
+        octets: bytes = value
+        return _head(0x40, len(octets)) + octets
     if kind is str:
         try:
             octets = value.encode()
@@ -645,7 +646,8 @@ class _Decoder:
         except ImportError:
             if not _LITTLE:
                 raise self.refuse("arrays cannot be read here without numpy") from None
-            flat = octets.cast(form)
+            # The type checker knows `cast` with literal formats only.
+            flat: Any = cast(Any, octets).cast(form)
             return flat if shape is None or columns or not math.prod(shape) else flat.cast("B").cast(form, shape)
         made = np.frombuffer(octets, dtype=np.dtype(dtype)) if len(octets) else np.empty(0, np.dtype(dtype))
         if not made.flags.aligned:

@@ -14,9 +14,9 @@ const ROOT = join(import.meta.dirname, '../..');
 const PROGRAM_TIMEOUT_MS = 60_000;
 
 /** What tests import besides the package's own requirements. */
-const PACKAGES = ['numpy', 'pyarrow>=14.0.1'];
+const PACKAGES = ['numpy', 'pyarrow>=14.0.1', 'mypy==2.4.1'];
 
-/** Interpreter with `pip install ./python`, numpy and pyarrow; kept between runs while the package's requirements are the same. */
+/** Interpreter with `pip install ./python` and those; kept between runs while the package's requirements are the same. */
 function makeEnvironment(): string {
   const key = createHash('sha256').update(readFileSync(join(ROOT, 'python/pyproject.toml'))).update(PACKAGES.join(' ')).digest('hex').slice(0, 12);
   const directory = join(tmpdir(), `bulkhead-test-python-${key}`);
