@@ -18,6 +18,9 @@ const MAX_PEOPLE = 1_000;
 const MAX_KNOWN_TOKENS = 10_000;
 const clock = { nowMs: () => Date.now(), monotonicMs: () => performance.now() };
 
+/** Those whose SVID ended close when nobody uses them any more; so many of them at most wait for that. */
+export const MAX_LEAVING = 100;
+
 /** A principal, and its connections while somebody uses them. */
 export class Person {
   readonly spiffeId: SpiffeId;
@@ -51,8 +54,12 @@ export class Person {
     return this.head.identity.current().notAfterMs <= clock.nowMs();
   }
 
+  get unused(): boolean {
+    return this.#uses === 0;
+  }
+
   get idle(): boolean {
-    return this.#uses === 0 && clock.monotonicMs() - this.#lastMs > IDLE_MS;
+    return this.unused && clock.monotonicMs() - this.#lastMs > IDLE_MS;
   }
 
   to<S extends Parameters<typeof client>[0]>(service: S): Client<S> {
@@ -72,6 +79,7 @@ export class Person {
 
   async close(): Promise<void> {
     for (const channel of this.#raylets.values()) channel.close();
+    this.#raylets.clear();
     await this.head.close();
   }
 }
@@ -91,6 +99,8 @@ export interface CallersOptions {
 export class Callers implements AsyncDisposable {
   readonly #options: CallersOptions;
   readonly #people = new Map<string, Person>();
+  /** Whose SVID ended, while requests and jobs that began before still hold them. Oldest first. */
+  readonly #leaving = new Set<Person>();
   /** Whose a token was: only to know whether its principal has connections already. By digest. */
   readonly #known = new Map<string, string>();
   readonly #sweep: NodeJS.Timeout;
@@ -113,7 +123,7 @@ export class Callers implements AsyncDisposable {
     let known = this.#people.get(this.#known.get(digest) ?? '');
     // Its renewals failed for an hour, or it was revoked: a new one from here on.
     if (known?.ended === true) {
-      this.#people.delete(known.spiffeId);
+      this.#leave(known);
       known = undefined;
     }
     const keys = known === undefined ? generateKeyPairSync('ec', { namedCurve: 'P-256' }) : undefined;
@@ -124,9 +134,37 @@ export class Callers implements AsyncDisposable {
     });
     if (this.#known.size >= MAX_KNOWN_TOKENS) this.#known.clear();
     this.#known.set(digest, answer.spiffeId);
-    const person = known ?? this.#people.get(answer.spiffeId) ?? this.#connect(answer, keys?.privateKey.export({ format: 'pem', type: 'pkcs8' }) as string);
+    const person = known ?? this.#inForce(answer.spiffeId) ?? this.#connect(answer, keys?.privateKey.export({ format: 'pem', type: 'pkcs8' }) as string);
     if (person.spiffeId !== answer.spiffeId) throw new BulkheadError('INTERNAL', 'a token changed its principal');
     return { person, expiresMs: Number(answer.expiresMs) };
+  }
+
+  /** The same principal may have come by another token meanwhile, or by one whose SVID has ended. */
+  #inForce(id: string): Person | undefined {
+    const found = this.#people.get(id);
+    if (found?.ended !== true) return found;
+    this.#leave(found);
+    return undefined;
+  }
+
+  #leave(person: Person): void {
+    // Another request may have put a new one in its place.
+    if (this.#people.get(person.spiffeId) === person) this.#people.delete(person.spiffeId);
+    this.#leaving.add(person);
+    this.#closeLeaving();
+  }
+
+  #closeLeaving(): void {
+    for (const person of this.#leaving) {
+      if (!person.unused && this.#leaving.size <= MAX_LEAVING) continue;
+      this.#leaving.delete(person);
+      void person.close().catch(() => undefined);
+    }
+  }
+
+  /** Connections that are open here: at most MAX_PEOPLE, and MAX_LEAVING that end. */
+  get open(): { readonly people: number; readonly leaving: number } {
+    return { people: this.#people.size, leaving: this.#leaving.size };
   }
 
   #connect(answer: AdmittedToken, keyPem: string): Person {
@@ -141,15 +179,18 @@ export class Callers implements AsyncDisposable {
   }
 
   #closeIdle(): void {
+    this.#closeLeaving();
     for (const [id, person] of this.#people) {
-      if (!person.idle) continue;
-      this.#people.delete(id);
-      void person.close().catch(() => undefined);
+      if (person.ended) this.#leave(person);
+      else if (person.idle) {
+        this.#people.delete(id);
+        void person.close().catch(() => undefined);
+      }
     }
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
     clearInterval(this.#sweep);
-    await Promise.all([...this.#people.values()].map((person) => person.close().catch(() => undefined)));
+    await Promise.all([...this.#people.values(), ...this.#leaving].map((person) => person.close().catch(() => undefined)));
   }
 }

@@ -215,8 +215,10 @@ export class Jobs implements Table<JobEvent> {
     return row;
   }
 
-  #putUnsubmitted({ submission: _, ...row }: JobRow, out: Effect[]): void {
-    this.#put(row, out);
+  #putUnsubmitted(row: JobRow, out: Effect[]): void {
+    const bare: { -readonly [K in keyof JobRow]: JobRow[K] } = { ...row };
+    delete bare.submission;
+    this.#put(bare, out);
   }
 
   /** The place of a new submission; the jobs that ended first give theirs. */
