@@ -4,11 +4,12 @@
  */
 import { spawn, type ChildProcess } from 'node:child_process';
 import { generateKeyPairSync } from 'node:crypto';
-import { chmodSync, closeSync, mkdtempSync, openSync, readFileSync, rmSync } from 'node:fs';
+import { closeSync, mkdtempSync, openSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
+import { makeRunDirectory, removeRunDirectory } from '../src/cli/leftovers.ts';
 import { createCsr, PeerVerifier, readProfile, Revocations, svidMaterial, TrustBundle, writeProfile } from '../src/pki/pki.ts';
 import { Identities, Tenants } from '../src/rpc/generated/bulkhead/v1/head_pb.js';
 import { client, createChannel } from '../src/rpc/rpc.ts';
@@ -88,9 +89,7 @@ async function end(child: ChildProcess): Promise<void> {
 export async function startCluster(options: ClusterOptions = {}): Promise<BenchCluster> {
   const { raylets: count = 1, cpus = 2, nodeArgs = [], python, fresh = 0 } = options;
   const directory = mkdtempSync(join(tmpdir(), 'bulkhead-bench-'));
-  const runDirectory = mkdtempSync('/dev/shm/bulkhead-bench-');
-  // Workers run as users of their own and must reach their directories below.
-  chmodSync(runDirectory, 0o711);
+  const runDirectory = makeRunDirectory(directory);
   const children: ChildProcess[] = [];
   let stopping: Promise<void> | undefined;
   const stop = (): Promise<void> =>
@@ -99,8 +98,8 @@ export async function startCluster(options: ClusterOptions = {}): Promise<BenchC
       const [head, ...raylets] = children;
       await Promise.all(raylets.map(end));
       if (head !== undefined) await end(head);
+      removeRunDirectory(directory);
       rmSync(directory, { recursive: true, force: true });
-      rmSync(runDirectory, { recursive: true, force: true });
     })());
   const forget = owned(stop);
   try {

@@ -40,10 +40,12 @@ class Actor:
     def small_value_batch(self, n):
         ray.get([small_value.remote() for _ in range(n)])
 
-    def put_large(self, n, size):
-        array = np.zeros(size // 8, dtype=np.int64)
+    def make_large(self, size):
+        self.large = np.zeros(size // 8, dtype=np.int64)
+
+    def put_large(self, n):
         for _ in range(n):
-            ray.put(array)
+            ray.put(self.large)
 
 
 @ray.remote(num_cpus=0)
@@ -115,7 +117,8 @@ def put_large():
         array = np.zeros(LARGE_BYTES // 8, dtype=np.int64)
         return lambda: ray.put(array), LARGE_BYTES / 1e9
     actor = Actor.remote()
-    return lambda: ray.get(actor.put_large.remote(4, LARGE_BYTES)), 4 * LARGE_BYTES / 1e9
+    ray.get(actor.make_large.remote(LARGE_BYTES))
+    return lambda: ray.get(actor.put_large.remote(4)), 4 * LARGE_BYTES / 1e9
 
 
 def put_large_remote():

@@ -2,8 +2,9 @@
  * What a killed raylet cannot take along: its run directory on tmpfs and the control groups of its workers. Must never: touch a group or
  * directory that is not of this very cluster, or follow a link that somebody else put there.
  */
+import { spawnSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
-import { existsSync, lstatSync, mkdirSync, readdirSync, readFileSync, rmdirSync, rmSync } from 'node:fs';
+import { existsSync, lstatSync, mkdirSync, readdirSync, readFileSync, rmdirSync, rmSync, statfsSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { BulkheadError } from '../base/errors.ts';
@@ -57,13 +58,29 @@ export function makeRunDirectory(dataDir: string): string {
     if ((error as NodeJS.ErrnoException).code !== 'EEXIST') throw new BulkheadError('UNAVAILABLE', `${path} cannot be made (${(error as NodeJS.ErrnoException).code})`, { cause: error });
   }
   checkOwn(path);
+  mountLarge(path);
   return path;
+}
+
+const isMount = (path: string): boolean => lstatSync(path).dev !== lstatSync(SHARED_MEMORY).dev;
+const withMounts = (command: 'mount' | 'umount', args: readonly string[]): boolean => spawnSync(command, args, { stdio: 'ignore', env: { PATH: '/usr/sbin:/usr/bin:/sbin:/bin' } }).status === 0;
+
+/**
+ * A tmpfs of the cluster's own, which takes pages of 2 MiB for what is large: in pages of 4 KiB, three quarters of the time of a large put go into making and
+ * charging them. Where this process may not mount, or the kernel has no such pages, the directory stays one of /dev/shm: that is slower, and otherwise the same.
+ */
+function mountLarge(path: string): void {
+  if (process.getuid?.() !== 0 || isMount(path)) return;
+  const { blocks, bsize } = statfsSync(SHARED_MEMORY);
+  withMounts('mount', ['-t', 'tmpfs', '-o', `nosuid,nodev,mode=0711,huge=within_size,size=${blocks * bsize}`, 'bulkhead', path]);
 }
 
 export function removeRunDirectory(dataDir: string): void {
   const path = runDirectory(dataDir);
   if (!existsSync(path)) return;
   checkOwn(path);
+  // Detached, since a process that was killed may still be ending in it.
+  if (isMount(path)) withMounts('umount', ['--lazy', path]);
   rmSync(path, { recursive: true, force: true });
 }
 
