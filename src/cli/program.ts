@@ -262,7 +262,7 @@ function workCommands(program: Command): void {
     (c) => c.requiredOption('-o, --out <file>', 'the trace, JSON').option('--tenant <name>', 'default: your own').option('--job <id>', 'of one job').option('--from <time>', 'leave out what ended before, ISO 8601', time),
     async (terminal, _args, o) => (await import('./commands/timeline.ts')).timeline(terminal, { tenant: o.tenant, job: o.job, fromMs: o.from, out: resolve(o.out) }, o.profile));
   const entities = (): Promise<typeof import('./commands/entities.ts')> => import('./commands/entities.ts');
-  const kinds = '\nKIND: nodes, tenants, workers, jobs, tasks, actors, objects.';
+  const kinds = '\nKIND: nodes, tenants, workers, jobs, tasks, actors, objects, placement-groups.';
   leaf<{ tenant?: string; job?: string; limit?: number }>(program, 'list <kind>', 'what runs and what is stored, as far as you may see it', {},
     (c) => c.option('--tenant <name>', 'default: your own').option('--job <id>', 'of one job').option('--limit <n>', 'at most this many (default: 1000)', number('entries', 1, 10_000, true)).addHelpText('after', kinds),
     async (terminal, [kind = ''], o) => (await entities()).list(terminal, kind, { tenant: o.tenant, job: o.job, limit: o.limit }, o.profile));

@@ -127,6 +127,11 @@ test('each command has a help that names its exit codes or options', async () =>
   expect((await run('--help')).out).toMatch(/Exit codes: 0 done, 1 failed, 2 wrong usage, 3 denied or not found, 4 an isolation layer is missing/);
 });
 
+test('the help of list, get and summary names the kinds that there are', async () => {
+  const kinds = /kinds are: ([a-z, -]+)/.exec((await run('list', 'cats')).err)?.[1];
+  for (const command of ['list', 'get', 'summary']) expect((await run(command, '--help')).out).toContain(`KIND: ${kinds}.`);
+});
+
 describe('policy files, without a cluster', () => {
   test('a good file', async () => {
     expect(await run('policy', 'check', '$DIR/good.yaml')).toMatchObject({ code: 0, out: expect.stringMatching(/ok: 1 file, 1 test passed/) });
