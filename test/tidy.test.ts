@@ -26,7 +26,7 @@ const FACES: Readonly<Record<string, readonly string[]>> = {
   authz: ['authz.ts'],
   audit: ['audit-store.ts', 'audit-query.ts', 'audit-usage.ts', 'audit-export.ts', 'audit-verify.ts', 'checkpoint-signer.ts', 'core/note.ts', 'core/record-lines.ts'],
   objects: ['object-files.ts', 'spill-files.ts'],
-  sandbox: ['worker-pool.ts', 'worker-process.ts', 'jail/layers.ts', 'jail/cgroup.ts', 'gvisor/runsc.ts', 'gvisor/python-environment.ts'],
+  sandbox: ['worker-pool.ts', 'worker-process.ts', 'jail/layers.ts', 'jail/cgroup.ts', 'gvisor/runsc.ts', 'gvisor/python-environment.ts', 'packages/package-index.ts'],
   sdk: ['sdk.ts', 'runtime.ts', 'actor-pool.ts', 'queue.ts', 'head-client.ts', 'remote-types.ts', 'python-program.ts', 'owned-job.ts', 'job-log.ts', 'grpc-transport.ts', 'bundle.ts'],
   // Processes: they are started, and meet the others in proto/.
   gcs: [],

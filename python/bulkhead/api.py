@@ -472,6 +472,8 @@ def _in_environment(options: dict[str, Any], wire: str, source: bytes) -> tuple[
         return wire, source
     named = json.loads(wire)
     named["runtime"] += environment.suffix(RuntimeContext(runtime().context()).get_job_id())
+    if environment.requirements:
+        named["packages"] = environment.requirements
     return json.dumps(named, sort_keys=True, separators=(",", ":")), environment.head() + source
 
 

@@ -210,7 +210,7 @@ class QuotaExceededError(RayError):
 _CLASSES: dict[str, type[RayError]] = {
     "WORKER_DIED": WorkerCrashedError, "OUT_OF_MEMORY": OutOfMemoryError, "TIMEOUT": GetTimeoutError, "CANCELLED": TaskCancelledError, "DENIED": PermissionDeniedError,
     "QUOTA_EXCEEDED": QuotaExceededError, "OBJECT_LOST": ObjectLostError, "ACTOR_DIED": ActorDiedError, "ACTOR_UNAVAILABLE": ActorUnavailableError,
-    "RESOURCE_EXHAUSTED": PendingCallsLimitExceeded, "UNAUTHENTICATED": PermissionDeniedError, "LAYER_MISSING": RuntimeEnvSetupError,
+    "RESOURCE_EXHAUSTED": PendingCallsLimitExceeded, "UNAUTHENTICATED": PermissionDeniedError, "LAYER_MISSING": RuntimeEnvSetupError, "ENVIRONMENT_FAILED": RuntimeEnvSetupError,
 }
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import stat
 import sys
 import zipfile
@@ -25,7 +26,10 @@ MAX_UNPACKED_BYTES = 256 * 2**20
 MAX_FILES = 10_000
 MAX_VARIABLES = 256
 MAX_VARIABLE_BYTES = 32_768
-SUPPORTED = ("working_dir", "py_modules", "env_vars", "excludes")
+SUPPORTED = ("working_dir", "py_modules", "env_vars", "excludes", "pip", "uv")
+MAX_REQUIREMENTS = 64
+# A name, extras, versions, a marker: what nodes accept (src/base/requirements.ts).
+_REQUIREMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\s*(\[[A-Za-z0-9._,\s-]+\])?\s*\(?\s*((===|==|~=|!=|<=|>=|<|>)[^;@/\\]*)?(;.*)?")
 _FIXED_DATE = (1980, 1, 1, 0, 0, 0)
 _SKIPPED = {"__pycache__", ".git", ".venv", "node_modules"}
 
@@ -42,24 +46,27 @@ class Package:
 
 
 class Environment:
-    __slots__ = ("variables", "packages")
+    """`requirements`: what the nodes install from their index; `packages`: what travels along."""
 
-    def __init__(self, variables: dict[str, str], packages: list[Package]) -> None:
+    __slots__ = ("variables", "packages", "requirements")
+
+    def __init__(self, variables: dict[str, str], packages: list[Package], requirements: list[str] | None = None) -> None:
         self.variables = variables
         self.packages = packages
+        self.requirements = requirements or []
 
     def under(self, parent: Environment | None) -> Environment:
         """As in Ray: what a child does not say it has of its parent; variables are joined."""
         if parent is None:
             return self
         kinds = {package.kind for package in self.packages}
-        return Environment({**parent.variables, **self.variables}, [*(p for p in parent.packages if p.kind not in kinds), *self.packages])
+        return Environment({**parent.variables, **self.variables}, [*(p for p in parent.packages if p.kind not in kinds), *self.packages], self.requirements or parent.requirements)
 
     def head(self, job: dict[str, Any] | None = None) -> bytes:
         total = sum(len(package.octets) for package in self.packages)
         if total > MAX_PACKAGES_BYTES:
             raise ValueError(f"runtime_env: working_dir and py_modules have {total} bytes packed, at most {MAX_PACKAGES_BYTES} are possible: leave data out (excludes), and pass it with ray.put")
-        header = {"variables": self.variables, "packages": [{"kind": p.kind, "name": p.name, "bytes": len(p.octets)} for p in self.packages], **({} if job is None else {"job": job})}
+        header = {"variables": self.variables, "packages": [{"kind": p.kind, "name": p.name, "bytes": len(p.octets)} for p in self.packages], **({"requirements": self.requirements} if self.requirements else {}), **({} if job is None else {"job": job})}
         text = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
         return b"".join((HEAD, len(text).to_bytes(4, "little"), text, *(p.octets for p in self.packages)))
 
@@ -103,7 +110,44 @@ def parse(given: Any) -> Environment | None:
     for module in modules:
         path = getattr(module, "__path__", None)
         packages.append(Package("py_module", "", _packed(path[0] if path else module, "py_modules", excludes, True)))
-    return Environment(dict(variables), packages)
+    return Environment(dict(variables), packages, _requirements(given))
+
+
+def _requirements(given: dict[str, Any]) -> list[str]:
+    named = [option for option in ("pip", "uv") if given.get(option)]
+    if len(named) == 2:
+        raise ValueError("The 'pip' field and 'uv' field of runtime_env cannot be specified at the same time.")
+    if not named:
+        return []
+    option = named[0]
+    value = given[option]
+    if isinstance(value, dict):
+        for name, said in value.items():
+            if name != "packages" and said not in (None, False, [], ""):
+                raise NotImplementedError(f"runtime_env[{option!r}][{name!r}] is not supported (supported: packages; see docs/python.md)")
+        value = value.get("packages")
+    if isinstance(value, (str, os.PathLike)):
+        value = _of_file(option, Path(value))
+    if not isinstance(value, list) or not all(isinstance(line, str) for line in value):
+        raise TypeError(f"runtime_env[{option!r}] must be of type List[str], the path of a requirements file, or a dict with 'packages'")
+    lines = [line.strip() for line in value]
+    for line in lines:
+        if line.startswith("-"):
+            raise NotImplementedError(f"runtime_env[{option!r}]: the option {line.split()[0].split('=')[0]} is not supported: name packages with versions; the index is the operator's (see docs/python.md)")
+        if "@" in line or "://" in line or line.startswith((".", "/")):
+            raise NotImplementedError(f"runtime_env[{option!r}]: {line.split('://')[0][:80]!r} names a place: packages come from the operator's index only (see docs/python.md)")
+        if not _REQUIREMENT.fullmatch(line):
+            raise ValueError(f"runtime_env[{option!r}]: {line[:80]!r} is not a package with versions, such as 'numpy==1.26.4'")
+    if len(lines) > MAX_REQUIREMENTS:
+        raise ValueError(f"runtime_env[{option!r}]: at most {MAX_REQUIREMENTS} requirements")
+    return sorted(set(lines))
+
+
+def _of_file(option: str, path: Path) -> list[str]:
+    if not path.is_file():
+        raise ValueError(f"runtime_env[{option!r}]: {path} is not a file")
+    text = re.sub(r"\\\r?\n", " ", path.read_text(encoding="utf-8"))
+    return [line for line in (re.sub(r"(^|\s)#.*$", "", line).strip() for line in text.splitlines()) if line]
 
 
 def _packed(where: Any, option: str, excludes: list[str], with_parent: bool) -> bytes:
@@ -167,7 +211,7 @@ class Parts:
                 raise ValueError("the code is shorter than it says")
             packages.append(Package(said["kind"], said["name"], octets))
             at += said["bytes"]
-        self.environment = Environment(header["variables"], packages)
+        self.environment = Environment(header["variables"], packages, header.get("requirements"))
         self.job: dict[str, Any] | None = header.get("job")
         self.rest = source[at:]
 
@@ -182,8 +226,8 @@ def apply(environment: Environment, home: str) -> None:
         return
     _applied = environment
     # The files of a job's program are the driver's alone.
-    inherited = Environment(environment.variables, [p for p in environment.packages if p.kind != "file"])
-    default = inherited if inherited.variables or inherited.packages else None
+    inherited = Environment(environment.variables, [p for p in environment.packages if p.kind != "file"], environment.requirements)
+    default = inherited if inherited.variables or inherited.packages or inherited.requirements else None
     paths: list[str] = []
     for n, package in enumerate(environment.packages):
         if package.kind == "file":

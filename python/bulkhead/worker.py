@@ -118,7 +118,8 @@ class Child:
 
 
 class Supervisor:
-    def __init__(self, channel: socket.socket, direct: dict[int, int]) -> None:
+    def __init__(self, channel: socket.socket, direct: dict[int, int], packages: str | None = None) -> None:
+        self._packages = packages
         self._direct = direct
         self._selector = selectors.DefaultSelector()
         self._channel = Pipe(channel)
@@ -253,6 +254,8 @@ class Supervisor:
         os.chdir("/tmp")
         from .slot import Slot
 
+        if self._packages is not None:
+            _show(self._packages)
         gc.unfreeze()
         Slot(channel if direct is None else socket.socket(fileno=direct), slot, prefix, channel).serve()
 
@@ -363,12 +366,20 @@ def inherited() -> dict[int, int]:
         fd += 1
 
 
-def main() -> None:
+def _show(packages: str) -> None:
+    """A tenant's packages come before the operator's, and behind the standard library. Only where its code may run: process 1 never sees them."""
+    operators = [path for path in sys.path if path.startswith("/opt/packages/")]
+    sys.path[:] = [path for path in sys.path if path not in operators] + [packages, *operators]
+
+
+def main(packages: str | None = None) -> None:
+    """`packages`: what was installed for the environment of this sandbox."""
     global _supervisor
     # What most programs need, loaded once and shared by every child.
     from . import ray, slot  # noqa: F401
 
-    for name in ("numpy", "cloudpickle"):
+    # An environment with packages may have a numpy of its own.
+    for name in ("numpy", "cloudpickle") if packages is None else ("cloudpickle",):
         try:
             __import__(name)
         except ImportError:
@@ -378,7 +389,7 @@ def main() -> None:
     os.umask(0)
     os.chmod("/tmp", 0o1777)
     channel = socket.socket(fileno=CHANNEL_FD)
-    _supervisor = Supervisor(channel, inherited())
+    _supervisor = Supervisor(channel, inherited(), packages)
     signal.signal(signal.SIGCHLD, reap)
     signal.set_wakeup_fd(-1)
     try:

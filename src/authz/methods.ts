@@ -18,7 +18,7 @@ export type AuditClass = (typeof AUDIT_CLASSES)[number];
 
 /** Calls inside a channel (proto/frames.md); each needs a row. */
 export const CHANNEL_CALLS = [
-  'define', 'code', 'submit-task', 'create-actor', 'call-actor', 'put', 'get', 'wait', 'stream', 'borrow', 'copy', 'release', 'cancel', 'kill', 'lookup-actor', 'create-group', 'remove-group', 'use-group', 'context', 'idle-limit', 'list-nodes',
+  'define', 'code', 'submit-task', 'create-actor', 'call-actor', 'put', 'get', 'wait', 'stream', 'borrow', 'copy', 'release', 'cancel', 'kill', 'lookup-actor', 'create-group', 'remove-group', 'use-group', 'context', 'idle-limit', 'list-nodes', 'environment',
 ] as const;
 export type ChannelCall = (typeof CHANNEL_CALLS)[number];
 

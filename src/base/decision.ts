@@ -14,12 +14,12 @@ export const ACTIONS = [
   'identity.issue', 'identity.renew', 'identity.revoke', 'identity.read', 'pki.read', 'pki.rotate', 'pki.join-token', 'pki.trust-bundle',
   'policy.apply', 'policy.read', 'policy.check', 'audit.read', 'audit.export', 'audit.stats', 'cluster.read', 'cluster.stop', 'cluster.doctor', 'metrics.read',
   'peer.exchange', 'placement-group.create', 'placement-group.remove', 'placement-group.use', 'placement-group.list', 'placement-group.read',
-  'job.delete', 'token.create', 'token.list', 'token.revoke', 'token.admit',
+  'job.delete', 'environment.build', 'token.create', 'token.list', 'token.revoke', 'token.admit',
 ] as const;
 export type Action = (typeof ACTIONS)[number];
 
 export const RESOURCE_KINDS = [
-  'task', 'actor', 'object', 'code', 'job', 'log', 'session', 'node', 'worker', 'tenant', 'identity', 'pki', 'policy', 'audit', 'cluster', 'metrics', 'placement-group', 'token',
+  'task', 'actor', 'object', 'code', 'job', 'log', 'session', 'node', 'worker', 'tenant', 'identity', 'pki', 'policy', 'audit', 'cluster', 'metrics', 'placement-group', 'token', 'environment',
 ] as const;
 export type ResourceKind = (typeof RESOURCE_KINDS)[number];
 

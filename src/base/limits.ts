@@ -242,3 +242,23 @@ export const AUDIT_DISK_RESERVE_SHARE = 0.05;
 export const MAX_OWED_RECORDS_PER_TENANT = 100_000;
 /** Denied tries of one tenant at another's resources that its owner is told one by one, in each second; the rest is a number. */
 export const MAX_INTRUSIONS_TOLD = 16;
+
+/** Requirements of a runtime environment, characters of one and of all: they travel in a call's options. */
+export const MAX_REQUIREMENTS = 64;
+export const MAX_REQUIREMENT_CHARS = 256;
+export const MAX_REQUIREMENTS_CHARS = 8_192;
+/** What one build of packages may ask of the index: pages, files, octets of a page, of all files. Beyond it something resolves without end, or wants the disk full. */
+export const MAX_BUILD_PAGES = 400;
+export const MAX_BUILD_FILES = 400;
+export const MAX_INDEX_PAGE_BYTES = 32 * 2 ** 20;
+export const MAX_WHEEL_BYTES = 512 * 2 ** 20;
+/** Of what is installed: octets and files. Both lie in the throw-away sandbox's memory first, so a bomb meets its control group even before. */
+export const MAX_ENVIRONMENT_BYTES = 1 * 2 ** 30;
+export const MAX_ENVIRONMENT_FILES = 50_000;
+/** All environments of one tenant on a node; the longest unused are removed first. */
+export const MAX_ENVIRONMENTS_BYTES_PER_TENANT = 4 * 2 ** 30;
+/** From the start of the throw-away sandbox to the last file; and for an answer of the index to begin, or to go on. */
+export const BUILD_TIMEOUT_MS = 600_000;
+export const INDEX_STALL_MS = 30_000;
+/** Builds of a node at once, tenants in turn; of one tenant one. */
+export const MAX_BUILDS = 2;

@@ -12,6 +12,7 @@ import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
 import { BulkheadError, type ErrorCode } from '../base/errors.ts';
 import type { Labels } from '../base/labels.ts';
+import type { PackageIndexConfig } from '../sandbox/packages/package-index.ts';
 import { adminProfile, gatewayProfile, headDirectory, makeRunDirectory, rayletDirectory, removeGroups, removeRunDirectory, runDirectory } from './leftovers.ts';
 import { identify, isAlive, processesOf, readRecord, recordPath, removeRecord, runningProcesses, signalProcess, waitUntilGone, writeRecord, type ClusterRecord, type ProcessIdentity } from './process-record.ts';
 
@@ -51,6 +52,8 @@ export interface ClusterOptions {
   readonly insecureDev: readonly string[];
   /** Interpreter of Python sandboxes, an absolute path. */
   readonly python?: string | undefined;
+  /** Where packages of runtime environments come from; undefined: they are refused. */
+  readonly pythonIndex?: PackageIndexConfig | undefined;
   /** How a process is started, where it is not simply node: in a namespace of its own, with another clock. */
   readonly launch?: (name: string) => Launch;
   /** The last word on a process's configuration. */
@@ -262,10 +265,10 @@ export class LocalCluster {
   }
 
   #rayletConfig(name: string, joinWith: object | undefined): object {
-    const { dataDir, raylets, cpus, memoryBytes, objectMemoryBytes, spillBytes, resources, insecureDev, python } = this.options;
+    const { dataDir, raylets, cpus, memoryBytes, objectMemoryBytes, spillBytes, resources, insecureDev, python, pythonIndex } = this.options;
     const head = this.head as HeadReady;
     return this.#configured(name, {
-      dataDir: rayletDirectory(dataDir, name), runDir: join(runDirectory(dataDir), name), trustDomain: head.trustDomain, headAddress: head.address, resources, labels: this.#labelsOf(name), insecureDev, ...(python === undefined ? {} : { python }),
+      dataDir: rayletDirectory(dataDir, name), runDir: join(runDirectory(dataDir), name), trustDomain: head.trustDomain, headAddress: head.address, resources, labels: this.#labelsOf(name), insecureDev, ...(python === undefined ? {} : { python }), ...(pythonIndex === undefined ? {} : { pythonIndex }),
       cpus: cpus ?? Math.max(1, Math.floor(availableParallelism() / raylets)), memoryBytes: memoryBytes ?? Math.floor((totalmem() * MEMORY_SHARE) / raylets),
       ...(objectMemoryBytes === undefined ? {} : { objectMemoryBytes }), ...(spillBytes === undefined ? {} : { spillBytes }),
       ...this.#metricsListen(Number(name.slice(name.lastIndexOf('-') + 1))), ...(joinWith === undefined ? {} : { join: joinWith }),

@@ -110,11 +110,14 @@ function pythonInterpreter(named: string | undefined): string | undefined {
 }
 
 function clusterCommands(program: Command): void {
-  leaf<{ data?: string; python?: string; raylets: number; listen?: string; metrics?: string; gateway?: string; detach?: boolean; cpus?: number; memory?: string; objectMemory?: string; spill?: string; resources?: Record<string, string>; label?: Record<string, string>; insecureDev?: string[] }>(
+  leaf<{ data?: string; python?: string; pythonIndex?: string; pythonIndexFiles?: string[]; pythonIndexLoopbackHttp?: boolean; raylets: number; listen?: string; metrics?: string; gateway?: string; detach?: boolean; cpus?: number; memory?: string; objectMemory?: string; spill?: string; resources?: Record<string, string>; label?: Record<string, string>; insecureDev?: string[] }>(
     program, 'up', 'start a cluster on this machine: a head and raylets', { local: true },
     (c) => c
       .option('--data <dir>', 'data directory (default: ~/.bulkhead/cluster)')
       .option('--python <file>', 'interpreter that Python tasks run under, with the packages that it has, in gVisor (default: BULKHEAD_PYTHON, else no Python)')
+      .option('--python-index <url>', 'package index that pip and uv of runtime environments install from, https (default: the one of pip on this machine: PIP_INDEX_URL, pip.conf; else they are refused)')
+      .option('--python-index-files <host...>', 'hosts besides the index’s own that its files are on')
+      .option('--python-index-loopback-http', 'let the index be plain http on a loopback address')
       .addOption(new Option('--raylets <n>', 'raylets to start').argParser(number('raylets', 1, 64, true)).default(1))
       .option('--listen <host:port>', 'where the head listens (default: loopback, any port, the same one again later)', hostPort)
       .option('--metrics <host:port>', 'where Prometheus scrapes the head, over mTLS; raylets have the ports after it (default: nowhere)', hostPort)
@@ -133,6 +136,7 @@ function clusterCommands(program: Command): void {
       const { parseMemory } = await import('../base/resources.ts');
       const { MIN_OBJECT_MEMORY_BYTES } = await import('../base/limits.ts');
       const { LAYERS } = await import('../sandbox/jail/layers.ts');
+      const { pythonIndex } = await import('./python-index.ts');
       const unknown = o.insecureDev?.find((layer) => !(LAYERS as readonly string[]).includes(layer));
       if (unknown !== undefined) throw new UsageError(`--insecure-dev: there is no layer '${unknown}'; the layers are: ${LAYERS.join(', ')}`);
       const resources = Object.fromEntries(Object.entries(o.resources ?? {}).map(([name, amount]) => {
@@ -144,7 +148,8 @@ function clusterCommands(program: Command): void {
       if (objectMemoryBytes !== undefined && objectMemoryBytes < MIN_OBJECT_MEMORY_BYTES) throw new UsageError(`--object-memory: ${o.objectMemory} is less than 1MiB`);
       const { own, of } = labelsByRaylet(o.label ?? {}, o.raylets);
       await up(terminal, {
-        dataDir: dataDirectory(o.data), raylets: o.raylets, listen: o.listen, metrics: o.metrics, gateway: o.gateway, cpus: o.cpus, memoryBytes: amount(o.memory), objectMemoryBytes, spillBytes: amount(o.spill), resources, labels: own, labelsOf: of, insecureDev: o.insecureDev ?? [], python: pythonInterpreter(o.python), detach: o.detach === true,
+        dataDir: dataDirectory(o.data), raylets: o.raylets, listen: o.listen, metrics: o.metrics, gateway: o.gateway, cpus: o.cpus, memoryBytes: amount(o.memory), objectMemoryBytes, spillBytes: amount(o.spill), resources, labels: own, labelsOf: of, insecureDev: o.insecureDev ?? [],
+        python: pythonInterpreter(o.python), pythonIndex: pythonIndex({ url: o.pythonIndex, files: o.pythonIndexFiles, loopbackHttp: o.pythonIndexLoopbackHttp }), detach: o.detach === true,
       });
     },
   );

@@ -4,7 +4,8 @@
  */
 import { setTimeout as sleep } from 'node:timers/promises';
 import { z } from 'zod';
-import { BulkheadError } from '../base/errors.ts';
+import { BulkheadError, toSafeError } from '../base/errors.ts';
+import { parseRequirements } from '../base/requirements.ts';
 import { Jobs } from '../rpc/generated/bulkhead/v1/head_pb.js';
 import { JobLog, type LogPiece } from '../sdk/job-log.ts';
 import type { ProgramPackage, PythonProgram } from '../sdk/python-program.ts';
@@ -71,18 +72,19 @@ export class RayJobs {
     const { entrypoint, metadata, runtime_env: env, ...rest } = parsed.data;
     if (Object.keys(rest.entrypoint_label_selector ?? {}).length > 0) return refuse('the option entrypoint_label_selector is not supported yet');
     const argv = pythonArguments(entrypoint);
-    const { variables, packages, shown } = this.#environment(person, env ?? {});
+    const { variables, packages, requirements, shown } = this.#environment(person, env ?? {});
     const gpus = rest.entrypoint_num_gpus ?? 0;
     const resources = { ...rest.entrypoint_resources, ...(gpus > 0 ? { GPU: gpus } : {}) };
-    const program: PythonProgram = { argv, variables, packages, cpus: rest.entrypoint_num_cpus ?? undefined, memoryBytes: rest.entrypoint_memory || undefined, resources: Object.keys(resources).length === 0 ? undefined : resources };
+    const program: PythonProgram = { argv, variables, packages, requirements, cpus: rest.entrypoint_num_cpus ?? undefined, memoryBytes: rest.entrypoint_memory || undefined, resources: Object.keys(resources).length === 0 ? undefined : resources };
     const id = await this.#submissions.start(person, { id: rest.submission_id ?? rest.job_id ?? undefined, entrypoint, metadata: metadata ?? {}, runtimeEnv: shown, program });
     return { job_id: id, submission_id: id };
   }
 
-  #environment(person: Person, env: Readonly<Record<string, unknown>>): { readonly variables: Record<string, string>; readonly packages: ProgramPackage[]; readonly shown: Record<string, unknown> } {
+  #environment(person: Person, env: Readonly<Record<string, unknown>>): { readonly variables: Record<string, string>; readonly packages: ProgramPackage[]; readonly requirements: readonly string[]; readonly shown: Record<string, unknown> } {
     const packages: ProgramPackage[] = [];
     const shown: Record<string, unknown> = {};
     let variables: Record<string, string> = {};
+    let requirements: readonly string[] = [];
     for (const [key, value] of Object.entries(env)) {
       if (value === null || value === undefined || key.startsWith('_ray')) continue;
       if (key === 'working_dir') {
@@ -97,10 +99,14 @@ export class RayJobs {
         if (!parsed.success) return refuse('runtime_env.env_vars must be an object of texts');
         variables = parsed.data;
         shown[key] = Object.fromEntries(Object.keys(variables).map((name) => [name, '(hidden)']));
+      } else if (key === 'pip' || key === 'uv') {
+        if (requirements.length > 0) return refuse('runtime_env.pip and runtime_env.uv cannot be given at the same time');
+        requirements = requirementsIn(key, value);
+        shown[key] = requirements;
       } else if (key === 'excludes' && Array.isArray(value)) continue;
-      else return refuse(`runtime_env: the option ${key} is not supported (supported: working_dir, py_modules, env_vars, excludes)`);
+      else return refuse(`runtime_env: the option ${key} is not supported (supported: working_dir, py_modules, env_vars, excludes, pip, uv)`);
     }
-    return { variables, packages, shown };
+    return { variables, packages, requirements, shown };
   }
 
   #package(person: Person, uri: unknown, option: string): Uint8Array {
@@ -174,4 +180,20 @@ function details({ id, job, entrypoint, metadata, runtimeEnv, exitCode }: Known)
     message: job.status === 'FAILED' ? job.message : (MESSAGES[job.status] ?? job.message), error_type: null, start_time: Number(job.startedMs), end_time: job.endedMs === 0n ? null : Number(job.endedMs),
     metadata, runtime_env: runtimeEnv, driver_agent_http_address: '', driver_node_id: '', driver_exit_code: exitCode ?? null,
   };
+}
+
+/** Ray's client has read a requirements file already. */
+function requirementsIn(option: string, value: unknown): readonly string[] {
+  if (typeof value !== 'object' || value === null || Array.isArray(value)) return named(option, value);
+  const { packages, ...more } = value as Record<string, unknown>;
+  for (const [key, said] of Object.entries(more)) if (said !== null && said !== false && said !== undefined && !(Array.isArray(said) && said.length === 0)) return refuse(`runtime_env.${option}: the option ${key.slice(0, 64)} is not supported (supported: packages)`);
+  return named(option, packages);
+}
+
+function named(option: string, value: unknown): readonly string[] {
+  try {
+    return parseRequirements(value);
+  } catch (thrown) {
+    return refuse(`runtime_env.${option}: ${toSafeError(thrown).safeMessage}`);
+  }
 }

@@ -40,6 +40,11 @@ const ConfigSchema = z.strictObject({
   auditBytesPerTenant: z.int().min(2 ** 20).default(MAX_AUDIT_BYTES_PER_TENANT),
   /** Interpreter whose version and packages Python tasks get, in sandboxes of gVisor; without it none runs here. */
   python: directory.optional(),
+  /** Where packages of runtime environments come from; without it they are refused here. The URL may have a name and password: a secret. */
+  pythonIndex: z.strictObject({
+    url: z.string().min(1).max(2_048), fileHosts: z.array(z.string().regex(/^[a-z0-9.-]{1,253}(?::\d{1,5})?$/, 'expected a host, with a port perhaps')).max(16).default([]), certificateAuthorities: z.string().max(4 * 2 ** 20).optional(),
+    loopbackHttp: z.boolean().default(false),
+  }).optional(),
   /** Isolation layers that may be missing, by name; stamped on every audit record. Empty: none may. */
   insecureDev: z.array(z.string().max(64)).default([]),
 });
@@ -62,6 +67,7 @@ export interface RayletConfig {
   readonly maxWorkers: number;
   readonly auditBytesPerTenant: number;
   readonly python: string | undefined;
+  readonly pythonIndex: { readonly url: string; readonly fileHosts: readonly string[]; readonly certificateAuthorities?: string | undefined; readonly loopbackHttp: boolean } | undefined;
   readonly insecureDev: readonly string[];
 }
 
@@ -78,12 +84,12 @@ export function parseRayletConfig(text: string): RayletConfig {
   const parsed = ConfigSchema.safeParse(json);
   // Only where and what: a value in it may be the join token.
   if (!parsed.success) return refuse(parsed.error.issues.map((i) => `${i.path.join('.') || 'it'}: ${i.message}`).join('; '));
-  const { cpus, memoryBytes, objectMemoryBytes, spillDir, resources, trustDomain, join, advertise, metricsListen, labels, python, ...rest } = parsed.data;
+  const { cpus, memoryBytes, objectMemoryBytes, spillDir, resources, trustDomain, join, advertise, metricsListen, labels, python, pythonIndex, ...rest } = parsed.data;
   // A part stays with the operating system, the raylet itself and the page cache.
   const memory = memoryBytes ?? Math.floor(totalmem() * 0.7);
   const custom = Object.entries(resources).map(([name, amount]) => [name, parseUnits(`resource ${name}`, amount)] as const);
   return {
-    ...rest, trustDomain: parseTrustDomain(trustDomain), join, advertise, metricsListen, labels: parseLabels(labels), python,
+    ...rest, trustDomain: parseTrustDomain(trustDomain), join, advertise, metricsListen, labels: parseLabels(labels), python, pythonIndex,
     // As Ray has it.
     objectMemoryBytes: objectMemoryBytes ?? Math.floor(memory * 0.3),
     spillDir: spillDir ?? joinPath(rest.dataDir, 'spill'),

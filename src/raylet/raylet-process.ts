@@ -114,7 +114,7 @@ export async function startRaylet(config: RayletConfig, log: RayletLog): Promise
   // The jail takes longest: it starts while the node joins.
   const clusterName = createHash('sha256').update(trustDomain).digest('hex').slice(0, 12);
   const poolName = createHash('sha256').update(config.dataDir).digest('hex').slice(0, 12);
-  const starting = WorkerPool.start({ runDir: config.runDir, warm: config.warmWorkers, clusterName, nodeName: poolName, clock: systemClock, log, insecureDev: config.insecureDev, python: config.python });
+  const starting = WorkerPool.start({ runDir: config.runDir, warm: config.warmWorkers, clusterName, nodeName: poolName, clock: systemClock, log, insecureDev: config.insecureDev, python: config.python, ...(config.pythonIndex === undefined ? {} : { packages: { directory: join(config.dataDir, 'environments'), index: config.pythonIndex } }) });
   starting.catch(() => undefined);
   parts.defer(async () => {
     await (await starting.catch(() => undefined))?.close();

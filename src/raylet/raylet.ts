@@ -14,6 +14,7 @@ import { parseTenantName, type JobId, type TenantName } from '../base/ids.ts';
 import { NO_LABELS, type Labels } from '../base/labels.ts';
 import { CHUNK_BYTES, MAX_ACTOR_SEED_BYTES, MAX_CALLS_IN_FLIGHT, MAX_HELD_BYTES_PER_CHANNEL, MAX_NAME_CALLS_PER_TENANT, MAX_UNREAD_BYTES, SPREAD_MIN_BYTES, UNREAD_PAUSE_BYTES } from '../base/limits.ts';
 import type { Principal } from '../base/principal.ts';
+import { requirementsOf } from '../base/requirements.ts';
 import { UNITS_PER_CPU, type ResourceVector } from '../base/resources.ts';
 import { parseQuota, type TenantShare } from '../base/tenant-quota.ts';
 import { steadyClock, type Clock, type RandomSource } from '../base/time.ts';
@@ -43,6 +44,8 @@ import { Renewals, type RenewedCredential } from './renewals.ts';
 /** Client bytes that may wait for a slow reader or the disk before its calls are no longer read. */
 const HIGH_WATER_BYTES = 32 * 2 ** 20;
 const TICK_MS = 25;
+/** Of what a record says of a build. */
+const MAX_FACT_CHARS = 2_000;
 /** Ticks between two looks at whether busy workers work or answer. */
 const PROBE_TICKS = 40;
 /** What one client may be behind, twice over. */
@@ -146,6 +149,8 @@ export class Raylet implements AsyncDisposable {
   readonly #upstreamBoxes = new Map<Upstream, Outbox>();
   /** Channels with answers that wait for the client or the audit log. */
   readonly #answering = new Set<Channel>();
+  /** Builds of packages that wait for their tenant's log. */
+  readonly #unrecorded = new Map<TenantState, { readonly seq: number; readonly recorded: PromiseWithResolvers<void> }[]>();
   readonly #killing = new Map<Worker, string>();
   readonly #attachments = new Attachments<WorkerProcess>();
   readonly #intake: Intake;
@@ -194,6 +199,13 @@ export class Raylet implements AsyncDisposable {
       verify: options.verifyCredential, nowMs: () => options.clock.nowMs(), accept: (channel, credential, verified) => this.#credentialRenewed(channel, credential, verified),
       tell: (channel, error) => this.#tellRefused(channel, error), close: (channel, error) => this.closeChannel(channel, error),
     });
+    options.pool.onPackageFact = (name, event, of, detail) => {
+      for (const tenant of this.core.state.tenants.values()) {
+        if (tenant.name !== name || !tenant.active) continue;
+        this.core.state.nowMs = this.#clock.nowMs();
+        this.core.state.lifecycle(tenant, event, '', 'environment', of, -1, detail.slice(0, MAX_FACT_CHARS));
+      }
+    };
     this.#timer = setInterval(() => this.#tick(), TICK_MS);
   }
 
@@ -256,6 +268,7 @@ export class Raylet implements AsyncDisposable {
     this.spills.forget(tenant);
     rmSync(join(this.#codeDir, tenant), { recursive: true, force: true });
     this.logs.forget(tenant);
+    this.#options.pool.forgetTenant(tenant);
   }
 
   #openLog(tenant: TenantName, number: number): AuditLog {
@@ -263,6 +276,7 @@ export class Raylet implements AsyncDisposable {
     log.onDurable = (_durable, failure) => {
       const state = this.core.state.tenants.get(number);
       if (state === undefined) return;
+      if (this.#unrecorded.size > 0) this.#nowRecorded(state, log, failure);
       if (failure !== undefined) return this.#auditFailed(state, failure);
       for (const box of this.#outboxes.get(state) ?? []) {
         box.flush();
@@ -273,6 +287,28 @@ export class Raylet implements AsyncDisposable {
       this.flush();
     };
     return log;
+  }
+
+  /** Resolves when everything in the tenant's log is on disk. */
+  #recorded(tenant: TenantState): Promise<void> {
+    const seq = tenant.log.append({ type: 'lifecycle', timeMs: this.#options.clock.nowMs(), event: 'environment.wanted', principal: '', resourceKind: 'environment', resource: 'packages', index: -1, detail: '' });
+    if (seq < tenant.log.durable) return Promise.resolve();
+    const recorded = Promise.withResolvers<void>();
+    const waiting = this.#unrecorded.get(tenant) ?? [];
+    this.#unrecorded.set(tenant, [...waiting, { seq, recorded }]);
+    return recorded.promise;
+  }
+
+  #nowRecorded(tenant: TenantState, log: AuditLog, failure: Error | undefined): void {
+    const waiting = this.#unrecorded.get(tenant) ?? [];
+    const left = waiting.filter(({ seq, recorded }) => {
+      if (failure !== undefined) recorded.reject(new BulkheadError('UNAVAILABLE', 'the audit log cannot be written, so no packages are fetched; the operator must free disk space', { cause: failure }));
+      else if (seq >= log.durable) return true;
+      else recorded.resolve();
+      return false;
+    });
+    if (left.length > 0) this.#unrecorded.set(tenant, left);
+    else this.#unrecorded.delete(tenant);
   }
 
   /** Without its audit log a tenant's calls stop: fail closed. */
@@ -658,7 +694,10 @@ export class Raylet implements AsyncDisposable {
     // Actors share their process, so its limit is what the tenant may use at most; each isolate has its own inside.
     const memoryBytes = worker.purpose === 'actors' ? Math.max(worker.memoryBytes, ACTOR_WORKER_BYTES) : worker.memoryBytes;
     try {
-      process = await this.#options.pool.acquire({ tenant: worker.tenant.name, runtime: worker.runtime, memoryBytes, cpus, tenantCpus: kernelCpus(worker.tenant) });
+      const { runtime, requirements } = requirementsOf(worker.runtime);
+      // What is fetched for it is seen outside of this node.
+      if (requirements.length > 0) await this.#recorded(worker.tenant);
+      process = await this.#options.pool.acquire({ tenant: worker.tenant.name, runtime, requirements, memoryBytes, cpus, tenantCpus: kernelCpus(worker.tenant) });
     } catch (error) {
       this.core.workerNotStarted(worker, failureOf(toSafeError(error)), this.#clock.nowMs());
       return this.flush();

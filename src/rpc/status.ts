@@ -29,6 +29,7 @@ const STATUS_OF_CODE: Readonly<Record<ErrorCode, grpc.status>> = {
   RESOURCE_EXHAUSTED: grpc.status.RESOURCE_EXHAUSTED,
   UNAUTHENTICATED: grpc.status.UNAUTHENTICATED,
   LAYER_MISSING: grpc.status.FAILED_PRECONDITION,
+  ENVIRONMENT_FAILED: grpc.status.FAILED_PRECONDITION,
   INTERNAL: grpc.status.INTERNAL,
 };
 

@@ -14,7 +14,7 @@ import { MAX_ACTORS_PER_WORKER } from '../base/limits.ts';
 import type { Clock } from '../base/time.ts';
 import { CrashLoopBreaker, type CrashLoopLimits } from './core/crash-loop.ts';
 import { StartTurns } from './core/start-turns.ts';
-import { pythonEnvironment, PYTHON_REMEDY, type PythonEnvironment } from './gvisor/python-environment.ts';
+import { packageBuilder, pythonEnvironment, PYTHON_REMEDY, withPackages, type PythonEnvironment } from './gvisor/python-environment.ts';
 import { findRunsc, type Runsc } from './gvisor/runsc.ts';
 import { startSandbox, type SandboxProcess } from './gvisor/sandbox.ts';
 import { readSandboxLayers } from './gvisor/sandbox-layers.ts';
@@ -22,6 +22,9 @@ import { killStrays, startJail, type Bind, type ResourceLimits } from './jail/bu
 import { openCgroupTree, type CgroupLimits, type CgroupTree } from './jail/cgroup.ts';
 import { buildImage, findProgram, prepareImage, unsearchableParent, workerSpec, type JailImage } from './jail/image.ts';
 import { LAYER_REMEDIES, LAYERS, readLayers, requireLayers, type Layer, type LayerName } from './jail/layers.ts';
+import type { Built } from './packages/package-build.ts';
+import type { IndexBroker } from './packages/index-broker.ts';
+import type { LentEnvironment, PackageCache, PackagesOptions, TellFact } from './packages/package-cache.ts';
 import { WorkerProcess } from './worker-process.ts';
 
 /** What node and the worker host need before any tenant's memory. */
@@ -46,6 +49,7 @@ const PYTHON_BASE_MEMORY_BYTES = 384 * 2 ** 20;
 /** Threads of gVisor's kernel, its processes for the guests' address spaces, and a guest's own threads: each is one of the host. */
 const PYTHON_MAX_PIDS = 1_024;
 const WARM_PYTHON = 1;
+const BUILD_CPUS = 1;
 const SWEEP_TRIES = 200;
 
 export interface PoolLog {
@@ -67,6 +71,8 @@ export interface WorkerPoolOptions {
   /** Layers given up by name; the raylet stamps them on every audit record. */
   readonly insecureDev?: readonly string[];
   readonly limits?: { readonly pids?: number; readonly crashLoop?: CrashLoopLimits };
+  /** Where packages of runtime environments come from and are kept; without it they are refused. */
+  readonly packages?: PackagesOptions | undefined;
   /** Guest prelude source instead of the bundled one: tests. */
   readonly prelude?: string;
   /** Interpreter of Python sandboxes; without one no Python runs here. */
@@ -79,6 +85,8 @@ export interface AcquireRequest {
   readonly tenant: string;
   /** `javascript`, or Python, as DEFINE names it. */
   readonly runtime?: string;
+  /** Packages that must be installed for it, in a sandbox of their own. */
+  readonly requirements?: readonly string[];
   /** Memory for the tenant's isolates; the process's own is added. */
   readonly memoryBytes: number;
   readonly cpus: number;
@@ -118,6 +126,10 @@ export class WorkerPool {
   readonly #uids = new Set<number>();
   #failedWarmStarts = 0;
   #closed = false;
+  /** Made when the first environment with packages is asked for. */
+  #packages: Promise<PackageCache> | undefined;
+  /** What becomes of builds, for the tenants' logs. */
+  onPackageFact: TellFact = () => undefined;
 
   private constructor(options: WorkerPoolOptions, image: JailImage, tree: CgroupTree, bwrap: string, prlimit: string) {
     this.#options = options;
@@ -192,10 +204,8 @@ export class WorkerPool {
     if (waitMs > 0) throw new BulkheadError('RESOURCE_EXHAUSTED', `workers of this tenant died too often; the next may start in ${Math.ceil(waitMs / 1_000)} s`);
     const python = (request.runtime ?? 'javascript') !== 'javascript';
     if (python) this.#requirePython(request.runtime ?? '');
-    const warm = python ? this.#warmPython : this.#warm;
-    let worker = warm.shift();
-    while (worker?.exited === true) worker = warm.shift();
-    const given = worker ?? (await this.#start(request.tenant, python));
+    const lent = (request.requirements?.length ?? 0) === 0 ? undefined : await (await this.#packageCache()).lend(request.tenant, request.requirements as readonly string[]);
+    const given = await this.#given(request.tenant, python, lent);
     if (this.#closed) {
       given.kill('KILLED', 'the pool closes');
       throw new BulkheadError('UNAVAILABLE', 'the worker pool is closed');
@@ -212,6 +222,65 @@ export class WorkerPool {
       throw thrown;
     }
     return given;
+  }
+
+  /** A warm one, or a fresh one; with packages of a tenant always a fresh one, which gives them back when it is gone. */
+  async #given(tenant: string, python: boolean, lent: LentEnvironment | undefined): Promise<WorkerProcess> {
+    if (lent !== undefined) {
+      try {
+        const started = await this.#start(tenant, true, lent.directory);
+        void started.gone.then(() => lent.release());
+        return started;
+      } catch (thrown) {
+        lent.release();
+        throw thrown;
+      }
+    }
+    const warm = python ? this.#warmPython : this.#warm;
+    let worker = warm.shift();
+    while (worker?.exited === true) worker = warm.shift();
+    return worker ?? (await this.#start(tenant, python));
+  }
+
+  #packageCache(): Promise<PackageCache> {
+    const { packages } = this.#options;
+    if (packages === undefined) throw new BulkheadError('ENVIRONMENT_FAILED', "runtime_env: pip and uv are refused: this cluster has no package index; the operator names one with 'bulkhead up --python-index URL'");
+    return (this.#packages ??= import('./packages/package-cache.ts').then(({ PackageCache: Cache }) => {
+      const cache = new Cache(packages, (tenant, broker, requirements, into, signal) => this.#build(tenant, broker, requirements, into, signal));
+      cache.onFact = (...fact) => this.onPackageFact(...fact);
+      return cache;
+    }));
+  }
+
+  /** A deleted tenant's packages go. */
+  forgetTenant(tenant: string): void {
+    void this.#packages?.then((cache) => cache.forget(tenant), () => undefined);
+  }
+
+  /** Installs packages in a sandbox that nothing else ever runs in. */
+  async #build(tenant: string, broker: IndexBroker, requirements: readonly string[], into: string, signal: AbortSignal): Promise<Built> {
+    if ('refusal' in this.#python) throw this.#python.refusal;
+    const { BUILD_TMP_BYTES, runInSandbox } = await import('./gvisor/build-sandbox.ts');
+    const { runsc, environment, unshare, setpriv } = this.#python;
+    const id = `build-${randomBytes(8).toString('hex')}`;
+    const directory = join(this.#options.runDir, 'workers', id);
+    const hostUid = process.getuid?.() === 0 ? this.#freshUid() : undefined;
+    const limits = this.#limits(BUILD_TMP_BYTES, BUILD_CPUS, true);
+    const cgroup = this.#tree.create(id, limits);
+    try {
+      mkdirSync(directory, { mode: 0o700 });
+      if (hostUid !== undefined) {
+        this.#uids.add(hostUid);
+        chownSync(directory, hostUid, hostUid);
+      }
+      const started = startSandbox({ runsc: runsc.path, unshare, setpriv, prlimit: this.#prlimit, directory, name: id, environment: packageBuilder(environment), hostUid, readOnly: [], readWrite: [], tmpBytes: BUILD_TMP_BYTES });
+      const checkLayers = (): void => requireLayers(readSandboxLayers(started.pid, { hostUid, cgroup: this.#tree.version === 'none' ? undefined : cgroup, limits }), this.#options.insecureDev ?? []);
+      return await runInSandbox({ process: started, cgroup, directory, checkLayers }, broker, requirements, into, signal, (said) => this.#log.warn({ build: id, tenant, output: said }, 'a build of packages failed'));
+    } finally {
+      cgroup.remove();
+      rmSync(directory, { recursive: true, force: true });
+      if (hostUid !== undefined) this.#uids.delete(hostUid);
+    }
   }
 
   /** What all workers of a tenant may use together, those that run included; Infinity: no bound. */
@@ -285,8 +354,8 @@ export class WorkerPool {
   }
 
   /** Starts a process in its tenant's turn ('': the warm ones' own) and keeps count of it, so that `close` waits for what is under way. */
-  async #start(tenant: string, python = false): Promise<WorkerProcess> {
-    const start = this.#inTurn(tenant, python);
+  async #start(tenant: string, python = false, packages?: string): Promise<WorkerProcess> {
+    const start = this.#inTurn(tenant, python, packages);
     this.#starting.add(start);
     try {
       const worker = await start;
@@ -297,13 +366,13 @@ export class WorkerPool {
     }
   }
 
-  async #inTurn(tenant: string, python: boolean): Promise<WorkerProcess> {
+  async #inTurn(tenant: string, python: boolean, packages: string | undefined): Promise<WorkerProcess> {
     const turn = Promise.withResolvers<void>();
     if (!this.#turns.begin(tenant, turn.resolve)) await turn.promise;
     try {
       for (let tries = 1; ; tries++) {
         if (this.#closed) throw new BulkheadError('UNAVAILABLE', 'the worker pool is closed');
-        const worker = await this.#startProcess(python, tries < START_TRIES);
+        const worker = await this.#startProcess(python, tries < START_TRIES, packages);
         if (worker !== undefined) return worker;
       }
     } finally {
@@ -312,7 +381,7 @@ export class WorkerPool {
   }
 
   /** Undefined: it was ended from outside before it was ready, and `again` may be tried. It had no tenant yet, so it was no tenant's doing. */
-  async #startProcess(python: boolean, again: boolean): Promise<WorkerProcess | undefined> {
+  async #startProcess(python: boolean, again: boolean, packages: string | undefined): Promise<WorkerProcess | undefined> {
     const id = parseWorkerId(`worker-${randomBytes(8).toString('hex')}`);
     const directory = join(this.#options.runDir, 'workers', id);
     const hostUid = process.getuid?.() === 0 ? this.#freshUid() : undefined;
@@ -330,7 +399,7 @@ export class WorkerPool {
       }
       // The tenant's user of a Python sandbox fills files there; nobody else of the host passes the directory above.
       chmodSync(join(directory, 'staging'), python ? 0o711 : 0o700);
-      const jail = python ? this.#startSandbox(id, directory, hostUid) : startJail({
+      const jail = python ? this.#startSandbox(id, directory, hostUid, packages) : startJail({
         bwrap: this.#bwrap,
         prlimit: this.#prlimit,
         spec: workerSpec(this.#image, { objects: join(directory, 'objects'), code: join(directory, 'code'), staging: join(directory, 'staging') }, this.#options.program),
@@ -390,11 +459,11 @@ export class WorkerPool {
     }
   }
 
-  #startSandbox(id: string, directory: string, hostUid: number | undefined): SandboxProcess {
+  #startSandbox(id: string, directory: string, hostUid: number | undefined, packages: string | undefined): SandboxProcess {
     if ('refusal' in this.#python) throw this.#python.refusal;
     const { runsc, environment, unshare, setpriv } = this.#python;
     return startSandbox({
-      runsc: runsc.path, unshare, setpriv, prlimit: this.#prlimit, directory, name: id, environment, hostUid,
+      runsc: runsc.path, unshare, setpriv, prlimit: this.#prlimit, directory, name: id, environment: packages === undefined ? environment : withPackages(environment, packages), hostUid,
       readOnly: [{ source: join(directory, 'objects'), target: '/objects' }, { source: join(directory, 'code'), target: '/code' }],
       readWrite: [{ source: join(directory, 'staging'), target: '/staging' }],
     });
@@ -419,6 +488,7 @@ export class WorkerPool {
   /** Kills all workers and waits until nothing of them is left. */
   async close(): Promise<void> {
     this.#closed = true;
+    await (await this.#packages?.catch(() => undefined))?.close();
     await Promise.allSettled([...this.#starting]);
     for (const worker of this.#workers) worker.kill('KILLED', 'the pool closes');
     await Promise.all([...this.#workers].map((worker) => worker.gone));

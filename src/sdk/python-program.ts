@@ -27,13 +27,15 @@ export interface PythonProgram {
   readonly argv: readonly string[];
   readonly variables: Readonly<Record<string, string>>;
   readonly packages: readonly ProgramPackage[];
+  /** What nodes install for it, as `pip` of a runtime environment has it. */
+  readonly requirements?: readonly string[] | undefined;
   readonly cpus?: number | undefined;
   readonly memoryBytes?: number | undefined;
   readonly resources?: Readonly<Record<string, number>> | undefined;
 }
 
 /** Throws INVALID_ARGUMENT, naming the variable or the limit and never a value. */
-function sourceOf({ argv, variables, packages }: PythonProgram): Uint8Array {
+function sourceOf({ argv, variables, packages, requirements = [] }: PythonProgram): Uint8Array {
   if (argv.length === 0 || argv.length > MAX_ARGUMENTS) throw new BulkheadError('INVALID_ARGUMENT', `a program has 1 to ${MAX_ARGUMENTS} arguments`);
   const names = Object.keys(variables);
   if (names.length > MAX_VARIABLES) throw new BulkheadError('INVALID_ARGUMENT', `env_vars has more than ${MAX_VARIABLES} variables`);
@@ -42,7 +44,7 @@ function sourceOf({ argv, variables, packages }: PythonProgram): Uint8Array {
     const value = variables[name] as string;
     if (value.length > MAX_VARIABLE_CHARS || value.includes('\0')) throw new BulkheadError('INVALID_ARGUMENT', `env_vars: the value of ${name} is longer than ${MAX_VARIABLE_CHARS} characters, or has a NUL`);
   }
-  const header = Buffer.from(JSON.stringify({ variables, packages: packages.map(({ kind, name, bytes }) => ({ kind, name, bytes: bytes.length })), job: { argv } }), 'utf8');
+  const header = Buffer.from(JSON.stringify({ variables, packages: packages.map(({ kind, name, bytes }) => ({ kind, name, bytes: bytes.length })), ...(requirements.length === 0 ? {} : { requirements }), job: { argv } }), 'utf8');
   const length = Buffer.alloc(4);
   length.writeUInt32LE(header.length);
   const source = Buffer.concat([Buffer.from(HEAD, 'latin1'), length, header, ...packages.map((p) => p.bytes)]);
@@ -56,11 +58,11 @@ export function submitProgram(cluster: Cluster, program: PythonProgram): ObjectR
   if (core === undefined) throw new BulkheadError('INTERNAL', 'a cluster without its core');
   const source = sourceOf(program);
   const digest = createHash('sha256').update(source).digest('hex');
-  const own = program.packages.some((p) => p.kind !== 'file') || Object.keys(program.variables).length > 0;
+  const own = program.packages.some((p) => p.kind !== 'file') || Object.keys(program.variables).length > 0 || (program.requirements?.length ?? 0) > 0;
   // What has variables or modules of its own runs where no other job's code does.
   const suffix = own ? `+${createHash('sha256').update(`${cluster.jobId}\0${digest}`).digest('hex').slice(0, 32)}` : '';
-  const { cpus = 0, memoryBytes, resources } = program;
-  const options = JSON.stringify({ runtime: `python3${suffix}`, isolation: 'gvisor', cpus, maxRetries: 0, name: DRIVER_NAME, ...(memoryBytes === undefined ? {} : { memoryBytes }), ...(resources === undefined ? {} : { resources }) });
+  const { cpus = 0, memoryBytes, resources, requirements = [] } = program;
+  const options = JSON.stringify({ runtime: `python3${suffix}`, isolation: 'gvisor', cpus, maxRetries: 0, name: DRIVER_NAME, ...(requirements.length === 0 ? {} : { packages: requirements }), ...(memoryBytes === undefined ? {} : { memoryBytes }), ...(resources === undefined ? {} : { resources }) });
   core.sendCode(digest, source);
   return core.submit(core.template({ kind: CALL_KIND.TASK, digest, exportName: DRIVER_NAME, method: '', options, returns: 1 }), 1, []) as ObjectRef<number>;
 }

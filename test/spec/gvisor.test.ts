@@ -43,7 +43,7 @@ describe('runsc', () => {
 });
 
 describe('the bundle of a sandbox', () => {
-  const environment = { version: '3.11', cloudpickle: '3', readOnly: [{ source: '/a', target: '/opt/python' }], program: '/opt/python/bin/python3.11', args: ['-I'], env: ['HOME=/tmp'] };
+  const environment = { version: '3.11', cloudpickle: '3', readOnly: [{ source: '/a', target: '/opt/python' }], program: '/opt/python/bin/python3.11', args: ['-I'], paths: [], env: ['HOME=/tmp'] };
   const config = ociConfig({ environment, rootDir: '/root-dir', readOnly: [{ source: '/o', target: '/objects' }], readWrite: [{ source: '/s', target: '/staging' }] }) as {
     root: { readonly: boolean }; process: { noNewPrivileges: boolean; capabilities: Record<string, string[]>; env: string[] }; mounts: { destination: string; type: string; options?: string[] }[]; linux: Record<string, unknown>;
   };

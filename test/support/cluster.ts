@@ -84,7 +84,7 @@ export class Caller {
   }
 }
 
-export interface TestClusterOptions extends Partial<Pick<ClusterOptions, 'raylets' | 'cpus' | 'memoryBytes' | 'resources' | 'labels' | 'labelsOf' | 'python' | 'launch' | 'configure'>> {
+export interface TestClusterOptions extends Partial<Pick<ClusterOptions, 'raylets' | 'cpus' | 'memoryBytes' | 'resources' | 'labels' | 'labelsOf' | 'python' | 'pythonIndex' | 'launch' | 'configure'>> {
   /** Quota of each tenant, as `tenant create --quota` takes it. */
   readonly quota?: Readonly<Record<string, string>>;
   /** With a gateway for HTTP clients. */
@@ -125,7 +125,8 @@ export class TestCluster implements AsyncDisposable {
     };
     try {
       const local = await LocalCluster.start({
-        dataDir: join(directory, 'cluster'), raylets: options.raylets ?? 1, listen: undefined, cpus: options.cpus ?? 2, memoryBytes: options.memoryBytes, resources: options.resources ?? {}, labels: options.labels ?? {}, labelsOf: options.labelsOf ?? {}, insecureDev: [], python: options.python, ...(options.metrics === true ? { metrics: '127.0.0.1:0' } : {}),
+        dataDir: join(directory, 'cluster'), raylets: options.raylets ?? 1, listen: undefined, cpus: options.cpus ?? 2, memoryBytes: options.memoryBytes, resources: options.resources ?? {}, labels: options.labels ?? {}, labelsOf: options.labelsOf ?? {}, insecureDev: [],
+        python: options.python, pythonIndex: options.pythonIndex, ...(options.metrics === true ? { metrics: '127.0.0.1:0' } : {}),
         ...(options.gateway === true ? { gateway: '127.0.0.1:0' } : {}),
         ...(options.launch === undefined ? {} : { launch: options.launch }), ...(options.configure === undefined ? {} : { configure: options.configure }),
       });

@@ -58,7 +58,7 @@ const OTHER = 99;
 
 /** API Activity (6003): by the verb after the dot. */
 const API_ACTIVITY: ReadonlyMap<string, Named> = new Map(
-  Object.entries({ Create: ['submit', 'create', 'put', 'register', 'open', 'join', 'issue', 'join-token', 'admit'], Read: ['get', 'read', 'list', 'wait', 'find', 'stats', 'export', 'check', 'doctor', 'trust-bundle'],
+  Object.entries({ Create: ['submit', 'create', 'put', 'register', 'open', 'join', 'issue', 'join-token', 'admit', 'build'], Read: ['get', 'read', 'list', 'wait', 'find', 'stats', 'export', 'check', 'doctor', 'trust-bundle'],
     Update: ['call', 'rotate', 'renew', 'apply', 'sync', 'exchange', 'update', 'use', 'divide'], Delete: ['cancel', 'kill', 'release', 'stop', 'delete', 'revoke', 'remove'] })
     .flatMap(([name, verbs], i) => verbs.map((verb) => [verb, [i + 1, name] as const] as const)),
 );
@@ -69,7 +69,7 @@ const AUTHENTICATION: ReadonlyMap<string, Named> = new Map([
 ] as const);
 /** Application Lifecycle (6002): by the word after the dot. */
 const LIFECYCLE: ReadonlyMap<string, Named> = new Map(
-  Object.entries({ Install: ['created', 'joined', 'registered', 'installed'], Remove: ['removed', 'deleted', 'left'], Start: ['started', 'ready', 'opened'], Stop: ['stopped', 'killed', 'died', 'finished', 'failed', 'closed', 'cancelled'],
+  Object.entries({ Install: ['created', 'joined', 'registered', 'installed', 'built', 'fetched'], Remove: ['removed', 'deleted', 'left'], Start: ['started', 'ready', 'opened'], Stop: ['stopped', 'killed', 'died', 'finished', 'failed', 'closed', 'cancelled'],
     Restart: ['restarted'], Enable: ['enabled'], Disable: ['disabled', 'revoked'], Update: ['applied', 'updated', 'rotated', 'renewed'] })
     .flatMap(([name, words], i) => words.map((word) => [word, [i + 1, name] as const] as const)),
 );

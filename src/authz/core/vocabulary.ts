@@ -42,6 +42,7 @@ export const ATTRIBUTES_OF_KIND: Readonly<Record<ResourceKind, readonly Attribut
   metrics: COMMON,
   'placement-group': [...COMMON, 'cpus', 'memory', 'detached'],
   token: COMMON,
+  environment: COMMON,
 };
 
 const KINDS: ReadonlySet<string> = new Set(RESOURCE_KINDS);

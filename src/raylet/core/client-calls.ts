@@ -26,6 +26,8 @@ import { classFor, enqueue, JOB_ENDED } from './scheduler.ts';
 import { Actor, CHANNEL_KIND, failureOf, FunctionStats, OBJECT_STATUS, PENDING_KIND, PendingCall, Stream, Task, TASK_STATE, Template, type Channel, type Failure, type ObjectEntry, type Session, type TenantState } from './state.ts';
 
 const MAX_OPTIONS_BYTES = 16_384;
+/** Of the packages that a record names. */
+const MAX_DETAIL_CHARS = 1_000;
 /** Of an export or a method. Both are in the record of every call, whatever they are for, so neither may be longer or of other characters. */
 export const EXPORT_NAME = /^[\p{ID_Start}$_][\p{ID_Continue}$]{0,127}$/u;
 
@@ -132,6 +134,7 @@ export function onDefine(core: Core, channel: Channel, r: FrameReader): void {
   if (options.isolation === 'gvisor' && options.runtime === 'javascript') return refuse(refused('LAYER_MISSING', "isolation 'gvisor' is not available for JavaScript functions on this node: use 'isolate'"));
   if (options.origin !== '' && channel.kind !== CHANNEL_KIND.PEER) return refuse(refused('INVALID_ARGUMENT', 'options are not valid: origin is not an option'));
   if (options.stream !== undefined && kind === CALL_KIND.ACTOR_CLASS) return refuse(refused('INVALID_ARGUMENT', "an actor is one object: returns: 'streaming' is for functions and methods"));
+  if (options.packages.length > 0 && kind !== CALL_KIND.ACTOR_METHOD && core.decide(channel, 'environment.build', resource('environment', { tenant: channel.job.tenant.name, name: 'packages', owner: channel.principal.spiffeId }), 'packages', -1, 1, options.packages.join(', ').slice(0, MAX_DETAIL_CHARS)) < 0) return refuse(DENIED);
   const grouped = options.placement !== undefined && options.placement.group !== '' && kind !== CALL_KIND.ACTOR_METHOD;
   const use = grouped ? decideUse(core, channel, options.placement?.group ?? '') : undefined;
   if (use !== undefined && use.seq < 0) return refuse(DENIED);

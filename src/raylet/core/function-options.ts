@@ -6,6 +6,7 @@ import { BulkheadError } from '../../base/errors.ts';
 import { quote } from '../../base/ids.ts';
 import { DEFAULT_STREAM_BYTES, DEFAULT_STREAM_ITEMS, MAX_FAN_OUT, MAX_PRIORITY, MAX_RETRY_DELAY_MS, MAX_RETURNS, MAX_STREAM_BYTES, MAX_STREAM_ITEMS, MAX_STREAMING_METHODS, MAX_TASK_DEPTH } from '../../base/limits.ts';
 import type { ResourceVector } from '../../base/resources.ts';
+import { parseRequirements, runtimeWith } from '../../base/requirements.ts';
 import { parseUnits } from '../../base/resources.ts';
 import { parsePlacement, type Placement } from './placement.ts';
 
@@ -40,8 +41,10 @@ export interface FunctionOptions {
   readonly namespace: string;
   readonly label: string;
   readonly isolation: 'isolate' | 'gvisor';
-  /** What runs it: V8, or Python in a sandbox of gVisor. */
+  /** What runs it: V8, or Python in a sandbox of gVisor, with what must be installed for it (src/base/requirements.ts). */
   readonly runtime: string;
+  /** The same requirements: what the policy is asked about. */
+  readonly packages: readonly string[];
   readonly detached: boolean;
   readonly getIfExists: boolean;
   /** How often an actor is made again after what it ran in was lost; -1: always. */
@@ -123,6 +126,7 @@ const PARSERS: Readonly<Record<string, Parser>> = Object.freeze({
   traceparent: (v: unknown) => shortText('traceparent', v, TRACEPARENT, 'a W3C traceparent of version 00'),
   isolation: (v: unknown) => (v === 'isolate' || v === 'gvisor' ? v : refuse("isolation must be 'isolate' or 'gvisor'")),
   runtime: (v: unknown) => (v === 'javascript' || (typeof v === 'string' && PYTHON.test(v)) ? v : refuse("runtime must be 'javascript', 'python3.N' or 'python3.N+' and 32 hex digits")),
+  packages: parseRequirements,
   // Looked at together: `parsePlacement`.
   labels: (v: unknown) => v,
   fallback: (v: unknown) => v,
@@ -169,6 +173,8 @@ export function parseFunctionOptions(json: string, isActor: boolean, python = ''
   const named = (given['runtime'] as string | undefined) ?? 'javascript';
   const runtime = named === ANY_PYTHON && python !== '' ? python : named;
   if (runtime !== 'javascript' && given['isolation'] === 'isolate') refuse("Python runs in 'gvisor' only");
+  const packages = (given['packages'] as readonly string[] | undefined) ?? NO_NAMES;
+  if (packages.length > 0 && runtime === 'javascript') refuse('packages are for Python');
   if (given['concurrencyGroup'] !== undefined && runtime === 'javascript') refuse('concurrencyGroup is for methods of Python actors');
   return {
     returns: streams ? 0 : ((given['returns'] as number | undefined) ?? 1),
@@ -190,7 +196,8 @@ export function parseFunctionOptions(json: string, isActor: boolean, python = ''
     name: (given['name'] as string | undefined) ?? '',
     namespace: (given['namespace'] as string | undefined) ?? '',
     label: (given['label'] as string | undefined) ?? '',
-    runtime,
+    runtime: runtimeWith(runtime, packages),
+    packages,
     isolation: (given['isolation'] as 'isolate' | 'gvisor' | undefined) ?? (runtime === 'javascript' ? 'isolate' : 'gvisor'),
     detached: (given['detached'] as boolean | undefined) ?? false,
     getIfExists: (given['getIfExists'] as boolean | undefined) ?? false,

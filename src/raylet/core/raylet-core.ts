@@ -421,7 +421,7 @@ export class RayletCore {
     this.state.nowMs = nowMs;
     workerNotStarted(this.state, worker, failure);
     workerDied(this.state, worker, failure, false);
-    for (const job of this.state.jobs.values()) for (const actor of [...job.actors]) if (actor.worker === worker) (failure.code === 'LAYER_MISSING' ? actorDied : actorLost)(this.state, actor, failure);
+    for (const job of this.state.jobs.values()) for (const actor of [...job.actors]) if (actor.worker === worker) (failure.code === 'LAYER_MISSING' || failure.code === 'ENVIRONMENT_FAILED' ? actorDied : actorLost)(this.state, actor, failure);
     this.settle();
   }
 

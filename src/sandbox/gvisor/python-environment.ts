@@ -14,7 +14,7 @@ export const PYTHON_VARIABLE = 'BULKHEAD_PYTHON';
 export const PYTHON_REMEDY = `name an interpreter of 3.10 or later whose packages have cloudpickle: bulkhead up --python PATH, or ${PYTHON_VARIABLE}`;
 const PROBE_TIMEOUT_MS = 20_000;
 /** Where things are inside. */
-const INSIDE = { python: '/opt/python', packages: '/opt/packages', worker: '/opt/bulkhead' };
+const INSIDE = { python: '/opt/python', packages: '/opt/packages', worker: '/opt/bulkhead', environment: '/opt/environment' };
 
 const PROBE = `
 import json, sys, sysconfig
@@ -35,6 +35,8 @@ export interface PythonEnvironment {
   /** Inside the sandbox. */
   readonly program: string;
   readonly args: readonly string[];
+  /** Where its packages are inside. */
+  readonly paths: readonly string[];
   readonly env: readonly string[];
 }
 
@@ -71,7 +73,22 @@ export function pythonEnvironment(interpreter: string): PythonEnvironment {
   return {
     version, cloudpickle: probed.cloudpickle, readOnly,
     program: ofSystem ? `/usr/bin/python${version}` : `${INSIDE.python}/bin/python${version}`,
-    args: ['-I', '-S', '-c', `import sys; sys.path[1:1] = [${[INSIDE.worker, ...packages.map((bind) => bind.target)].map((path) => JSON.stringify(path)).join(', ')}]; from bulkhead.worker import main; main()`],
+    args: argumentsFor('worker', packages.map((bind) => bind.target)), paths: packages.map((bind) => bind.target),
     env: ['PATH=/usr/bin', 'HOME=/tmp', 'LANG=C.UTF-8', 'PYTHONDONTWRITEBYTECODE=1', 'OPENBLAS_NUM_THREADS=1', 'OMP_NUM_THREADS=1', ...(ofSystem ? [] : [`LD_LIBRARY_PATH=${INSIDE.python}/lib`])],
   };
+}
+
+/** `module`: of our package, whose `main` is process 1. */
+function argumentsFor(module: string, paths: readonly string[], argument = ''): string[] {
+  return ['-I', '-S', '-c', `import sys; sys.path[1:1] = [${[INSIDE.worker, ...paths].map((path) => JSON.stringify(path)).join(', ')}]; from bulkhead.${module} import main; main(${argument})`];
+}
+
+/** The same with a tenant's packages, which its slots see and process 1 does not. `directory`: of the host, sealed. */
+export function withPackages(environment: PythonEnvironment, directory: string): PythonEnvironment {
+  return { ...environment, readOnly: [...environment.readOnly, { source: directory, target: INSIDE.environment }], args: argumentsFor('worker', environment.paths, JSON.stringify(INSIDE.environment)) };
+}
+
+/** The same interpreter, to install packages with it. */
+export function packageBuilder(environment: PythonEnvironment): PythonEnvironment {
+  return { ...environment, args: argumentsFor('package_builder', environment.paths) };
 }

@@ -38,6 +38,7 @@ export interface SandboxSpec {
   readonly readOnly: readonly Bind[];
   readonly readWrite: readonly Bind[];
   readonly rootDir: string;
+  readonly tmpBytes?: number;
 }
 
 /** The OCI runtime configuration. */
@@ -63,7 +64,7 @@ export function ociConfig(spec: SandboxSpec): Record<string, unknown> {
       ...spec.readOnly.map(bind('ro', FORGETS)),
       ...spec.readWrite.map(bind('rw', 'noexec', FORGETS)),
       { destination: '/proc', type: 'proc', source: 'proc' },
-      { destination: '/tmp', type: 'tmpfs', source: 'tmpfs', options: ['nosuid', 'nodev', 'mode=1777', `size=${TMP_BYTES}`] },
+      { destination: '/tmp', type: 'tmpfs', source: 'tmpfs', options: ['nosuid', 'nodev', 'mode=1777', `size=${spec.tmpBytes ?? TMP_BYTES}`] },
     ],
     linux: { namespaces: ['pid', 'ipc', 'uts', 'mount', 'network'].map((type) => ({ type })) },
   };
@@ -95,6 +96,8 @@ export interface SandboxCommand {
   readonly readOnly: readonly Bind[];
   readonly readWrite: readonly Bind[];
   readonly hostUid: number | undefined;
+  /** Of its /tmp; more for what installs packages. */
+  readonly tmpBytes?: number;
 }
 
 export interface SandboxProcess {
@@ -131,7 +134,7 @@ export function startSandbox(command: SandboxCommand): SandboxProcess {
     return place;
   };
   const showAll = (binds: readonly Bind[]): Bind[] => binds.map(({ source, target }) => ({ source: show(source), target }));
-  const config = ociConfig({ environment: { ...environment, readOnly: showAll(environment.readOnly) }, readOnly: command.readOnly, readWrite: command.readWrite, rootDir });
+  const config = ociConfig({ environment: { ...environment, readOnly: showAll(environment.readOnly) }, readOnly: command.readOnly, readWrite: command.readWrite, rootDir, ...(command.tmpBytes === undefined ? {} : { tmpBytes: command.tmpBytes }) });
   writeFileSync(join(bundle, 'config.json'), JSON.stringify(config), { mode: 0o644 });
   const directFds = Array.from({ length: DIRECT_CHANNELS }, (_, i) => FIRST_DIRECT_FD + i);
   const runsc = [show(command.runsc), '--rootless', ...RUNSC_FLAGS, '--root', state, 'run', '--bundle', bundle, '--pass-fd=3:3', ...directFds.map((fd) => `--pass-fd=${fd}:${fd}`), command.name];
