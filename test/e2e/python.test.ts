@@ -186,8 +186,8 @@ def refused(of):
     try: of(); return None
     except (NotImplementedError, AttributeError) as e: return str(e).split(" is not")[0]
 def f(): pass
-show([refused(lambda: ray.remote(runtime_env={"pip": ["x"]})(f)), refused(lambda: ray.timeline)])
-`)).toEqual(["runtime_env['pip']", 'ray.timeline']);
+show([refused(lambda: ray.remote(runtime_env={"conda": "x"})(f)), refused(lambda: ray.timeline)])
+`)).toEqual(["runtime_env['conda']", 'ray.timeline']);
     });
 
     test('keeps tenants apart: another tenant can neither read a ref, nor pass it on, nor find an actor by its name', async () => {

@@ -66,7 +66,7 @@ describe('the index', () => {
   test.each([
     ['http://index.example/simple/', true], ['http://127.0.0.1/simple/', false], ['ftp://127.0.0.1/', true], ['file:///etc/', true], ['not a url', true], ['https://index.example/?x=1', true], ['http://127.0.0.1.example/', true],
   ])('%s is refused (loopback http allowed: %s)', (url, loopbackHttp) => {
-    expect(refusal(() => new PackageIndex({ url, fileHosts: [], loopbackHttp }))).toMatch(/^the package index cannot be used/);
+    expect(refusal(() => new PackageIndex({ url, fileHosts: [], loopbackHttp }))).toMatch(/^the package index of this cluster cannot be used/);
   });
 
   test('gets its name and password in a header, and nobody else does or sees them', () => {

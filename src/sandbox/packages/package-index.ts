@@ -33,10 +33,10 @@ export class PackageIndex {
   readonly #loopbackHttp: boolean;
   readonly #authorization: string | undefined;
 
-  /** Throws INVALID_ARGUMENT. */
+  /** Throws ENVIRONMENT_FAILED. */
   constructor(config: PackageIndexConfig) {
     const refuse = (why: string): never => {
-      throw new BulkheadError('INVALID_ARGUMENT', `the package index cannot be used: ${why}`);
+      throw new BulkheadError('ENVIRONMENT_FAILED', `the package index of this cluster cannot be used: ${why}; tell its operator`);
     };
     const root = URL.parse(config.url.endsWith('/') ? config.url : `${config.url}/`) ?? refuse('its URL is not one');
     this.#loopbackHttp = config.loopbackHttp;
