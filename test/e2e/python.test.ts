@@ -58,6 +58,36 @@ show([ray.get(total.remote(ref)), list(made.shape), bool(made.flags.writeable), 
 `)).toEqual([[499_999_500_000, false, false], [500_000], false, 200_000]);
     });
 
+    test('keeps no file of an object that is gone: its memory is free at once', async () => {
+      expect(await run(`
+import os, time
+import numpy as np
+@ray.remote
+class Keeper:
+    def put(self, n):
+        array = np.ones(100_000)
+        for _ in range(n): ray.put(array)
+    def read(self, refs): return float(sum(ray.get(r).sum() for r in refs))
+def kept():
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            if open(f"/proc/{pid}/cmdline").read().startswith("runsc-sandbox"):
+                files = [os.stat(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
+                found += [s.st_size for s in files if s.st_nlink == 0 and 800_000 <= s.st_size < 801_000]
+        except OSError: pass
+    return found
+keeper = Keeper.remote()
+ray.get(keeper.put.remote(20))
+refs = [ray.put(np.ones(100_000)) for _ in range(5)]
+total = ray.get(keeper.read.remote(refs))
+del refs
+end = time.monotonic() + 20
+while kept() and time.monotonic() < end: time.sleep(0.1)
+show([total, kept()])
+`)).toEqual([500_000, []]);
+    });
+
     test('raises what a task threw, of its class, and types of the cluster’s own failures', async () => {
       expect(await run(`
 import os, time
