@@ -15,6 +15,7 @@ import re
 import sys
 import threading
 import time
+import weakref
 from typing import Any, Callable, Generic, Protocol, Sequence, TypeVar
 
 import cloudpickle
@@ -325,7 +326,8 @@ def exit_actor() -> None:
 def get_actor(name: str, namespace: str | None = None) -> ActorHandle:
     if not name:
         raise ValueError("Please supply a non-empty value to get_actor")
-    key = name if namespace is None else f"{namespace}/{name}"
+    namespace = namespace_in_force() if namespace is None else namespace
+    key = f"{namespace}/{name}" if namespace else name
     try:
         found, info = runtime().core.ask(f.LOOKUP_ACTOR, f.short(key))
     except (exceptions.PermissionDeniedError, BulkheadError):
@@ -439,9 +441,12 @@ def wire_options(options: dict[str, Any], kind: int, plain: bool = False) -> tup
             continue
         else:
             raise NotImplementedError(f"the option {name} is not supported yet (see docs/python.md)")
+    if kind == f.ACTOR_CLASS and not plain and "cpus" not in wire and wire.get("resources"):
+        # As in Ray: an actor that names resources takes a cpu too, one that names none takes none while it lives.
+        wire["cpus"] = 1
     group = options.get("placement_group") or getattr(options.get("scheduling_strategy"), "placement_group", None)
     if group is not None and "placementGroup" in wire:
-        scheduling.check_fits(group, wire.get("bundleIndex", -1), {"CPU": wire.get("cpus", 1 if kind == f.TASK else 0), "memory": wire.get("memoryBytes", 0), **wire.get("resources", {})})
+        scheduling.check_fits(group, wire.get("bundleIndex", -1), {"CPU": wire.get("cpus", 0 if plain and kind == f.ACTOR_CLASS else 1), "memory": wire.get("memoryBytes", 0), **wire.get("resources", {})})
     return json.dumps(wire, sort_keys=True, separators=(",", ":")), returns
 
 
@@ -462,6 +467,58 @@ def _checked(options: dict[str, Any], kind: int) -> dict[str, Any]:
     if not options.get("runtime_env"):
         return options
     return {**options, "runtime_env": runtime_env.parse(options["runtime_env"])}
+
+
+# What the program of a driver or of a job chose for the names of its actors.
+job_namespace: str | None = None
+# Remote functions and classes that have told a raylet what they are, with what they inherited then.
+_defined: weakref.WeakSet[RemoteFunction | ActorClass] = weakref.WeakSet()
+
+
+def forget_templates() -> None:
+    """What remote functions and classes inherit (namespace, placement group, runtime environment) has changed: their next calls say it anew."""
+    for each in list(_defined):
+        each._template = None
+
+
+# Tasks of this process differ in what their calls inherit: a template is of one such inheritance. Where they do not, nobody asks.
+_apart = False
+
+
+def tell_apart() -> None:
+    global _apart
+    if not _apart:
+        _apart = True
+        forget_templates()
+
+
+def inherited_of(context: dict[str, Any]) -> tuple[Any, ...]:
+    return context.get("jobNamespace"), context.get("captureChildTasks") and context.get("placementGroup")
+
+
+def namespace_in_force() -> str:
+    """Of names that say none; '': the tenant's."""
+    return job_namespace if job_namespace is not None else str(runtime().context().get("jobNamespace") or "")
+
+
+def _call_options(options: dict[str, Any], kind: int) -> tuple[str, int]:
+    """Options as DEFINE takes them, with what the call inherits from what calls it."""
+    wire, returns = wire_options(options, kind)
+    context = runtime().context()
+    namespace = job_namespace if job_namespace is not None else context.get("jobNamespace")
+    capture = options.get("placement_group_capture_child_tasks")
+    capture = context.get("captureChildTasks") if capture is None else capture
+    group = context.get("placementGroup") if capture and "placement_group" not in options and options.get("scheduling_strategy") is None and not options.get("label_selector") else None
+    if not namespace and not group:
+        return wire, returns
+    more = json.loads(wire)
+    if namespace:
+        more["jobNamespace"] = namespace
+        if more.get("name") and kind == f.ACTOR_CLASS:
+            more.setdefault("namespace", namespace)
+    if group:
+        more.update(placementGroup=f"obj-{group}", captureChildTasks=True)
+    return json.dumps(more, sort_keys=True, separators=(",", ":")), returns
 
 
 def _in_environment(options: dict[str, Any], wire: str, source: bytes) -> tuple[str, bytes]:
@@ -639,6 +696,7 @@ class RemoteFunction:
         self._function = function
         self._options = options
         self._template: Template | None = None
+        self._others: dict[tuple[Any, ...], Template] = {}
         self._signature = _Signature(function)
         self._lock = threading.Lock()
         self.__name__ = getattr(function, "__name__", "function")
@@ -649,11 +707,18 @@ class RemoteFunction:
 
     def _defined(self) -> Template:
         with self._lock:
-            if self._template is None:
-                options, returns = wire_options(self._options, f.TASK)
+            inherited = inherited_of(runtime().context()) if _apart else ()
+            template = self._others.get(inherited) if _apart else self._template
+            if template is None:
+                options, returns = _call_options(self._options, f.TASK)
                 options, source = _in_environment(self._options, options, _source_of(self._function))
-                self._template = Template(f.TASK, digest_of(source), source, _export_name(self._function), "", options, returns)
-        return self._template
+                template = Template(f.TASK, digest_of(source), source, _export_name(self._function), "", options, returns)
+                if _apart:
+                    self._others[inherited] = template
+                else:
+                    self._template = template
+                    _defined.add(self)
+            return template
 
     def remote(self, *args: Any, **kwargs: Any) -> Any:
         signature = self._signature
@@ -667,8 +732,9 @@ class RemoteFunction:
     def options(self, **options: Any) -> RemoteFunction:
         made = RemoteFunction(self._function, {**self._options, **options})
         if self._template is not None and "runtime_env" not in made._options and runtime_env.default is None:
-            wire, returns = wire_options(made._options, f.TASK)
+            wire, returns = _call_options(made._options, f.TASK)
             known = self._template
+            _defined.add(made)
             made._template = Template(f.TASK, known.digest, known.source, known.export, "", wire, returns)
         return made
 
@@ -887,6 +953,7 @@ class ActorClass:
         self._class = of
         self._options = options
         self._template: Template | None = None
+        self._others: dict[tuple[Any, ...], Template] = {}
         self._methods: dict[str, dict[str, Any]] = {}
         self._signatures: dict[str, _Signature] = {}
         self._signature = _Signature(of.__init__, 1) if "__init__" in dir(of) and of.__init__ is not object.__init__ else None  # type: ignore[misc]
@@ -925,7 +992,8 @@ class ActorClass:
         return ActorClass(self._class, {**self._options, **options})
 
     def remote(self, *args: Any, **kwargs: Any) -> ActorHandle:
-        template = self._template
+        inherited = inherited_of(runtime().context()) if _apart else ()
+        template = self._others.get(inherited) if _apart else self._template
         if template is None:
             options = {"max_concurrency": 1_000 if self._is_async else 1, **self._options}
             streams = [name for name, of in self._methods.items() if of.get("num_returns") == "streaming"]
@@ -935,10 +1003,15 @@ class ActorClass:
             if groups:
                 # All groups together; each keeps to its own limit inside.
                 options["max_concurrency"] = min(10_000, int(options["max_concurrency"]) + sum(groups.values()))
-            wire, _ = wire_options(options, f.ACTOR_CLASS)
+            wire, _ = _call_options(options, f.ACTOR_CLASS)
             source = _source_of(ActorSource(self._class, groups, int(self._options.get("max_concurrency") or (1_000 if self._is_async else 1))) if groups else self._class)
             wire, source = _in_environment(self._options, wire, source)
-            template = self._template = Template(f.ACTOR_CLASS, digest_of(source), source, _export_name(self._class), "", wire, 1)
+            template = Template(f.ACTOR_CLASS, digest_of(source), source, _export_name(self._class), "", wire, 1)
+            if _apart:
+                self._others[inherited] = template
+            else:
+                self._template = template
+                _defined.add(self)
         if self._options.get("get_if_exists") and self._options.get("name"):
             try:
                 return get_actor(self._options["name"], self._options.get("namespace"))
@@ -1044,7 +1117,7 @@ class RuntimeContext:
 
     @property
     def namespace(self) -> str:
-        return self._text("namespace") or ""
+        return job_namespace or self._text("jobNamespace", "namespace") or ""
 
     @property
     def was_current_actor_reconstructed(self) -> bool:
@@ -1055,7 +1128,7 @@ class RuntimeContext:
 
     @property
     def should_capture_child_tasks_in_placement_group(self) -> bool:
-        return False
+        return bool(self._of.get("captureChildTasks"))
 
     def get_assigned_resources(self) -> dict[str, float]:
         found: dict[str, float] = {}

@@ -287,12 +287,17 @@ class ClientContext(dict[str, Any]):
 def init(address: str | None = None, *, profile: str | None = None, namespace: str | None = None, job_name: str | None = None, ignore_reinit_error: bool = False, **options: Any) -> ClientContext:
     """Connects. `profile`: a directory of `bulkhead identity issue`; `address`: `bulkhead://host:port`, where it is not the profile's."""
     global _driver, _hooked
+    if namespace is not None and (not isinstance(namespace, str) or not namespace):
+        raise ValueError(f'"{namespace}" is not a valid namespace: it must be a non-empty string.')
     if api.connected() and _driver is None:
         if api.in_job:
             # The program of a job has its connection: whereto and as whom was said when it was submitted.
             environment = runtime_env.parse(options.get("runtime_env"))
             if environment is not None:
                 runtime_env.default = environment.under(runtime_env.default)
+            if namespace is not None:
+                api.job_namespace = namespace
+            api.forget_templates()
             return ClientContext(api.runtime().context())
         raise RuntimeError("ray.init() is for drivers: inside a task the connection is there")
     if _driver is not None:
@@ -300,12 +305,10 @@ def init(address: str | None = None, *, profile: str | None = None, namespace: s
             return ClientContext(_driver.info)
         raise RuntimeError("Maybe you called ray.init twice by accident? This error can be suppressed by passing in 'ignore_reinit_error=True' or by calling 'ray.shutdown()' prior to 'ray.init()'.")
     environment = runtime_env.parse(options.pop("runtime_env", None))
-    harmless = {"num_cpus", "num_gpus", "include_dashboard", "logging_level", "log_to_driver", "configure_logging", "object_store_memory", "dashboard_host", "dashboard_port"}
+    harmless = {"num_cpus", "num_gpus", "include_dashboard", "logging_level", "log_to_driver", "configure_logging", "object_store_memory", "dashboard_host", "dashboard_port", "resources"}
     for name, value in options.items():
         if name not in harmless and value is not None:
             raise NotImplementedError(f"ray.init({name}=…) is not supported yet (see docs/python.md)")
-    if namespace is not None:
-        raise NotImplementedError("ray.init(namespace=…) is not supported yet (see docs/python.md): give actors one with .options(namespace=…)")
     try:
         chosen = Profile(profile)
         where = chosen.address if address in (None, "auto") else str(address).removeprefix("bulkhead://")
@@ -315,6 +318,8 @@ def init(address: str | None = None, *, profile: str | None = None, namespace: s
         raise error_of(refused.code, refused.message, refused.stack, None) from None
     api.set_runtime(_driver)
     runtime_env.default = environment
+    api.job_namespace = namespace
+    api.forget_templates()
     if not _hooked:
         _hooked = True
         atexit.register(shutdown)
@@ -336,6 +341,7 @@ def shutdown() -> None:
         return
     api.set_runtime(None)
     runtime_env.default = None
+    api.job_namespace = None
     driver.close()
 
 

@@ -12,7 +12,7 @@ from typing import Any, Sequence
 from . import api
 from . import frames as f
 from .errors import BulkheadError
-from .ray_errors import GetTimeoutError, PermissionDeniedError, RayError, error_of
+from .ray_errors import GetTimeoutError, PermissionDeniedError, RayError, RaySystemError, error_of
 
 STRATEGIES = ("PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD")
 
@@ -22,8 +22,8 @@ class PlacementGroupID:
 
     __slots__ = ("_id",)
 
-    def __init__(self, octets: bytes) -> None:
-        self._id = octets
+    def __init__(self, id: bytes) -> None:
+        self._id = id
 
     def binary(self) -> bytes:
         return self._id
@@ -33,6 +33,15 @@ class PlacementGroupID:
 
     def is_nil(self) -> bool:
         return self._id == api.NIL_ID
+
+    @classmethod
+    def from_random(cls) -> PlacementGroupID:
+        """An id that no group has."""
+        return cls(secrets.token_bytes(len(api.NIL_ID)))
+
+    @classmethod
+    def from_hex(cls, text: str) -> PlacementGroupID:
+        return cls(bytes.fromhex(text))
 
     @classmethod
     def nil(cls) -> PlacementGroupID:
@@ -52,16 +61,34 @@ class PlacementGroupID:
 
 
 class PlacementGroup:
-    def __init__(self, ref: api.ObjectRef[Any], bundles: Sequence[dict[str, float]], strategy: str = "PACK", name: str = "") -> None:
-        self._ref = ref
-        self.id = PlacementGroupID(ref.binary())
-        self.bundle_cache: list[dict[str, float]] = [dict(bundle) for bundle in bundles]
-        self._strategy = strategy
-        self._name = name
+    """`PlacementGroup(id)`: of a group that another program made; its bundles are asked for where they are needed."""
+
+    def __init__(self, id: PlacementGroupID, bundle_cache: Sequence[dict[str, float]] | None = None) -> None:
+        if not isinstance(id, PlacementGroupID):
+            raise ValueError(f"PlacementGroup takes the id of a placement group; this is a {type(id).__name__}")
+        self.id = id
+        self.bundle_cache: list[dict[str, float]] | None = None if bundle_cache is None else [dict(bundle) for bundle in bundle_cache]
+        self._held: api.ObjectRef[Any] | None = None
+        self._strategy = "PACK"
+        self._name = ""
+
+    @property
+    def _ref(self) -> api.ObjectRef[Any]:
+        """The group's own object; whoever holds it keeps the group."""
+        if self._held is None:
+            self._held = api.NIL_REF if self.is_empty else api.ObjectRef(self.id.binary())
+        return self._held
 
     @staticmethod
     def empty() -> PlacementGroup:
-        return PlacementGroup(api.NIL_REF, [])
+        return PlacementGroup(PlacementGroupID.nil(), [])
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"id": self.id.hex(), "bundle_cache": self.bundle_cache}
+
+    @staticmethod
+    def from_dict(found: dict[str, Any]) -> PlacementGroup:
+        return PlacementGroup(PlacementGroupID.from_hex(found["id"]), found["bundle_cache"])
 
     @property
     def is_empty(self) -> bool:
@@ -82,11 +109,16 @@ class PlacementGroup:
 
     @property
     def bundle_specs(self) -> list[dict[str, float]]:
+        if self.bundle_cache is None:
+            described = _described(self.id.binary())
+            if described is None:
+                return []
+            self.bundle_cache = [_ray_bundle(bundle) for bundle in described["bundles"]]
         return self.bundle_cache
 
     @property
     def bundle_count(self) -> int:
-        return len(self.bundle_cache)
+        return len(self.bundle_specs)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, PlacementGroup) and other.id == self.id
@@ -98,7 +130,13 @@ class PlacementGroup:
         return f"PlacementGroup({self.id.hex()}, {self._strategy}, {self.bundle_cache})"
 
     def __reduce__(self) -> Any:
-        return PlacementGroup, (self._ref, self.bundle_cache, self._strategy, self._name)
+        return _group, (self._ref, self.bundle_specs, self._strategy, self._name)
+
+
+def _group(ref: api.ObjectRef[Any], bundles: Sequence[dict[str, float]], strategy: str = "PACK", name: str = "") -> PlacementGroup:
+    made = PlacementGroup(PlacementGroupID(ref.binary()), bundles)
+    made._held, made._strategy, made._name = ref, strategy, name
+    return made
 
 
 def _when_ready(_: Any, group: PlacementGroup) -> PlacementGroup:
@@ -170,9 +208,22 @@ def placement_group(bundles: list[dict[str, float]], strategy: str | None = None
         wire["name"] = name
     core = api.runtime().core
     ref_id = core.create_group(json.dumps(wire, separators=(",", ":")))
-    made = PlacementGroup(api.ObjectRef(ref_id, core), bundles, strategy, name)
+    made = _group(api.ObjectRef(ref_id, core), bundles, strategy, name)
+    if name:
+        _refuse_taken(made)
     _known[ref_id] = made
     return made
+
+
+def _refuse_taken(group: PlacementGroup) -> None:
+    """As in Ray a name that another group has is refused here, not when the group is waited for."""
+    try:
+        found = api.runtime().core.ask(f.LOOKUP_GROUP, f.short(group._name))
+    except (PermissionDeniedError, BulkheadError):
+        # Not to be looked up: whoever waits for the group is told why.
+        return
+    if bytes.fromhex(found["id"].removeprefix("obj-")) != group.id.binary():
+        raise RaySystemError(f"Failed to create placement group '{group._name}': another one has this name (get_placement_group finds it)")
 
 
 def remove_placement_group(placement_group: PlacementGroup) -> None:
@@ -197,7 +248,7 @@ def get_placement_group(placement_group_name: str) -> PlacementGroup:
     except (PermissionDeniedError, BulkheadError):
         raise ValueError(f"Failed to look up placement group with name: {placement_group_name}") from None
     ref: api.ObjectRef[Any] = api.ObjectRef(bytes.fromhex(found["id"].removeprefix("obj-")))
-    return PlacementGroup(ref, [_ray_bundle(bundle) for bundle in found["bundles"]], found["strategy"], placement_group_name)
+    return _group(ref, [_ray_bundle(bundle) for bundle in found["bundles"]], found["strategy"], placement_group_name)
 
 
 def get_current_placement_group() -> PlacementGroup | None:
@@ -207,7 +258,7 @@ def get_current_placement_group() -> PlacementGroup | None:
         return None
     octets = bytes.fromhex(text)
     described = _described(octets) or {}
-    return PlacementGroup(api.ObjectRef(octets), [_ray_bundle(bundle) for bundle in described.get("bundles", [])], described.get("strategy", "PACK"), described.get("name", ""))
+    return _group(api.ObjectRef(octets), [_ray_bundle(bundle) for bundle in described.get("bundles", [])], described.get("strategy", "PACK"), described.get("name", ""))
 
 
 def _described(octets: bytes) -> dict[str, Any] | None:

@@ -115,14 +115,14 @@ def strategy_options(strategy: Any) -> dict[str, Any]:
 
 
 def group_options(group: Any, index: int, capture: Any) -> dict[str, Any]:
-    if capture:
-        raise NotImplementedError("placement_group_capture_child_tasks=True is not supported yet (see docs/python.md): give child tasks the group")
-    if group is None:
+    if group is None or group == "default":
         return {}
+    if not hasattr(group, "bundle_count"):
+        raise ValueError(f"placement_group takes a placement group, as ray.util.placement_group() makes it; this is {group!r}")
     count = group.bundle_count
     if not isinstance(index, int) or not -1 <= index < count:
         raise ValueError(f"placement group bundle index {index} is invalid. Valid placement group indexes: 0-{count - 1}")
-    return {"placementGroup": f"obj-{group.id.hex()}", **({} if index == -1 else {"bundleIndex": index})}
+    return {"placementGroup": f"obj-{group.id.hex()}", **({} if index == -1 else {"bundleIndex": index}), **({"captureChildTasks": True} if capture else {})}
 
 
 def check_fits(group: Any, index: int, wanted: Mapping[str, float]) -> None:

@@ -143,6 +143,8 @@ class Slot:
         self._is_actor = False
         self._lanes: dict[str, Lane] = {}
         self._groups: dict[str, str] = {}
+        # What calls of this process inherit from the first that ran in it.
+        self._inherited: tuple[Any, ...] | None = None
         # What its calls are told besides what their templates say.
         self._own: dict[str, Any] = {"workerId": os.urandom(14).hex()}
         self._producer = Producer(self)
@@ -345,6 +347,11 @@ class Slot:
                     self._is_actor = True
                     self._concurrency = max(1, int(context.pop("concurrency", 1) or 1))
                     self._limit = min(MAX_RUNNERS, self._concurrency)
+                if kind != f.ACTOR_METHOD:
+                    if self._inherited is None:
+                        self._inherited = api.inherited_of(context)
+                    elif self._inherited != api.inherited_of(context):
+                        api.tell_apart()
                 self._templates[number] = info
             elif op == f.CANCEL_EXEC:
                 self._cancel(reader.u32())
@@ -529,6 +536,9 @@ class Slot:
             self._own.update(className=creation.template.export, restarted=creation.attempt > 0, resources=creation.template.context.get("resources"))
             if creation.template.context.get("placementGroup"):
                 self._own["placementGroup"] = creation.template.context["placementGroup"]
+                self._own["captureChildTasks"] = creation.template.context.get("captureChildTasks", False)
+            if creation.template.context.get("jobNamespace"):
+                self._own["jobNamespace"] = creation.template.context["jobNamespace"]
         self._instance = make(*args, **kwargs)
         if any(inspect.iscoroutinefunction(member) or inspect.isasyncgenfunction(member) for _, member in inspect.getmembers(of, callable)):
             self._events()

@@ -1,5 +1,11 @@
 /** The wider part of Ray's API on a real cluster, in real gVisor sandboxes: streams, concurrency groups, what `ray.util` has. test/e2e/python.test.ts has the core. */
+import { execFile } from 'node:child_process';
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { promisify } from 'node:util';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { ROOT } from '../source-tree.ts';
 import { TestCluster } from '../support/cluster.ts';
 import { testPython } from '../support/python.ts';
 
@@ -241,24 +247,81 @@ show([
     here, table["state"], table["strategy"], list(table["bundles_to_node_id"].values()) == [node, node], member_says[0] == node, member_says[1:], task_says[0] == node, task_says[1:], affine == node, soft == node,
     not_here, pending, fate(member.where.remote()), placement_group_table(group)["state"], ray.cluster_resources()["CPU"],
     raised(lambda: get_placement_group("py-group")), raised(lambda: placement_group([{}])), raised(lambda: placement_group([{"CPU": 1}], strategy="NO")), raised(lambda: inside.options(placement_group=group, placement_group_bundle_index=7)),
-    raised(lambda: inside.options(scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_capture_child_tasks=True))),
+    raised(lambda: inside.options(placement_group="py-group")), raised(lambda: ray.remote(resources={"x": 1})(Member).options(placement_group=group).remote()),
 ])
 `)).toEqual([
       true, 'CREATED', 'STRICT_PACK', true, true, ['member', { CPU: 1 }, true, 'where'], true, [1, 2], true, true,
-      false, 'PENDING', 'ended', 'REMOVED', 4, 'ValueError', 'ValueError', 'ValueError', 'ValueError', 'NotImplementedError',
+      false, 'PENDING', 'ended', 'REMOVED', 4, 'ValueError', 'ValueError', 'ValueError', 'ValueError', 'ValueError', 'ValueError',
     ]);
+  });
+
+  test('a driver’s namespace holds for what its tasks and actors name, and child calls keep to the group of who asks for it', async () => {
+    expect(await run(`
+from bulkhead.ray.util import get_current_placement_group, placement_group, remove_placement_group
+ray.shutdown()
+@ray.remote(num_cpus=0)
+def where():
+    group = get_current_placement_group()
+    return [group and group.id.hex(), ray.get_runtime_context().should_capture_child_tasks_in_placement_group]
+@ray.remote(num_cpus=0)
+class Named:
+    def namespace(self): return ray.get_runtime_context().namespace
+    def children(self): return ray.get([where.remote(), where.options(placement_group=None).remote(), where.options(scheduling_strategy="DEFAULT").remote()])
+@ray.remote(num_cpus=1)
+def asks(times): return [ray.get(where.remote()) for _ in range(times)]
+@ray.remote
+def finds(): return ray.get(ray.get_actor("one").namespace.remote())
+def missing(*name):
+    try: ray.get_actor(*name)
+    except ValueError: return True
+ray.init(namespace="team")
+named = Named.options(name="one").remote()
+group = placement_group([{"CPU": 2}])
+mine = group.id.hex()
+capturing = Named.options(placement_group=group, placement_group_capture_child_tasks=True, num_cpus=1).remote()
+plain = Named.options(placement_group=group, num_cpus=0).remote()
+# In one process after the other and beside each other: each asks for what it was told.
+mixed = ray.get([asks.options(placement_group=group, placement_group_capture_child_tasks=i % 2 == 1).remote(3) for i in range(6)])
+seen = [ray.get(finds.remote()), ray.get_runtime_context().namespace, missing("one", "other"), missing("one", "")]
+children = [ray.get(capturing.children.remote()) == [[mine, True], [None, False], [None, False]], ray.get(plain.children.remote())[0], all(each == [[mine, True] if i % 2 else [None, False]] * 3 for i, each in enumerate(mixed))]
+remove_placement_group(group)
+ray.shutdown()
+ray.init()
+show([*seen, missing("one"), *children, ray.get(where.remote())])
+`)).toEqual(['team', 'team', true, true, true, true, [null, false], true, [null, false]]);
+  });
+
+  test('the programs of the page for Ray’s users print what it says, and its commands run', { timeout: 240_000 }, async () => {
+    if ('missing' in python) throw new Error(python.missing);
+    const page = readFileSync(join(ROOT, 'docs/migrating-from-ray.md'), 'utf8');
+    const samples = [...page.matchAll(/```python\n([\s\S]*?)```(?:\n```text\n([\s\S]*?)```)?/g)].map(([, program = '', printed]) => ({ program, printed }));
+    expect(samples.length).toBe(6);
+    for (const { program, printed } of samples) expect(await python.run(cluster, 'acme-ana', program), program).toBe(printed);
+    const directory = mkdtempSync(join(tmpdir(), 'bulkhead-migrating-'));
+    try {
+      writeFileSync(join(directory, 'sums.py'), samples[0]?.program ?? '');
+      for (const [name, target] of [['python', python.interpreter], ['bulkhead', join(ROOT, 'bin/bulkhead.js')]] as const) {
+        writeFileSync(join(directory, name), `#!/bin/sh\nexec ${name === 'python' ? '' : `'${process.execPath}' `}'${target}' "$@"\n`, { mode: 0o755 });
+      }
+      const [, script = ''] = /```sh\n([\s\S]*?)```/.exec(page) ?? [];
+      const lines = script.trim().split('\n');
+      expect(lines.length).toBe(3);
+      const env = { ...process.env, PATH: `${directory}:${process.env['PATH'] ?? ''}`, PYTHONPATH: join(ROOT, 'python'), PYTHONDONTWRITEBYTECODE: '1', BULKHEAD_PROFILE: cluster.profile('acme-ana') };
+      for (const line of lines) expect((await promisify(execFile)('/bin/sh', ['-c', line], { cwd: directory, env, timeout: 90_000 })).stdout, line).toMatch(/(?:^|\n)14\n/);
+    } finally {
+      rmSync(directory, { recursive: true, force: true });
+    }
   });
 
   test('what a tenant asks about nodes and groups tells nothing of others', async () => {
     const group = await run('g = ray.util.placement_group([{"CPU": 1}], name="theirs", lifetime="detached"); g.wait(30); show(g.id.hex())');
     expect(await run(`
-from bulkhead.api import ObjectRef
-from bulkhead.groups import PlacementGroup, _described
+from bulkhead.groups import PlacementGroup, PlacementGroupID, _described
 octets = bytes.fromhex("${String(group)}")
 def raised(of):
     try: of(); return None
     except Exception as e: return type(e).__name__
-show([_described(octets), raised(lambda: ray.util.get_placement_group("theirs")), raised(lambda: ray.util.remove_placement_group(PlacementGroup(ObjectRef(octets), [{"CPU": 1}]))), ray.available_resources()["CPU"]])
+show([_described(octets), raised(lambda: ray.util.get_placement_group("theirs")), raised(lambda: ray.util.remove_placement_group(PlacementGroup(PlacementGroupID(octets), [{"CPU": 1}]))), ray.available_resources()["CPU"]])
 `, 'globex-ana')).toEqual([null, 'ValueError', 'PermissionDeniedError', 4]);
     await run('ray.util.remove_placement_group(ray.util.get_placement_group("theirs")); show(1)');
   });

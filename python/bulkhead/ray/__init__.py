@@ -7,6 +7,7 @@ import cloudpickle
 from ..api import ActorHandle, DynamicObjectRefGenerator, ObjectRef, ObjectRefGenerator, cancel, get, get_actor, get_runtime_context, kill, method, put, remote, wait
 from ..driver import init, is_initialized, shutdown
 from ..cluster import available_resources, cluster_resources, nodes
+from . import _raylet as _raylet
 from . import actor, cross_language, exceptions, runtime_context, util
 
 # The name of before 1.0.

@@ -61,7 +61,8 @@ function templateOn(core: Core, slot: Slot, template: Template): number {
     ...(template.options.traceparent === '' ? {} : { traceparent: template.options.traceparent }),
     ...(actor === undefined || actor.template.options.name === '' ? {} : { actorName: actor.template.options.name }),
     ...(template.options.concurrencyGroup === '' ? {} : { concurrencyGroup: template.options.concurrencyGroup }),
-    ...(template.options.placement === undefined || template.options.placement.group === '' ? {} : { placementGroup: template.options.placement.group }),
+    ...(template.options.placement === undefined || template.options.placement.group === '' ? {} : { placementGroup: template.options.placement.group, ...(template.options.captureChildTasks ? { captureChildTasks: true } : {}) }),
+    ...(template.options.jobNamespace === '' ? {} : { jobNamespace: template.options.jobNamespace }),
     retryOn: template.kind === CALL_KIND.TASK && template.options.retryOn.length > 0 ? template.options.retryOn : undefined,
   });
   slot.channel.out.begin(OP.TEMPLATE).u32(number).u8(template.kind).u32(code).str(template.exportName).str(template.methodName).u8(template.options.stream === undefined ? template.options.returns : STREAMS).text(context).end();

@@ -39,6 +39,8 @@ export interface FunctionOptions {
   readonly queueTimeoutMs: number;
   readonly name: string;
   readonly namespace: string;
+  /** The namespace that a Python driver chose for names of its own: told to what it calls, never acted on. '': none. */
+  readonly jobNamespace: string;
   readonly label: string;
   readonly isolation: 'isolate' | 'gvisor';
   /** What runs it: V8, or Python in a sandbox of gVisor, with what must be installed for it (src/base/requirements.ts). */
@@ -61,6 +63,8 @@ export interface FunctionOptions {
   readonly traceparent: string;
   /** Where it may run; undefined: anywhere. */
   readonly placement: Placement | undefined;
+  /** With a placement group: its own calls run in it too. Told to the code, which gives them the group; never acted on. */
+  readonly captureChildTasks: boolean;
   /** Among tasks of the tenant; more goes first. */
   readonly priority: number;
 }
@@ -121,6 +125,8 @@ const PARSERS: Readonly<Record<string, Parser>> = Object.freeze({
   queueTimeoutMs: (v: unknown) => integer('queueTimeoutMs', v, 0, 30 * DAY_MS),
   name: (v: unknown) => shortText('name', v, NAME, NAME_FORM),
   namespace: (v: unknown) => shortText('namespace', v, NAME, NAME_FORM),
+  jobNamespace: (v: unknown) => shortText('jobNamespace', v, NAME, NAME_FORM),
+  captureChildTasks: (v: unknown) => (typeof v === 'boolean' ? v : refuse('captureChildTasks must be true or false')),
   concurrencyGroup: (v: unknown) => shortText('concurrencyGroup', v, NAME, NAME_FORM),
   label: (v: unknown) => shortText('label', v, NAME, NAME_FORM),
   traceparent: (v: unknown) => shortText('traceparent', v, TRACEPARENT, 'a W3C traceparent of version 00'),
@@ -175,6 +181,7 @@ export function parseFunctionOptions(json: string, isActor: boolean, python = ''
   if (runtime !== 'javascript' && given['isolation'] === 'isolate') refuse("Python runs in 'gvisor' only");
   const packages = (given['packages'] as readonly string[] | undefined) ?? NO_NAMES;
   if (packages.length > 0 && runtime === 'javascript') refuse('packages are for Python');
+  if (given['captureChildTasks'] === true && given['placementGroup'] === undefined) refuse('captureChildTasks goes with placementGroup');
   if (given['concurrencyGroup'] !== undefined && runtime === 'javascript') refuse('concurrencyGroup is for methods of Python actors');
   return {
     returns: streams ? 0 : ((given['returns'] as number | undefined) ?? 1),
@@ -195,6 +202,8 @@ export function parseFunctionOptions(json: string, isActor: boolean, python = ''
     queueTimeoutMs: (given['queueTimeoutMs'] as number | undefined) ?? 0,
     name: (given['name'] as string | undefined) ?? '',
     namespace: (given['namespace'] as string | undefined) ?? '',
+    jobNamespace: (given['jobNamespace'] as string | undefined) ?? '',
+    captureChildTasks: (given['captureChildTasks'] as boolean | undefined) ?? false,
     label: (given['label'] as string | undefined) ?? '',
     runtime: runtimeWith(runtime, packages),
     packages,
