@@ -234,9 +234,10 @@ function workCommands(program: Command): void {
   const run = program.command('run <file> [args...]').description('run a driver program as a job: its streams, its exit code').passThroughOptions()
     .option('--profile <dir>', 'identity to use (default: BULKHEAD_PROFILE, then ~/.bulkhead/default)').option('--name <name>', "the job's name (default: the file's)").option('--project <name>', 'whose quotas it counts against (default: BULKHEAD_PROJECT, then the project default)')
     .option('--working-dir <dir>', 'of a Python program: what goes with it into its sandbox (default: the file alone)').option('--env-file <file>', 'of a Python program: its environment, NAME=VALUE lines')
+    .option('--requirements <file>', 'of a Python program: packages to install for it and its calls, as pip’s requirements files')
     .addHelpText('after', '\nWhat follows FILE belongs to the program. A .py file runs in a sandbox on the cluster, others on this machine.');
-  run.action(async (file: string, args: string[], o: { profile?: string; name?: string; project?: string; workingDir?: string; envFile?: string }) => {
-    await guarded(new Terminal(false), async () => (await import('./commands/run.ts')).runDriver(file, args, { profile: o.profile, name: o.name, project: o.project, workingDir: o.workingDir, envFile: o.envFile }));
+  run.action(async (file: string, args: string[], o: { profile?: string; name?: string; project?: string; workingDir?: string; envFile?: string; requirements?: string }) => {
+    await guarded(new Terminal(false), async () => (await import('./commands/run.ts')).runDriver(file, args, { profile: o.profile, name: o.name, project: o.project, workingDir: o.workingDir, envFile: o.envFile, requirements: o.requirements }));
   });
   leaf<{ out: string }>(program, 'bundle <file>', 'make the one script that nodes run of a JavaScript or TypeScript module; needs no cluster', { local: true },
     (c) => c.requiredOption('-o, --out <file>', "where to write it; '-': standard output").addHelpText('after', '\nPython programs call what it exports: ray.cross_language.js_function(FILE, NAME).'),
@@ -246,10 +247,10 @@ function workCommands(program: Command): void {
   const logs = (): Promise<typeof import('./commands/logs.ts')> => import('./commands/logs.ts');
   job.command('submit [command...]').description('run a command of Python as a job in a sandbox, as Ray’s does: its output, its exit code').passThroughOptions()
     .option('--profile <dir>', 'identity to use (default: BULKHEAD_PROFILE, then ~/.bulkhead/default)').option('--name <name>', "the job's name (default: the file's)").option('--project <name>', 'whose quotas it counts against (default: BULKHEAD_PROJECT, then the project default)')
-    .option('--working-dir <dir>', 'what goes with it into its sandbox, where it starts').option('--env-file <file>', 'its environment, NAME=VALUE lines')
+    .option('--working-dir <dir>', 'what goes with it into its sandbox, where it starts').option('--env-file <file>', 'its environment, NAME=VALUE lines').option('--requirements <file>', 'packages to install for it and its calls')
     .addHelpText('after', '\nFor example: bulkhead job submit --working-dir . -- python main.py --fast')
-    .action((command: string[], o: { profile?: string; name?: string; project?: string; workingDir?: string; envFile?: string }) =>
-      guarded(new Terminal(false), async () => (await import('./commands/run.ts')).submitJob(command, { profile: o.profile, name: o.name, project: o.project, workingDir: o.workingDir, envFile: o.envFile })));
+    .action((command: string[], o: { profile?: string; name?: string; project?: string; workingDir?: string; envFile?: string; requirements?: string }) =>
+      guarded(new Terminal(false), async () => (await import('./commands/run.ts')).submitJob(command, { profile: o.profile, name: o.name, project: o.project, workingDir: o.workingDir, envFile: o.envFile, requirements: o.requirements })));
   leaf<{ tenant?: string }>(job, 'list', 'jobs, newest first', {}, (c) => c.option('--tenant <name>', 'default: your own'), async (terminal, _args, o) => (await jobs()).listJobs(terminal, o.tenant, o.profile));
   leaf(job, 'status <id>', 'one job', {}, () => undefined, async (terminal, [id = ''], o) => (await jobs()).showJob(terminal, id, o.profile));
   leaf(job, 'stop <id>', 'end a job: its tasks, actors and sessions', {}, () => undefined, async (terminal, [id = ''], o) => (await jobs()).stopJob(terminal, id, o.profile));

@@ -4,28 +4,42 @@
 import { createHash } from 'node:crypto';
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http';
 import type { AddressInfo } from 'node:net';
-import { crc32 } from 'node:zlib';
+import { crc32, deflateRawSync } from 'node:zlib';
 
 export interface ZipEntry {
   readonly name: string;
-  readonly content: string | Buffer;
+  readonly content: string | Buffer | Deflated;
 }
 
-/** An archive without compression, so that names can be whatever a test wants. */
+/** Compressed once, to stand in an archive as often as a bomb wants. */
+export interface Deflated {
+  readonly octets: Buffer;
+  readonly bytes: number;
+  readonly crc: number;
+}
+
+export function zeros(bytes: number): Deflated {
+  const content = Buffer.alloc(bytes);
+  return { octets: deflateRawSync(content), bytes, crc: crc32(content) };
+}
+
+/** An archive whose names can be whatever a test wants. */
 export function zipOf(entries: readonly ZipEntry[]): Buffer {
   const parts: Buffer[] = [];
   const directory: Buffer[] = [];
   let offset = 0;
   for (const { name, content } of entries) {
-    const data = Buffer.from(content);
+    const packed = typeof content === 'object' && 'octets' in content;
+    const data = packed ? content.octets : Buffer.from(content);
     const title = Buffer.from(name, 'utf8');
     const head = Buffer.alloc(30);
     head.writeUInt32LE(0x0403_4b50, 0);
     head.writeUInt16LE(20, 4);
+    head.writeUInt16LE(packed ? 8 : 0, 8);
     head.writeUInt16LE(0x21, 12);
-    head.writeUInt32LE(crc32(data), 14);
+    head.writeUInt32LE(packed ? content.crc : crc32(data), 14);
     head.writeUInt32LE(data.length, 18);
-    head.writeUInt32LE(data.length, 22);
+    head.writeUInt32LE(packed ? content.bytes : data.length, 22);
     head.writeUInt16LE(title.length, 26);
     const entry = Buffer.alloc(46);
     entry.writeUInt32LE(0x0201_4b50, 0);

@@ -6,6 +6,7 @@ import { readFileSync, statSync } from 'node:fs';
 import { basename, resolve } from 'node:path';
 import { toSafeError } from '../../base/errors.ts';
 import { MAX_CODE_BYTES } from '../../base/limits.ts';
+import { parseRequirements } from '../../base/requirements.ts';
 import { JobLog } from '../../sdk/job-log.ts';
 import { submitProgram, type ProgramPackage } from '../../sdk/python-program.ts';
 import { connect, type Cluster, type ObjectRef } from '../../sdk/sdk.ts';
@@ -26,6 +27,19 @@ export interface PythonRun {
   readonly workingDir: string | undefined;
   /** KEY=VALUE lines. */
   readonly envFile: string | undefined;
+  /** Lines as in pip's requirements files. */
+  readonly requirements: string | undefined;
+}
+
+/** Throws UsageError: what is not a package by its name is refused here, before anything is sent. */
+function requirementsOf(path: string | undefined): readonly string[] {
+  if (path === undefined) return [];
+  const lines = readFileSync(path, 'utf8').replace(/\\\r?\n/g, ' ').split('\n').map((line) => line.replace(/(?:^|\s)#.*$/, '').trim()).filter((line) => line !== '');
+  try {
+    return lines.length === 0 ? [] : parseRequirements(lines);
+  } catch (thrown) {
+    throw new UsageError(`${path}: ${toSafeError(thrown).safeMessage}`);
+  }
 }
 
 /** Throws UsageError, naming the line and never what is in it. */
@@ -109,10 +123,11 @@ async function driverEnd(cluster: Cluster, ref: ObjectRef<number>): Promise<JobE
 export async function runPython(run: PythonRun, jobId: string): Promise<JobEnd> {
   const { program, packages } = packagesOf(run);
   const variables = variablesOf(run.envFile);
+  const requirements = requirementsOf(run.requirements);
   await using cluster = await connect({ profile: run.profile, job: jobId });
   await using session = await CallerSession.open(run.profile);
   const printer = new Printer(session, jobId);
-  const ref = submitProgram(cluster, { argv: [...program, ...run.args], variables, packages });
+  const ref = submitProgram(cluster, { argv: [...program, ...run.args], variables, packages, requirements });
   printer.follow();
   try {
     return await driverEnd(cluster, ref);

@@ -121,11 +121,12 @@ export interface RunOptions {
   /** Python only. */
   readonly workingDir?: string | undefined;
   readonly envFile?: string | undefined;
+  readonly requirements?: string | undefined;
 }
 
-export async function runDriver(file: string, args: readonly string[], { profile, name, project, workingDir, envFile }: RunOptions): Promise<void> {
+export async function runDriver(file: string, args: readonly string[], { profile, name, project, workingDir, envFile, requirements }: RunOptions): Promise<void> {
   if (!existsSync(file) || !statSync(file).isFile()) throw new UsageError(`${file} is not a file; give the program to run, for example: bulkhead run hello.ts`);
-  if (!file.endsWith('.py') && (workingDir ?? envFile) !== undefined) throw new UsageError('--working-dir and --env-file are for Python programs, which run in a sandbox; others run here, in this directory and environment');
+  if (!file.endsWith('.py') && (workingDir ?? envFile ?? requirements) !== undefined) throw new UsageError('--working-dir, --env-file and --requirements are for Python programs, which run in a sandbox; others run here, in this directory and environment');
   if (isAdministrator(profileDirectory(profile))) throw new UsageError(`the profile ${profileDirectory(profile)} is of the cluster itself, which runs no programs; use a tenant's: bulkhead identity issue user NAME --tenant T --role developer --out DIR, then bulkhead run --profile DIR ${basename(file)}`);
   const jobName = name ?? basename(file);
   const chosen = profile === undefined ? {} : { BULKHEAD_PROFILE: resolve(profile) };
@@ -134,7 +135,7 @@ export async function runDriver(file: string, args: readonly string[], { profile
     await using job = await RunJob.open(profile, jobName, project ?? process.env['BULKHEAD_PROJECT'] ?? '');
     try {
       end = file.endsWith('.py')
-        ? await (await import('./run-python.ts')).runPython({ file, args, profile, workingDir, envFile }, job.id)
+        ? await (await import('./run-python.ts')).runPython({ file, args, profile, workingDir, envFile, requirements }, job.id)
         : await runChild(['--import', HOOKS, resolve(file), ...args], { ...process.env, BULKHEAD_JOB_NAME: jobName, [JOB_VARIABLE]: job.id, ...chosen });
       job.ended(end);
     } catch (thrown) {
@@ -146,7 +147,7 @@ export async function runDriver(file: string, args: readonly string[], { profile
 }
 
 /** `bulkhead job submit -- python …`: as Ray's, which waits and shows the output too. `command`: what follows `--`. */
-export async function submitJob(command: readonly string[], { profile, name, project, workingDir, envFile }: RunOptions): Promise<void> {
+export async function submitJob(command: readonly string[], { profile, name, project, workingDir, envFile, requirements }: RunOptions): Promise<void> {
   const [python = '', first = ''] = command;
   if (!/^python(?:3(?:\.\d{1,2})?)?$/.test(python) || first === '') throw new UsageError('what is the job? give one command of Python after --: bulkhead job submit --working-dir . -- python main.py');
   const module = first === '-m' || first === '-c';
@@ -159,7 +160,7 @@ export async function submitJob(command: readonly string[], { profile, name, pro
   {
     await using job = await RunJob.open(profile, name ?? (module ? (command[2] ?? '').slice(0, 64) : basename(first)), project ?? process.env['BULKHEAD_PROJECT'] ?? '');
     try {
-      end = await (await import('./run-python.ts')).runPython({ file, args: command.slice(module ? 1 : 2), profile, workingDir, envFile }, job.id);
+      end = await (await import('./run-python.ts')).runPython({ file, args: command.slice(module ? 1 : 2), profile, workingDir, envFile, requirements }, job.id);
       job.ended(end);
     } catch (thrown) {
       job.failed(thrown);
