@@ -346,6 +346,8 @@ def _translated(act: Callable[..., T], *args: Any) -> T:
 
 # --- options ---
 
+_OF_ACTORS = frozenset({"max_restarts", "max_task_retries", "max_concurrency", "max_pending_calls", "concurrency_groups", "lifetime", "namespace", "get_if_exists"})
+_OF_TASKS = frozenset({"max_retries", "max_calls", "retry_exceptions", "num_returns"})
 _IGNORED = frozenset({"fetch_local", "max_calls", "_metadata", "enable_task_events", "memory_monitor"})
 
 
@@ -361,6 +363,15 @@ def _amount(name: str, value: Any) -> float:
     return value
 
 
+def _resources(value: Any) -> dict[str, float]:
+    if not isinstance(value, dict):
+        raise TypeError(f"The type of keyword 'resources' must be a dict, but received type {type(value).__name__}")
+    for name, keyword in (("CPU", "num_cpus"), ("GPU", "num_gpus"), ("memory", "memory")):
+        if name in value:
+            raise ValueError(f"Use the '{keyword}' keyword instead of '{name}' in 'resources'")
+    return {name: _amount(f"resources[{name!r}]", amount) for name, amount in value.items()}
+
+
 def wire_options(options: dict[str, Any], kind: int, plain: bool = False) -> tuple[str, int]:
     """Ray's options as DEFINE takes them, and the number of results. What is not supported raises, with its name."""
     wire: dict[str, Any] = {} if plain else {"runtime": f"python{sys.version_info[0]}.{sys.version_info[1]}", "isolation": "gvisor"}
@@ -370,6 +381,10 @@ def wire_options(options: dict[str, Any], kind: int, plain: bool = False) -> tup
             _count(name, value, False, kind)
         if value is None or name in _IGNORED:
             continue
+        if (name in _OF_ACTORS and kind == f.TASK) or (name in _OF_TASKS and kind == f.ACTOR_CLASS):
+            raise ValueError(f"Invalid option keyword {name} for {'remote functions' if kind == f.TASK else 'actors'}.")
+        if name in ("name", "namespace") and (not isinstance(value, str) or not value):
+            raise TypeError(f"{name} must be None or a string that is not empty, got: {value!r}")
         if name == "num_cpus":
             wire["cpus"] = _amount(name, value)
         elif name == "memory":
@@ -378,7 +393,7 @@ def wire_options(options: dict[str, Any], kind: int, plain: bool = False) -> tup
             if value != 0:
                 wire.setdefault("resources", {})["GPU"] = _amount(name, value)
         elif name == "resources":
-            wire.setdefault("resources", {}).update(value)
+            wire.setdefault("resources", {}).update(_resources(value))
         elif name == "num_returns" and kind != f.ACTOR_CLASS and value == "streaming":
             wire["returns"] = value
             returns = STREAMING
@@ -406,6 +421,8 @@ def wire_options(options: dict[str, Any], kind: int, plain: bool = False) -> tup
             if value is True:
                 wire["retryOn"] = ["Exception"]
             elif value:
+                if not isinstance(value, (list, tuple)) or not all(isinstance(of, type) and issubclass(of, BaseException) for of in value):
+                    raise TypeError(f"retry_exceptions must be either a boolean or a list of exception classes, got: {value!r}")
                 wire["retryOn"] = [of.__name__ for of in value]
         elif name == "name":
             wire["name"] = value
@@ -422,12 +439,16 @@ def wire_options(options: dict[str, Any], kind: int, plain: bool = False) -> tup
         elif name == "max_task_retries":
             wire["maxTaskRetries"] = _count(name, value, True, kind)
         elif name == "max_concurrency":
+            if value == 0:
+                raise ValueError("The max_concurrency option must be at least 1.")
             wire["maxConcurrency"] = min(10_000, _count(name, value, False, kind))
         elif name == "max_pending_calls":
             wire["maxPendingCalls"] = max(0, value)
         elif name == "scheduling_strategy":
             wire.update(scheduling.strategy_options(value))
         elif name == "placement_group":
+            if value != "default" and options.get("scheduling_strategy") is not None:
+                raise ValueError("placement_group and scheduling_strategy cannot be specified at the same time: give scheduling_strategy=PlacementGroupSchedulingStrategy(…)")
             wire.update(scheduling.group_options(value, -1 if options.get("placement_group_bundle_index") is None else int(options["placement_group_bundle_index"]), options.get("placement_group_capture_child_tasks")))
         elif name in ("placement_group_bundle_index", "placement_group_capture_child_tasks"):
             if options.get("placement_group") is None and name == "placement_group_bundle_index" and value != -1:

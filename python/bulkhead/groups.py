@@ -192,6 +192,8 @@ def placement_group(bundles: list[dict[str, float]], strategy: str | None = None
         raise ValueError(f"Placement group bundles must be a non-empty list of resource dictionaries, got {bundles!r}.")
     if strategy not in STRATEGIES:
         raise ValueError(f"Invalid placement group strategy {strategy}. Supported strategies are: {', '.join(STRATEGIES)}.")
+    if not isinstance(name, str):
+        raise TypeError(f"the name of a placement group is a string; this is {name!r}")
     if lifetime not in (None, "detached"):
         raise ValueError("placement group `lifetime` argument must be either `None` or 'detached'")
     selectors = bundle_label_selector or [{}] * len(bundles)
@@ -288,6 +290,8 @@ def placement_group_table(placement_group: PlacementGroup | None = None) -> dict
     """State, bundles and their nodes; without a group of all that this process made."""
     if placement_group is None:
         return {group.id.hex(): placement_group_table(group) for group in list(_known.values())}
+    if not isinstance(placement_group, PlacementGroup):
+        raise ValueError(f"placement_group_table takes a placement group; this is a {type(placement_group).__name__}")
     described = _described(placement_group.id.binary())
     if described is None or described["state"] == "REMOVED":
         # It was removed, or another raylet coordinates it: its ref tells which.

@@ -12,6 +12,8 @@ class PlacementGroupSchedulingStrategy:
     """In a bundle of this group; -1: in any that has room."""
 
     def __init__(self, placement_group: Any, placement_group_bundle_index: int = -1, placement_group_capture_child_tasks: bool | None = None) -> None:
+        if placement_group is None:
+            raise ValueError("placement_group needs to be an instance of PlacementGroup")
         self.placement_group = placement_group
         self.placement_group_bundle_index = placement_group_bundle_index
         self.placement_group_capture_child_tasks = placement_group_capture_child_tasks
@@ -84,6 +86,8 @@ def _conditions(of: Mapping[str, Any]) -> dict[str, Any]:
 def selector(of: Mapping[str, str]) -> dict[str, Any]:
     """`label_selector` of Ray: "value", "!value", "in(a,b)", "!in(a,b)"."""
     wire: dict[str, Any] = {}
+    if not isinstance(of, Mapping):
+        raise ValueError(f"label_selector is a dict of strings; this is {of!r}")
     for key, value in of.items():
         if not isinstance(key, str) or not isinstance(value, str) or not value:
             raise ValueError(f"label_selector is a dict of strings; this has {key!r}: {value!r}")

@@ -6,6 +6,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { expect, onTestFinished, test } from 'vitest';
 import { FILES, ROOT } from '../source-tree.ts';
+import { runPython } from '../support/python-codec.ts';
 import { testPython } from '../support/python.ts';
 
 const PROJECT = join(ROOT, 'python');
@@ -58,4 +59,34 @@ test('every Python from 3.10 to 3.13 that is on this machine compiles all of it'
   const compiled = ['python3', 'python3.10', 'python3.11', 'python3.12', 'python3.13'].map((name) => spawnSync(name, ['-W', 'error', '-c', program, join(PROJECT, 'bulkhead')], { encoding: 'utf8' })).filter(({ status, stderr }) => status !== null && !/command not found/.test(stderr ?? ''));
   expect(compiled.length).toBeGreaterThan(0);
   for (const { stdout, stderr } of compiled) expect(`${stdout}${stderr}`).toMatch(/^compiled 3\.1[0-3]\n$/);
+});
+
+test.runIf(!('missing' in python))('what is wrong or not supported raises at once, with the name of the option, and needs no cluster to', () => {
+  if ('missing' in python) throw new Error(python.missing);
+  const said = runPython(python.interpreter, `
+import bulkhead.ray as ray
+from bulkhead.ray.util import placement_group
+from bulkhead.ray.util.multiprocessing import Pool
+from bulkhead.ray.util.queue import Queue
+from bulkhead.ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
+@ray.remote
+def f(): ...
+@ray.remote
+class A: ...
+for of in (
+    lambda: f.options(num_cpu=1), lambda: f.options(accelerator_type="A100"), lambda: f.options(max_restarts=1), lambda: A.options(max_retries=1), lambda: A.options(name=3), lambda: A.options(max_concurrency=0),
+    lambda: f.options(resources={"CPU": 1}), lambda: f.options(resources={"x": "1"}), lambda: f.options(retry_exceptions=3), lambda: f.options(scheduling_strategy="spread"), lambda: f.options(label_selector="a"),
+    lambda: PlacementGroupSchedulingStrategy(None), lambda: f.options(placement_group="name"), lambda: NodeAffinitySchedulingStrategy("n", True, _spill_on_unavailable=True), lambda: placement_group([{"CPU": 1}], name=3),
+    lambda: placement_group([{"CPU": 1}], _soft_target_node_id="n"), lambda: Queue(maxsize="2"), lambda: Pool(1, context="fork"), lambda: Pool(1, initializer=3), lambda: ray.init(namespace=""), lambda: ray.init(_system_config={}), lambda: ray.timeline(), lambda: ray.util.iter,
+):
+    try: of(); print("nothing")
+    except (TypeError, ValueError, NotImplementedError, AttributeError) as error: print(type(error).__name__, str(error))
+`).trim().split('\n');
+  const expected = [
+    ['NotImplementedError', 'num_cpu'], ['NotImplementedError', 'accelerator_type'], ['ValueError', 'max_restarts'], ['ValueError', 'max_retries'], ['TypeError', 'name'], ['ValueError', 'max_concurrency'],
+    ['ValueError', 'num_cpus'], ['ValueError', "resources['x']"], ['TypeError', 'retry_exceptions'], ['ValueError', 'scheduling_strategy'], ['ValueError', 'label_selector'],
+    ['ValueError', 'placement_group'], ['ValueError', 'placement_group'], ['NotImplementedError', '_spill_on_unavailable'], ['TypeError', 'name'],
+    ['NotImplementedError', '_soft_target_node_id'], ['TypeError', 'maxsize'], ['NotImplementedError', 'context'], ['TypeError', 'initializer'], ['ValueError', 'namespace'], ['NotImplementedError', '_system_config'], ['AttributeError', 'ray.timeline'], ['AttributeError', 'ray.util.iter'],
+  ];
+  expect(said.map((line, i) => [line.split(' ')[0], line.includes(expected[i]?.[1] ?? '?') ? expected[i]?.[1] : line])).toEqual(expected);
 });

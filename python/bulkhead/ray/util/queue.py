@@ -75,6 +75,8 @@ class Queue:
     """Pass it to tasks and actors: it is the same queue there."""
 
     def __init__(self, maxsize: int = 0, actor_options: dict[str, Any] | None = None) -> None:
+        if not isinstance(maxsize, int) or isinstance(maxsize, bool):
+            raise TypeError(f"maxsize is a whole number, 0 for no limit; this is {maxsize!r}")
         self.maxsize = maxsize
         self.actor: Any = api.ActorClass(_QueueActor, {"max_concurrency": 1_000, **(actor_options or {})}).remote(maxsize)
 

@@ -143,6 +143,10 @@ class IMapIterator:
 class Pool:
     def __init__(self, processes: int | None = None, initializer: Callable[..., Any] | None = None, initargs: Iterable[Any] | None = None, maxtasksperchild: int | None = None,
                  context: Any = None, ray_address: str | None = None, ray_remote_args: dict[str, Any] | None = None) -> None:
+        if context is not None:
+            raise NotImplementedError("Pool(context=…) is not supported: its processes are actors")
+        if initializer is not None and not callable(initializer):
+            raise TypeError("initializer must be a callable")
         if ray_address is not None and not api.connected():
             from ....driver import init
 
