@@ -78,6 +78,8 @@ const IMPORT_RULES: readonly ImportRule[] = [
   // Puts a raylet together with single controls left out, to show what each costs; so it knows the parts.
   { files: ['bench/scheduling.ts'], may: ['base', 'raylet'], deep: true },
   { files: ['bench/control-raylet.ts'], may: ['base', 'rpc', 'pki', 'authz', 'audit', 'sandbox', 'objects', 'raylet'], deep: true },
+  // Starts a sandbox by itself, as a worker's is described.
+  { files: ['bench/sandbox-floor.ts'], may: ['sandbox'], deep: true },
   // Its processes get the directory in memory that `bulkhead up` makes.
   { files: ['bench/cluster.ts'], may: ['base', 'rpc', 'pki', 'cli'], deep: true },
   { files: ['bench/'], may: ['base', 'rpc', 'pki', 'authz', 'audit', 'sandbox', 'sdk'] },
