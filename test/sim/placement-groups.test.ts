@@ -6,6 +6,7 @@ import { describe, expect, it } from 'vitest';
 import { CALL_KIND, OP } from '../../src/base/frame.ts';
 import { objectIdText, type JobId } from '../../src/base/ids.ts';
 import { ORPHANED_BUNDLE_MS } from '../../src/base/limits.ts';
+import { DEFAULT_PROJECT, NO_PROJECT_QUOTA } from '../../src/base/project-quota.ts';
 import { groupReason } from '../../src/raylet/core/placement-groups.ts';
 import { pendingReason } from '../../src/raylet/core/reasons.ts';
 import { upstreamTo } from '../../src/raylet/core/upstream-channels.ts';
@@ -90,6 +91,21 @@ it('what came and went between two reports of a node is not counted for ever: th
   pass(world, 2_000);
   expect(groupOf(client, second)?.state).toBe('CREATED');
   expect(new Set(nodesOf(client, second)).size).toBe(3);
+});
+
+it('what the coordinator has no room for itself is asked of nobody else, so that no other node keeps a bundle for it', () => {
+  const { world, client } = started({ nodes: 2, seed: 1, cpus: 4, quota: { projects: new Map([[DEFAULT_PROJECT, { ...NO_PROJECT_QUOTA, cpuUnits: 20_000 }]]) } });
+  client.define(1, CALL_KIND.TASK, {});
+  client.call(OP.SUBMIT, 1, DO.HANG);
+  settle(world, client);
+  expect(world.hanging.size).toBe(1);
+  // The node has the cpus, the project's quota has not: the plan does not know.
+  const id = create(client, { strategy: 'STRICT_SPREAD', bundles: [{ cpus: 1.5 }, { cpus: 1.5 }] });
+  settle(world, client);
+  expect([groupOf(client, id)?.state, groupOf(client, id)?.refused, held(world)]).toEqual(['PENDING', expect.stringMatching(/^node .*more than the quotas of its tenant and project/), []]);
+  remove(client, id);
+  settle(world, client);
+  expect(held(world)).toEqual([]);
 });
 
 describe.each([1, 2, 3, 4, 5, 6])('placement groups (seed %i)', (seed) => {

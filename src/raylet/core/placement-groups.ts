@@ -295,18 +295,22 @@ function place(core: Core, group: PlacementGroup): void {
   if (plan === undefined) return;
   const parts = new Map<number, number[]>();
   for (const [index, node] of plan) parts.set(node, [...(parts.get(node) ?? []), index]);
+  const self = core.config.nodeNumber;
+  const mine = parts.get(self);
+  // This node first: when it has no room nobody else is asked, and nothing is given back that was not taken.
+  if (mine !== undefined) {
+    const of = { tenant: group.job.tenant, job: group.job, group: group.id, channel: undefined, ownerNode: self, detached: group.detached, kept: group.kept, name: group.name, owner: group.session.ownerId };
+    let failure: Failure | undefined;
+    for (const index of mine) failure ??= prepare(core, { ...of, index, resources: (group.bundles[index] as GroupBundle).resources });
+    if (failure !== undefined) return giveUp(core, group, new Map([[self, mine]]), `node ${nodeText(core, self)}: ${failure.message}`, self);
+  }
   const round: Round = { parts, waiting: new Set(parts.keys()), deadlineMs: core.nowMs + BUNDLE_PREPARE_MS };
   group.round = round;
   core.pendingGroups.delete(group);
   core.preparing.add(group);
+  if (mine !== undefined) prepared(core, group, round, self, undefined);
   for (const [node, indexes] of parts) {
-    if (node === core.config.nodeNumber) {
-      const of = { tenant: group.job.tenant, job: group.job, group: group.id, channel: undefined, ownerNode: node, detached: group.detached, kept: group.kept, name: group.name, owner: group.session.ownerId };
-      let failure: Failure | undefined;
-      for (const index of indexes) failure ??= prepare(core, { ...of, index, resources: (group.bundles[index] as GroupBundle).resources });
-      prepared(core, group, round, node, failure);
-      continue;
-    }
+    if (node === self) continue;
     const remote = core.nodes.get(node);
     if (remote !== undefined) for (const index of indexes) takeOn(core, remote, (group.bundles[index] as GroupBundle).resources);
     const text = JSON.stringify({ name: group.name, detached: group.detached, kept: group.kept, bundles: indexes.map((index) => ({ index, ...amounts((group.bundles[index] as GroupBundle).resources) })) });
@@ -321,7 +325,7 @@ function upstreamOf(core: Core, group: PlacementGroup, node: number): Upstream {
 function prepared(core: Core, group: PlacementGroup, round: Round, node: number, failure: Failure | undefined): void {
   // An answer to a round that was given up: what it reserved was given back behind the question.
   if (group.round !== round || !round.waiting.delete(node)) return;
-  if (failure !== undefined) return giveUp(core, group, round, `node ${nodeText(core, node)}: ${failure.message}`, node);
+  if (failure !== undefined) return giveUp(core, group, round.parts, `node ${nodeText(core, node)}: ${failure.message}`, node);
   if (round.waiting.size > 0) return;
   group.round = undefined;
   core.preparing.delete(group);
@@ -371,10 +375,10 @@ function nodeText(core: Core, number: number): string {
 }
 
 /** Tells every node of a round to give back what it may have reserved: behind the question, on the same channel. */
-function giveUp(core: Core, group: PlacementGroup, round: Round, why: string, avoid: number): void {
+function giveUp(core: Core, group: PlacementGroup, parts: Round['parts'], why: string, avoid: number): void {
   group.round = undefined;
   core.preparing.delete(group);
-  for (const [node, indexes] of round.parts) giveBack(core, group, node, indexes, REMOVED, group);
+  for (const [node, indexes] of parts) giveBack(core, group, node, indexes, REMOVED, group);
   if (avoid !== core.config.nodeNumber) group.avoidedUntilMs.set(avoid, core.nowMs + AVOIDED_MS);
   group.refused = why;
   group.notBeforeMs = core.nowMs + Math.min(FIRST_PAUSE_MS * 2 ** Math.min(group.refusals++, 10), MAX_PAUSE_MS);
@@ -401,7 +405,7 @@ export function giveBack(core: Core, group: PlacementGroup, node: number, indexe
 /** Bundles on a node are not there any more. */
 function lose(core: Core, group: PlacementGroup, node: number, why: string, indexes?: readonly number[]): void {
   // Also where it had said yes already: the others of the round are still being asked.
-  if (indexes === undefined && group.round?.parts.has(node) === true) giveUp(core, group, group.round, `node ${nodeText(core, node)}: ${why}`, node);
+  if (indexes === undefined && group.round?.parts.has(node) === true) giveUp(core, group, group.round.parts, `node ${nodeText(core, node)}: ${why}`, node);
   const lost: number[] = [];
   group.bundles.forEach((bundle, index) => {
     if (bundle.node !== node || indexes?.includes(index) === false) return;
@@ -444,7 +448,7 @@ export function expireRounds(core: Core): void {
     if (taking !== undefined && taking.deadlineMs <= core.nowMs) allPlaced(core, group);
     if (round === undefined || round.deadlineMs > core.nowMs) continue;
     const [silent = 0] = round.waiting;
-    giveUp(core, group, round, `node ${nodeText(core, silent)} did not answer in ${BUNDLE_PREPARE_MS / 1_000} s`, silent);
+    giveUp(core, group, round.parts, `node ${nodeText(core, silent)} did not answer in ${BUNDLE_PREPARE_MS / 1_000} s`, silent);
   }
 }
 
@@ -463,7 +467,7 @@ export function removeGroup(core: Core, group: PlacementGroup, failure: Failure,
   core.groups.delete(group.id);
   tenant.groups--;
   const { round } = group;
-  if (round !== undefined) giveUp(core, group, round, '', 0);
+  if (round !== undefined) giveUp(core, group, round.parts, '', 0);
   for (const node of before.keys()) giveBack(core, group, node, group.bundles.flatMap((bundle, index) => (bundle.node === node ? [index] : [])), failure, as);
   for (const bundle of group.bundles) bundle.node = 0;
   core.lifecycle(tenant, 'placement-group.removed', group.session.ownerId, 'placement-group', group.session.prefixHex, group.index, failure.message);
