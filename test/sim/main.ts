@@ -5,17 +5,19 @@
 import { CANARIES, NO_BUGS } from './canaries.ts';
 import { simulate, type Outcome } from './simulation.ts';
 
-const USAGE = `usage: npm run sim -- [--seed N | --seeds A..B | --forever] [--canary TEXT] [--json]
+const USAGE = `usage: npm run sim -- [--seed N | --seeds A..B | --forever] [--canary TEXT] [--trace] [--json]
   --seed N      one run, twice: both must be the same
   --seeds A..B  all of these, one run each (default: 1..50)
   --forever     from a random seed on, until it fails or is stopped
   --canary TEXT plants the bug whose name contains the text
+  --trace       prints every event of each run, not only the last ones
   --json        a line of JSON for each seed`;
 
 interface Wanted {
   readonly seeds: Iterable<number>;
   readonly twice: boolean;
   readonly json: boolean;
+  readonly trace: boolean;
   readonly canary: string;
 }
 
@@ -34,7 +36,7 @@ function* from(first: number, last = Number.POSITIVE_INFINITY): Generator<number
 
 function parse(args: readonly string[]): Wanted {
   let seeds: Iterable<number> = from(1, 50);
-  let [twice, json, canary] = [false, false, ''];
+  let [twice, json, trace, canary] = [false, false, false, ''];
   for (let i = 0; i < args.length; i++) {
     const arg = args[i] as string;
     if (arg === '--seed') {
@@ -49,9 +51,10 @@ function parse(args: readonly string[]): Wanted {
       const text = args[++i] ?? '';
       canary = Object.keys(CANARIES).find((name) => text !== '' && name.includes(text)) ?? usage(`no planted bug is called '${text}': ${Object.keys(CANARIES).join('; ')}`);
     } else if (arg === '--json') json = true;
+    else if (arg === '--trace') trace = true;
     else usage(arg === '--help' ? '' : `'${arg}' is not an option`);
   }
-  return { seeds, twice, json, canary };
+  return { seeds, twice, json, trace, canary };
 }
 
 function tell(outcome: Outcome, json: boolean): void {
@@ -61,11 +64,11 @@ function tell(outcome: Outcome, json: boolean): void {
   if (failure !== '') process.stdout.write(`${lastEvents.map((line) => `  ${line}\n`).join('')}${failure}\nreplay: npm run sim -- --seed ${seed}\n`);
 }
 
-const { seeds, twice, json, canary } = parse(process.argv.slice(2));
+const { seeds, twice, json, trace, canary } = parse(process.argv.slice(2));
 let ran = 0;
 for (const seed of seeds) {
   const bugs = CANARIES[canary] ?? NO_BUGS;
-  const outcome = simulate(seed, bugs);
+  const outcome = simulate(seed, bugs, undefined, trace ? (event) => void process.stdout.write(`${event}\n`) : undefined);
   ran++;
   tell(outcome, json);
   if (twice && simulate(seed, bugs).digest !== outcome.digest) {

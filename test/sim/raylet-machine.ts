@@ -515,7 +515,7 @@ export class SimRaylet {
         return this.#world.push(`disk ${this.number}`, this, () => {
           const path = this.#path(e.tenant, e.spillName);
           const copy = this.spills.get(path);
-          const other = this.#world.bugs.restoresAnother === true ? [...this.spills.values()].find((c) => c.tag !== copy?.tag) : undefined;
+          const tag = this.#world.bugs.restoresAnother === true ? 1 + (copy?.tag ?? 0) % TENANTS.length : (copy?.tag ?? 0);
           const dice = this.#world.random();
           const same = copy !== undefined && copy.key === hex(e.id) && copy.version === e.version;
           // Not for an object that has gone meanwhile, with its copy.
@@ -523,7 +523,7 @@ export class SimRaylet {
           const lost = !same || dice < 0.02;
           if (lost) this.mayLose = true;
           const failure = lost ? { code: 'OBJECT_LOST' as const, message: 'its copy on disk was changed', stack: '' } : dice < 0.06 ? { code: 'UNAVAILABLE' as const, message: 'the disk does not answer', stack: '' } : undefined;
-          if (failure === undefined) this.files.set(this.#path(e.tenant, e.fileName), { tag: (other ?? copy)?.tag ?? 0, size: e.size, written: e.size });
+          if (failure === undefined) this.files.set(this.#path(e.tenant, e.fileName), { tag, size: e.size, written: e.size });
           core.restored(e.entry, e.spillName, e.fileName, e.size, failure, this.nowMs());
           this.flush();
         });

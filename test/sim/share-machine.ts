@@ -19,18 +19,20 @@ export class ShareMachine {
   readonly #heardMs = new Map<string, number>();
   readonly #cutUntilMs = new Map<string, number>();
   readonly #random: () => number;
+  readonly #projectOfJob: (jobId: string) => string | undefined;
   #epoch = 0;
   #shares: QuotaShares;
 
-  constructor(quota: TenantQuota, bugs: Bugs, random: () => number, nowMs: number) {
+  constructor(quota: TenantQuota, bugs: Bugs, random: () => number, projectOfJob: (jobId: string) => string | undefined, nowMs: number) {
     this.#random = random;
+    this.#projectOfJob = projectOfJob;
     this.#quota = quota;
     this.#bugs = bugs;
     this.#shares = this.#begin(nowMs);
   }
 
   #begin(nowMs: number): QuotaShares {
-    return new QuotaShares({ epoch: ++this.#epoch, leaseMs: SIM_LEASE_MS, nowMs, before: [...this.#instances.keys()], amountOf: (_tenant, line) => amountOfLine(this.#quota, line, () => undefined) });
+    return new QuotaShares({ epoch: ++this.#epoch, leaseMs: SIM_LEASE_MS, nowMs, before: [...this.#instances.keys()], amountOf: (_tenant, line) => amountOfLine(this.#quota, line, this.#projectOfJob) });
   }
 
   /** The head has lost what it knew. */

@@ -58,6 +58,8 @@ export class SimDriver {
   readonly codes = new Map<string, number>();
   readonly streams = new Map<number, Streaming>();
   readonly groups: Group[] = [];
+  /** Also those that it asked to remove, which a policy may have denied. */
+  readonly #madeGroups: Uint8Array[] = [];
   /** Actors that are to live on without it. */
   readonly lasting: { readonly seq: number; readonly id: Uint8Array }[] = [];
   #nextTemplate = FIRST_OF_GROUPS;
@@ -89,11 +91,16 @@ export class SimDriver {
     this.#define(TEMPLATE.LASTING, CALL_KIND.ACTOR_CLASS, { maxRestarts: -1, maxTaskRetries: -1, name: `lasting-${channel.session.prefixHex.slice(16)}`, ...(forgetsDetached ? {} : { detached: true }) });
   }
 
+  /** What it waits for, in words. */
+  owed(): string[] {
+    const owed: string[] = [];
+    for (const { ids, answers } of this.requests.values()) ids.forEach((id, i) => void (answers[i] === undefined && owed.push(`object ${idIndex(id)}`)));
+    for (const [seq, { end, left, came, total }] of this.streams) if (end === undefined && !left) owed.push(`stream ${seq}, of which ${came} of ${total} items came`);
+    return owed;
+  }
+
   get pending(): number {
-    let n = 0;
-    for (const { ids, answers } of this.requests.values()) for (let i = 0; i < ids.length; i++) if (answers[i] === undefined) n++;
-    for (const { end, left } of this.streams.values()) if (end === undefined && !left) n++;
-    return n;
+    return this.owed().length;
   }
 
   #define(number: number, kind: number, options: object): void {
@@ -161,10 +168,19 @@ export class SimDriver {
   }
 
   #createGroup(random: () => number): void {
+    const strategy = ['PACK', 'SPREAD', 'STRICT_PACK', 'STRICT_SPREAD'][Math.floor(random() * 4)] as string;
+    this.#group(strategy, Array.from({ length: 1 + Math.floor(random() * 3) }, () => ({ cpus: random() < 0.7 ? 0.5 : 1 })));
+  }
+
+  /** A group with a small bundle on each node. */
+  spread(nodes: number): void {
+    this.#group('STRICT_SPREAD', Array.from({ length: nodes }, () => ({ cpus: 0.05 })));
+  }
+
+  #group(strategy: string, bundles: readonly object[]): void {
     const seq = this.#nextSeq++;
     this.#own(seq, 1, 'placement-group.create');
-    const strategy = ['PACK', 'SPREAD', 'STRICT_PACK', 'STRICT_SPREAD'][Math.floor(random() * 4)] as string;
-    this.#out.begin(OP.CREATE_GROUP).u32(0).u32(seq).text(JSON.stringify({ strategy, bundles: Array.from({ length: 1 + Math.floor(random() * 3) }, () => ({ cpus: random() < 0.7 ? 0.5 : 1 })) })).end();
+    this.#out.begin(OP.CREATE_GROUP).u32(0).u32(seq).text(JSON.stringify({ strategy, bundles })).end();
     this.#get([this.#id(seq)]);
     const group: Group = { seq, id: this.#id(seq), template: this.#nextTemplate };
     this.#nextTemplate += 2;
@@ -172,11 +188,11 @@ export class SimDriver {
     this.#define(group.template, CALL_KIND.TASK, { cpus: 0.5, maxRetries: 1, placementGroup });
     this.#define(group.template + 1, CALL_KIND.ACTOR_CLASS, { cpus: 0.25, maxRestarts: 1, placementGroup });
     this.groups.push(group);
+    this.#madeGroups.push(group.id);
   }
 
-  #removeGroup(group: Group): void {
-    this.groups.splice(this.groups.indexOf(group), 1);
-    this.#out.begin(OP.REMOVE_GROUP).u32(0).u32(this.#nextRequest++).raw(group.id).end();
+  #removeGroup(id: Uint8Array): void {
+    this.#out.begin(OP.REMOVE_GROUP).u32(0).u32(this.#nextRequest++).raw(id).end();
   }
 
   #createActor(template: number, deps: readonly Uint8Array[], what: number): number {
@@ -252,7 +268,7 @@ export class SimDriver {
       if (random() < 0.8) made.push(this.#submit(group.template, pick([DO.RETURN, DO.RETURN, DO.LARGE, DO.DIE]) as number, ref(0.2), []));
       else made.push(this.#createActor(group.template + 1, [], DO.RETURN));
     }
-    if (group !== undefined && random() < 0.03) this.#removeGroup(group);
+    if (group !== undefined && random() < 0.03) this.#removeGroup(this.groups.splice(this.groups.indexOf(group), 1)[0]?.id as Uint8Array);
     if (random() < 0.8) this.#get(made.map((seq) => this.#id(seq)));
     const foreign = pick(others);
     if (foreign !== undefined && random() < 0.4) {
@@ -282,7 +298,8 @@ export class SimDriver {
 
   /** Makes room: what its actors and groups hold, others may wait for. */
   makeRoom(): void {
-    for (const group of [...this.groups]) this.#removeGroup(group);
+    this.groups.length = 0;
+    for (const id of this.#madeGroups.splice(0)) this.#removeGroup(id);
     for (const { id } of this.actors.splice(0)) this.#out.begin(OP.KILL).u32(0).u32(this.#nextRequest++).raw(id).u8(0).end();
   }
 

@@ -49,6 +49,7 @@ export interface Outcome {
 class Simulation {
   readonly random: () => number;
   readonly #bugs: Bugs;
+  readonly #tellEvent: ((event: string) => void) | undefined;
   readonly #head: SimHead;
   readonly raylets: SimRaylet[] = [];
   readonly #logs: ReadonlyMap<number, LogFiles>[] = [];
@@ -70,6 +71,7 @@ class Simulation {
   readonly #issued = new Map<string, number>();
   readonly #world: Surroundings;
   readonly #jobs = new Map<string, number>();
+  readonly #projects = new Map<string, string>();
   #nowMs = 1_000_000;
   #faulty = true;
   #headDownUntil = 0;
@@ -80,7 +82,8 @@ class Simulation {
   readonly lastEvents: string[] = [];
   readonly counts: Record<string, number> = {};
 
-  constructor(seed: number, bugs: Bugs) {
+  constructor(seed: number, bugs: Bugs, tell: ((event: string) => void) | undefined) {
+    this.#tellEvent = tell;
     this.random = seeded(seed);
     this.#bugs = bugs;
     const { random } = this;
@@ -119,7 +122,7 @@ class Simulation {
       note: (text) => this.note(text),
       count: (what) => this.#count(what),
     };
-    this.#shares = new ShareMachine(this.#quota, bugs, random, this.#nowMs);
+    this.#shares = new ShareMachine(this.#quota, bugs, random, (id) => this.#projects.get(id), this.#nowMs);
     this.#head = new SimHead(random, { ...bugs.head });
     TENANTS.forEach((name, i) => {
       this.#head.commit(this.#nowMs, (out) => this.#head.tenants.step({ type: 'create', name, quota: {}, by: 'spiffe://sim/system/admin' }, this.#nowMs, out));
@@ -141,6 +144,7 @@ class Simulation {
   note(text: string): void {
     const line = `${this.steps} ${this.#nowMs} ${text}`;
     for (let i = 0; i < line.length; i++) this.#digest = Math.imul(this.#digest ^ line.charCodeAt(i), 0x01000193) >>> 0;
+    this.#tellEvent?.(line);
     this.lastEvents.push(line);
     if (this.lastEvents.length > KEPT_EVENTS) this.lastEvents.shift();
   }
@@ -409,6 +413,7 @@ class Simulation {
     const endsMs = this.#nowMs + this.#ttlMs;
     const project = this.#quota.projects.size > 0 && this.random() < 0.6 ? 'etl' : DEFAULT_PROJECT;
     const issuedMs = this.#nowMs;
+    this.#projects.set(id, project);
     head.commit(this.#nowMs, (out) => head.jobs.step({ type: 'open', jobId: id, tenant: tenantName, name: 'sim', by: submitter.spiffeId, expiresMs: endsMs, sessionId: '' }, this.#nowMs, out));
     if (!head.up) return undefined;
     const tenant = raylet.core.state.tenants.get(tenantNumber);
@@ -610,6 +615,8 @@ class Simulation {
     TENANTS.forEach((_, i) => this.#head.apply(i, 0, this.#nowMs));
     for (const raylet of this.raylets) {
       raylet.full = false;
+      // A clock that is set wrong makes credentials look over: nothing is sent elsewhere then.
+      raylet.clockOffsetMs = raylet.core.state.wallAheadMs = 0;
       for (const files of (this.#logs[raylet.number - 1] as ReadonlyMap<number, LogFiles>).values()) files.full = false;
       // A log that failed takes nothing until its node is started again.
       if ([...raylet.logs.values()].some((log) => log.failure !== undefined)) {
@@ -676,16 +683,16 @@ class Simulation {
     return this.#drivers.every((d) => d.closed || d.hostile || d.pending === 0);
   }
 
-  #settle(what: string): void {
-    const until = this.steps + QUIET_STEPS;
+  #settle(what: string, makesRoom = true): void {
+    const began = this.steps;
     while (!this.#quiet()) {
-      if (this.steps >= until) {
-        const waiting = this.#drivers.filter((d) => !d.closed && !d.hostile && d.pending > 0).map((d) => `driver ${d.channel.number} on node ${d.raylet.number} waits for ${d.pending} answers`);
+      if (this.steps - began >= QUIET_STEPS) {
+        const waiting = this.#drivers.filter((d) => !d.closed && !d.hostile && d.pending > 0).map((d) => `driver ${d.channel.number} on node ${d.raylet.number} waits for ${d.owed().join(', ')}`);
         const left = this.raylets.map((r) => `node ${r.number} has ${describeCalls(r) || 'nothing in flight'}`);
         throw new Error(`${what}: not everything has ended after ${QUIET_STEPS} steps: ${[...waiting, ...left].join('; ')}`);
       }
       // An actor that sits on all cpus for good makes what waits for them infeasible.
-      if (this.steps % 1_000 === 0) for (const driver of this.#drivers) if (!driver.closed) {
+      if (makesRoom && (this.steps - began) % 1_000 === 999) for (const driver of this.#drivers) if (!driver.closed) {
         driver.makeRoom();
         this.#send(driver);
       }
@@ -715,6 +722,16 @@ class Simulation {
     }
     for (let i = 0; i < 50; i++) this.step();
     this.#settle('after asking for everything again');
+    // What a program begins now finds every node, whatever was lost before.
+    for (const act of ['makeRoom', 'spread'] as const) {
+      for (const driver of this.#drivers) if (!driver.closed && !driver.hostile) {
+        driver[act](this.raylets.length);
+        this.#send(driver);
+      }
+      for (let i = 0; i < 50; i++) this.step();
+      this.#settle('with a new group over all nodes', act === 'makeRoom');
+    }
+    checkGroups(this.raylets);
     this.note('drivers leave');
     for (const driver of this.#drivers) if (!driver.closed) {
       driver.closed = true;
@@ -787,9 +804,9 @@ function without(batch: Uint8Array, op: number): Uint8Array {
   return out.take();
 }
 
-/** `look` sees the raylets of a run that failed, as they were then. */
-export function simulate(seed: number, bugs: Bugs = NO_BUGS, look?: (raylets: readonly SimRaylet[]) => void): Outcome {
-  const simulation = new Simulation(seed, bugs);
+/** `look` sees the raylets of a run that failed, as they were then; `tell` hears of each event. */
+export function simulate(seed: number, bugs: Bugs = NO_BUGS, look?: (raylets: readonly SimRaylet[]) => void, tell?: (event: string) => void): Outcome {
+  const simulation = new Simulation(seed, bugs, tell);
   let failure = '';
   try {
     simulation.run();
