@@ -248,9 +248,18 @@ function workCommands(program: Command): void {
   job.command('submit [command...]').description('run a command of Python as a job in a sandbox, as Ray’s does: its output, its exit code').passThroughOptions()
     .option('--profile <dir>', 'identity to use (default: BULKHEAD_PROFILE, then ~/.bulkhead/default)').option('--name <name>', "the job's name (default: the file's)").option('--project <name>', 'whose quotas it counts against (default: BULKHEAD_PROJECT, then the project default)')
     .option('--working-dir <dir>', 'what goes with it into its sandbox, where it starts').option('--env-file <file>', 'its environment, NAME=VALUE lines').option('--requirements <file>', 'packages to install for it and its calls')
+    .option('--no-wait', 'print the id of the job once it is under way, and go; a process in the background keeps its connection')
     .addHelpText('after', '\nFor example: bulkhead job submit --working-dir . -- python main.py --fast')
-    .action((command: string[], o: { profile?: string; name?: string; project?: string; workingDir?: string; envFile?: string; requirements?: string }) =>
-      guarded(new Terminal(false), async () => (await import('./commands/run.ts')).submitJob(command, { profile: o.profile, name: o.name, project: o.project, workingDir: o.workingDir, envFile: o.envFile, requirements: o.requirements })));
+    .action((command: string[], o: { profile?: string; name?: string; project?: string; workingDir?: string; envFile?: string; requirements?: string; wait: boolean }) => {
+      const terminal = new Terminal(false);
+      return guarded(terminal, async () => {
+        const { submitInBackground, submitJob } = await import('./commands/run.ts');
+        const options = { profile: o.profile, name: o.name, project: o.project, workingDir: o.workingDir, envFile: o.envFile, requirements: o.requirements };
+        if (o.wait) return submitJob(command, options);
+        terminal.say(await submitInBackground(command, options));
+        return undefined;
+      });
+    });
   leaf<{ tenant?: string }>(job, 'list', 'jobs, newest first', {}, (c) => c.option('--tenant <name>', 'default: your own'), async (terminal, _args, o) => (await jobs()).listJobs(terminal, o.tenant, o.profile));
   leaf(job, 'status <id>', 'one job', {}, () => undefined, async (terminal, [id = ''], o) => (await jobs()).showJob(terminal, id, o.profile));
   leaf(job, 'stop <id>', 'end a job: its tasks, actors and sessions', {}, () => undefined, async (terminal, [id = ''], o) => (await jobs()).stopJob(terminal, id, o.profile));

@@ -2,11 +2,11 @@
  * The gateway, as Ray's Jobs API: requests as Ray's client makes them (the same paths, bodies and answers, read from its package), and where that package is installed, the real `ray job` command line
  * and `JobSubmissionClient`.
  */
-import { spawn } from 'node:child_process';
-import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
-import { homedir } from 'node:os';
+import { execFileSync, spawn } from 'node:child_process';
+import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest';
+import { findRay } from '../../src/cli/ray-package.ts';
 import { Cluster as ClusterService, Identities, Jobs, Tokens } from '../../src/rpc/generated/bulkhead/v1/head_pb.js';
 import { until, TestCluster } from '../support/cluster.ts';
 import { ask, caFile, tail, tokenOf, zipOf, type Answer } from '../support/gateway.ts';
@@ -15,13 +15,27 @@ import { testPython } from '../support/python.ts';
 // A loaded machine is slow, not wrong.
 vi.setConfig({ testTimeout: 180_000, hookTimeout: 120_000 });
 
+const ROOT = join(import.meta.dirname, '../..');
 const python = testPython();
-/** Where `npm run bench -- --ray` installs the package. */
-const RAY = join(process.env['XDG_CACHE_HOME'] || join(homedir(), '.cache'), 'bulkhead-bench', 'ray-2.60.0', 'bin');
-const hasRay = existsSync(join(RAY, 'ray'));
+/** Its programs, or why they are not tried. */
+function ray26(): { readonly bin: string } | { readonly missing: string } {
+  try {
+    return { bin: findRay() };
+  } catch (thrown) {
+    return { missing: (thrown as Error).message };
+  }
+}
+const found = ray26();
 /** Each call of its command line takes seconds to load. */
 const RAY_TEST_TIMEOUT_MS = 300_000;
 const TERMINAL = ['SUCCEEDED', 'FAILED', 'STOPPED'];
+
+if ('missing' in found) {
+  test(`without it: ${found.missing}`, () => {
+    const said = execFileSync(join(ROOT, 'node_modules/.bin/node'), [join(ROOT, 'bin/bulkhead.js'), 'doctor', '--local', '--json'], { encoding: 'utf8', timeout: 60_000 });
+    expect((JSON.parse(said) as { machine: { ray: string } }).machine.ray).toBe(found.missing);
+  });
+}
 
 // Where gVisor is missing, python.test.ts compares the reason with what doctor prints.
 describe.runIf('interpreter' in python)('jobs by HTTP', () => {
@@ -151,10 +165,10 @@ describe.runIf('interpreter' in python)('jobs by HTTP', () => {
     expect(await ended(ana, await submit(ana, { entrypoint: 'python -c "raise SystemExit(5)"' }))).toMatchObject({ status: 'FAILED', driver_exit_code: 5 });
   });
 
-  describe.runIf(hasRay)('with the real package of Ray 2.60', () => {
+  describe.runIf('bin' in found)('with the real package of Ray 2.60', () => {
     const ray = (args: readonly string[], program = 'ray'): Promise<{ readonly code: number | null; readonly out: string }> => new Promise((resolve, reject) => {
       const env = { PATH: process.env['PATH'] ?? '', HOME: cluster.directory, RAY_ADDRESS: cluster.local.gatewayUrl ?? '', RAY_JOB_HEADERS: JSON.stringify({ Authorization: `Bearer ${ana}` }), CA: caFile(cluster, 'acme-ana'), RAY_USAGE_STATS_ENABLED: '0', PYTHONWARNINGS: 'ignore' };
-      const child = spawn(join(RAY, program), args, { stdio: ['ignore', 'pipe', 'pipe'], env, cwd: cluster.directory });
+      const child = spawn(join('bin' in found ? found.bin : '', program), args, { stdio: ['ignore', 'pipe', 'pipe'], env, cwd: cluster.directory });
       let out = '';
       for (const stream of [child.stdout, child.stderr]) stream.on('data', (chunk: Buffer) => (out += chunk.toString('utf8')));
       const timer = setTimeout(() => child.kill('SIGKILL'), 120_000);

@@ -4,7 +4,7 @@ import { mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest';
 import { Jobs } from '../../src/rpc/generated/bulkhead/v1/head_pb.js';
-import { TestCluster } from '../support/cluster.ts';
+import { TestCluster, until } from '../support/cluster.ts';
 import { testPython } from '../support/python.ts';
 
 // A loaded machine is slow, not wrong.
@@ -92,6 +92,7 @@ sys.exit(7)
   test('a working directory and variables are the driver’s and its tasks’, and nobody else’s', async () => {
     write('wd/helper/__init__.py', 'def twice(n): return 2 * n\n');
     write('wd/data.txt', 'forty-two');
+    write('wd/waits.py', 'import time\nfrom helper import twice\nprint("begun", twice(2), flush=True)\ntime.sleep(600)\n');
     const main = write('wd/main.py', `
 import os
 import bulkhead.ray as ray
@@ -126,7 +127,17 @@ print(ray.get(look.remote()), os.environ.get("SECRET_NAME"))
     expect([submitted.code, submitted.errors]).toEqual([1, expect.stringContaining('helper.__main__')]);
     expect(await bulkhead(['job', 'submit', '--working-dir', join(cluster.directory, 'wd'), '--name', 'as-ray', '--', 'python', '-c', 'import sys, helper; print(helper.twice(4), sys.argv[1:])', 'x'])).toEqual({ code: 0, out: "8 ['x']\n", errors: '' });
     expect(await newestJob('as-ray')).toMatchObject({ status: 'SUCCEEDED' });
-    expect((await bulkhead(['job', 'submit', '--', 'echo', 'hi'])).code).toBe(2);
+    for (const wait of [[], ['--no-wait']]) expect((await bulkhead(['job', 'submit', ...wait, '--', 'echo', 'hi'])).code).toBe(2);
+    // Without waiting: the id at once, while it runs; the log and the end are the cluster's to tell, and a stop ends it.
+    const id = (await bulkhead(['job', 'submit', '--no-wait', '--working-dir', join(cluster.directory, 'wd'), '--', 'python', 'waits.py'])).out.trim();
+    expect(id).toMatch(/^job-[0-9a-f]{24}$/);
+    await until('the job without a terminal printed', async () => (await bulkhead(['job', 'logs', id])).out.includes('begun 4'), 60_000);
+    const { code: stopped } = await bulkhead(['job', 'stop', id]);
+    expect([stopped, (await newestJob('waits.py'))]).toMatchObject([0, { jobId: id, status: 'STOPPED' }]);
+    const quick = (await bulkhead(['job', 'submit', '--no-wait', '--name', 'quick', '--', 'python', '-c', 'raise SystemExit(6)'])).out.trim();
+    await until('the job without a terminal ended', async () => (await newestJob('quick'))?.endedMs !== 0n, 60_000);
+    expect(await newestJob('quick')).toMatchObject({ jobId: quick, status: 'FAILED', message: 'exit code 6' });
+    expect(await bulkhead(['job', 'submit', '--no-wait', '--env-file', write('bad-env', 'nothing'), '--', 'python', '-c', '1'])).toMatchObject({ code: 2, out: '', errors: expect.stringContaining('is not NAME=VALUE') });
     // A driver on the user's own machine gives its calls an environment in the same way.
     if (!('interpreter' in python)) return;
     write('mods/tool/__init__.py', 'def name(): return "tool"\n');

@@ -13,8 +13,10 @@ import { resultsText, withResults } from '../../bench/document.ts';
 import { median, processTree, proportionalBytes, sliceRate } from '../../bench/measure.ts';
 import { BatchFraming } from '../../bench/plain-transport.ts';
 import { markdownTable, ratioOf, tableRows, textTable, verdictOf, type RowResult } from '../../bench/report.ts';
+import { RAY_VERSION } from '../../bench/ray.ts';
 import { ROWS } from '../../bench/rows.ts';
 import { NODES, QUEUED, SchedulingCluster } from '../../bench/scheduling.ts';
+import { RAY_VERSION as RAY_OF_DOCTOR } from '../../src/cli/ray-package.ts';
 
 /** What `ray microbenchmark` of 2.60.0 prints, in its order. */
 const RAY_ROWS = [
@@ -29,6 +31,7 @@ const result = (bulkhead: number[], ray: number[], floor?: RowResult['floor']): 
 
 describe('rows', () => {
   it('are all of ray microbenchmark, by name and in its order', () => {
+    expect(RAY_OF_DOCTOR).toBe(RAY_VERSION);
     expect(ROWS.filter((row) => row.ray === true).map((row) => row.name)).toEqual(RAY_ROWS);
   });
 

@@ -9,6 +9,7 @@ import { LAYER_REMEDIES, type Layer } from '../../sandbox/jail/layers.ts';
 import { PYTHON_REMEDY, pythonEnvironment } from '../../sandbox/gvisor/python-environment.ts';
 import { findRunsc } from '../../sandbox/gvisor/runsc.ts';
 import { probeLayers } from '../../sandbox/worker-pool.ts';
+import { findRay, RAY_VERSION } from '../ray-package.ts';
 import { bytesText, ExitCode, printable, type Terminal } from '../terminal.ts';
 
 const HERE = 'this machine';
@@ -34,15 +35,16 @@ function bubblewrapVersion(): string {
   }
 }
 
+function said(look: () => string): string {
+  try {
+    return look();
+  } catch (thrown) {
+    return toSafeError(thrown).safeMessage;
+  }
+}
+
 /** What Python tasks need: not a layer of every node, so its absence is told and fails nothing. */
 function python(): Record<string, string> {
-  const said = (look: () => string): string => {
-    try {
-      return look();
-    } catch (thrown) {
-      return toSafeError(thrown).safeMessage;
-    }
-  };
   const interpreter = process.env['BULKHEAD_PYTHON'] ?? '';
   return {
     gvisor: said(() => findRunsc().text),
@@ -59,7 +61,7 @@ function machine(): Record<string, string> {
   return {
     kernel: release(), node: process.version, user: String(process.getuid?.() ?? ''), cpus: String(availableParallelism()), memory: bytesText(totalmem()),
     'shared memory': shared === undefined ? 'none: mount /dev/shm' : `${bytesText(shared.bavail * shared.bsize)} free of ${bytesText(shared.blocks * shared.bsize)}`,
-    cgroups: [/ cgroup2 /.test(mounts) ? 'v2' : '', / cgroup /.test(mounts) ? 'v1' : ''].filter((v) => v !== '').join(', ') || 'none', bubblewrap: bubblewrapVersion(), ...python(),
+    cgroups: [/ cgroup2 /.test(mounts) ? 'v2' : '', / cgroup /.test(mounts) ? 'v1' : ''].filter((v) => v !== '').join(', ') || 'none', bubblewrap: bubblewrapVersion(), ...python(), ray: said(() => (findRay(), RAY_VERSION)),
   };
 }
 

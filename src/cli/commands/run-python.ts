@@ -29,6 +29,8 @@ export interface PythonRun {
   readonly envFile: string | undefined;
   /** Lines as in pip's requirements files. */
   readonly requirements: string | undefined;
+  /** Nothing is shown here; told once the program is under way. */
+  readonly onSubmitted?: ((jobId: string) => void) | undefined;
 }
 
 /** Throws UsageError: what is not a package by its name is refused here, before anything is sent. */
@@ -126,12 +128,13 @@ export async function runPython(run: PythonRun, jobId: string): Promise<JobEnd> 
   const requirements = requirementsOf(run.requirements);
   await using cluster = await connect({ profile: run.profile, job: jobId });
   await using session = await CallerSession.open(run.profile);
-  const printer = new Printer(session, jobId);
+  const printer = run.onSubmitted === undefined ? new Printer(session, jobId) : undefined;
   const ref = submitProgram(cluster, { argv: [...program, ...run.args], variables, packages, requirements });
-  printer.follow();
+  printer?.follow();
+  run.onSubmitted?.(jobId);
   try {
     return await driverEnd(cluster, ref);
   } finally {
-    await printer.finish();
+    await printer?.finish();
   }
 }

@@ -2,18 +2,20 @@
  * `bulkhead run` and `bulkhead bench`: a program as a child under Node 24, with its own streams, exit code and signals; Python is run by run-python.ts. A run is a job: opened
  * here before the program starts, ended here by how the program ended. Must never: hand the program a credential, only the job's id.
  */
-import { spawn } from 'node:child_process';
+import { fork, spawn } from 'node:child_process';
 import { existsSync, readFileSync, statSync } from 'node:fs';
 import { constants, homedir } from 'node:os';
 import { basename, join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { BulkheadError, toSafeError } from '../../base/errors.ts';
+import { BulkheadError, isErrorCode, toSafeError } from '../../base/errors.ts';
 import { JOB_VARIABLE } from '../../sdk/head-client.ts';
 import { OwnedJob, type JobOutcome } from '../../sdk/owned-job.ts';
+import type { BackgroundAnswer, BackgroundOrder } from '../background-job.ts';
 import { CallerSession } from '../session.ts';
 import { ExitCode, Terminal, UsageError } from '../terminal.ts';
 
 const HOOKS = new URL('../driver-hooks.ts', import.meta.url).href;
+const BACKGROUND = fileURLToPath(new URL('../background-job.ts', import.meta.url));
 const BENCH = fileURLToPath(new URL('../../../bench/bench.ts', import.meta.url));
 
 /** How the program ended. */
@@ -122,6 +124,8 @@ export interface RunOptions {
   readonly workingDir?: string | undefined;
   readonly envFile?: string | undefined;
   readonly requirements?: string | undefined;
+  /** The program is under way: nothing of it is shown here, and its job's id is told. */
+  readonly onSubmitted?: (jobId: string) => void;
 }
 
 export async function runDriver(file: string, args: readonly string[], { profile, name, project, workingDir, envFile, requirements }: RunOptions): Promise<void> {
@@ -146,21 +150,26 @@ export async function runDriver(file: string, args: readonly string[], { profile
   exitLikeChild(end);
 }
 
-/** `bulkhead job submit -- python …`: as Ray's, which waits and shows the output too. `command`: what follows `--`. */
-export async function submitJob(command: readonly string[], { profile, name, project, workingDir, envFile, requirements }: RunOptions): Promise<void> {
-  const [python = '', first = ''] = command;
+/** The file of a command of Python, undefined for -m and -c. Throws UsageError. */
+function fileOf([python = '', first = '', ...rest]: readonly string[], workingDir: string | undefined): string | undefined {
   if (!/^python(?:3(?:\.\d{1,2})?)?$/.test(python) || first === '') throw new UsageError('what is the job? give one command of Python after --: bulkhead job submit --working-dir . -- python main.py');
   const module = first === '-m' || first === '-c';
   if (!module && first.startsWith('-')) throw new UsageError(`the option ${first.slice(0, 20)} of python is not supported: python FILE, -m MODULE or -c PROGRAM`);
-  if (module && command.length < 3) throw new UsageError(`${first} of what?`);
+  if (module && rest.length === 0) throw new UsageError(`${first} of what?`);
   // Ray starts a job in its working directory, and names its file from there.
   const file = module ? undefined : workingDir === undefined ? first : join(workingDir, first);
   if (file !== undefined && (!existsSync(file) || !statSync(file).isFile())) throw new UsageError(`${file} is not a file; it is looked for in ${workingDir ?? 'this directory'}`);
+  return file;
+}
+
+/** `bulkhead job submit -- python …`: as Ray's, which waits and shows the output too. `command`: what follows `--`. */
+export async function submitJob(command: readonly string[], { profile, name, project, workingDir, envFile, requirements, onSubmitted }: RunOptions): Promise<void> {
+  const file = fileOf(command, workingDir);
   let end: JobEnd;
   {
-    await using job = await RunJob.open(profile, name ?? (module ? (command[2] ?? '').slice(0, 64) : basename(first)), project ?? process.env['BULKHEAD_PROJECT'] ?? '');
+    await using job = await RunJob.open(profile, name ?? (file === undefined ? (command[2] ?? '').slice(0, 64) : basename(file)), project ?? process.env['BULKHEAD_PROJECT'] ?? '');
     try {
-      end = await (await import('./run-python.ts')).runPython({ file, args: command.slice(module ? 1 : 2), profile, workingDir, envFile, requirements }, job.id);
+      end = await (await import('./run-python.ts')).runPython({ file, args: command.slice(file === undefined ? 1 : 2), profile, workingDir, envFile, requirements, onSubmitted }, job.id);
       job.ended(end);
     } catch (thrown) {
       job.failed(thrown);
@@ -168,6 +177,21 @@ export async function submitJob(command: readonly string[], { profile, name, pro
     }
   }
   exitLikeChild(end);
+}
+
+/** The same with --no-wait: the job's id, once its program is under way. A process of its own keeps the driver's connection, beyond this one's end and its terminal's. */
+export async function submitInBackground(command: readonly string[], options: RunOptions): Promise<string> {
+  fileOf(command, options.workingDir);
+  const child = fork(BACKGROUND, { detached: true, stdio: ['ignore', 'ignore', 'ignore', 'ipc'] });
+  const answer = await new Promise<BackgroundAnswer>((resolve, reject) => {
+    child.once('message', (said) => resolve(said as BackgroundAnswer)).once('error', reject);
+    child.once('exit', (code, signal) => reject(new BulkheadError('UNAVAILABLE', `the process that submits the job ended (${signal ?? code}) before it said how it went; try again without --no-wait to see why`)));
+    child.send({ command, options } satisfies BackgroundOrder, (error) => error !== null && reject(error));
+  });
+  child.unref();
+  if ('jobId' in answer) return answer.jobId;
+  if ('usage' in answer) throw new UsageError(answer.usage);
+  throw new BulkheadError(isErrorCode(answer.code) ? answer.code : 'INTERNAL', answer.message);
 }
 
 export async function runBench(args: readonly string[]): Promise<void> {
