@@ -23,6 +23,8 @@ export interface ProjectQuota {
   /** Tasks that were submitted and have not ended. */
   readonly tasks: number;
   readonly callsPerSecond: number;
+  /** Tasks, actor creations and actor calls that were made and have not ended. */
+  readonly inFlight: number;
   /** The highest priority that its jobs may ask for. */
   readonly priority: number;
   /** Of each of its jobs. */
@@ -30,12 +32,13 @@ export interface ProjectQuota {
   readonly jobMemoryBytes: number;
   readonly jobTasks: number;
   readonly jobCallsPerSecond: number;
+  readonly jobInFlight: number;
 }
 
 const NONE = Number.POSITIVE_INFINITY;
 export const NO_PROJECT_QUOTA: ProjectQuota = Object.freeze({
-  cpuUnits: NONE, cpuLendUnits: 0, cpuBorrowUnits: 0, memoryBytes: NONE, memoryLendBytes: 0, memoryBorrowBytes: 0, objectBytes: NONE, tasks: NONE, callsPerSecond: NONE, priority: 0,
-  jobCpuUnits: NONE, jobMemoryBytes: NONE, jobTasks: NONE, jobCallsPerSecond: NONE,
+  cpuUnits: NONE, cpuLendUnits: 0, cpuBorrowUnits: 0, memoryBytes: NONE, memoryLendBytes: 0, memoryBorrowBytes: 0, objectBytes: NONE, tasks: NONE, callsPerSecond: NONE, inFlight: NONE, priority: 0,
+  jobCpuUnits: NONE, jobMemoryBytes: NONE, jobTasks: NONE, jobCallsPerSecond: NONE, jobInFlight: NONE,
 });
 
 type Parse = (name: string, value: string) => number;
@@ -56,8 +59,8 @@ export function parseCallsPerSecond(value: string): number {
 const FIELDS: ReadonlyMap<string, readonly [field: keyof ProjectQuota, parse: Parse]> = new Map<string, readonly [keyof ProjectQuota, Parse]>([
   ['cpus', ['cpuUnits', cpus]], ['cpus-lend', ['cpuLendUnits', cpus]], ['cpus-borrow', ['cpuBorrowUnits', cpus]],
   ['memory', ['memoryBytes', bytes]], ['memory-lend', ['memoryLendBytes', bytes]], ['memory-borrow', ['memoryBorrowBytes', bytes]],
-  ['objects', ['objectBytes', bytes]], ['tasks', ['tasks', tasks]], ['calls', ['callsPerSecond', calls]], ['priority', ['priority', count(MAX_PRIORITY)]],
-  ['job-cpus', ['jobCpuUnits', cpus]], ['job-memory', ['jobMemoryBytes', bytes]], ['job-tasks', ['jobTasks', tasks]], ['job-calls', ['jobCallsPerSecond', calls]],
+  ['objects', ['objectBytes', bytes]], ['tasks', ['tasks', tasks]], ['calls', ['callsPerSecond', calls]], ['inflight', ['inFlight', tasks]], ['priority', ['priority', count(MAX_PRIORITY)]],
+  ['job-cpus', ['jobCpuUnits', cpus]], ['job-memory', ['jobMemoryBytes', bytes]], ['job-tasks', ['jobTasks', tasks]], ['job-calls', ['jobCallsPerSecond', calls]], ['job-inflight', ['jobInFlight', tasks]],
 ]);
 export const PROJECT_QUOTA_NAMES: readonly string[] = Object.freeze([...FIELDS.keys()]);
 

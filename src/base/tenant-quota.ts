@@ -24,12 +24,14 @@ export interface TenantQuota {
   idleMs: number;
   /** Tasks, actor creations and actor calls that are submitted. */
   callsPerSecond: number;
+  /** Tasks, actor creations and actor calls that were made and have not ended; each counts where it was made. */
+  inFlight: number;
   projects: ReadonlyMap<string, ProjectQuota>;
 }
 
 const NONE = Number.POSITIVE_INFINITY;
 export const NO_QUOTA: TenantQuota = Object.freeze({
-  cpuUnits: NONE, memoryBytes: NONE, objectBytes: NONE, objectMemoryBytes: NONE, tasks: NONE, actors: NONE, workers: NONE, idleMs: NONE, callsPerSecond: NONE, projects: new Map<string, ProjectQuota>(),
+  cpuUnits: NONE, memoryBytes: NONE, objectBytes: NONE, objectMemoryBytes: NONE, tasks: NONE, actors: NONE, workers: NONE, idleMs: NONE, callsPerSecond: NONE, inFlight: NONE, projects: new Map<string, ProjectQuota>(),
 });
 
 /** As `tenant create --quota` stores them; what is not given has no limit. Throws INVALID_ARGUMENT. */
@@ -45,6 +47,7 @@ export function parseQuota(quota: Readonly<Record<string, string>>): TenantQuota
     workers: given('workers', Number) ?? NONE,
     idleMs: given('idle', parseDuration) ?? NONE,
     callsPerSecond: given('calls', parseCallsPerSecond) ?? NONE,
+    inFlight: given('inflight', Number) ?? NONE,
     projects: projectQuotas(quota),
   };
 }
@@ -61,9 +64,9 @@ export function lent(quota: TenantQuota, field: 'cpuLendUnits' | 'memoryLendByte
   return sum;
 }
 
-const OF_TENANT: Readonly<Record<string, keyof Omit<TenantQuota, 'projects'>>> = Object.freeze({ cpus: 'cpuUnits', memory: 'memoryBytes', tasks: 'tasks', actors: 'actors', workers: 'workers', calls: 'callsPerSecond' });
-const OF_PROJECT: Readonly<Record<string, keyof ProjectQuota>> = Object.freeze({ cpus: 'cpuUnits', 'cpus-borrow': 'cpuBorrowUnits', memory: 'memoryBytes', 'memory-borrow': 'memoryBorrowBytes', tasks: 'tasks', calls: 'callsPerSecond' });
-const OF_JOB: Readonly<Record<string, keyof ProjectQuota>> = Object.freeze({ cpus: 'jobCpuUnits', memory: 'jobMemoryBytes', tasks: 'jobTasks', calls: 'jobCallsPerSecond' });
+const OF_TENANT: Readonly<Record<string, keyof Omit<TenantQuota, 'projects'>>> = Object.freeze({ cpus: 'cpuUnits', memory: 'memoryBytes', tasks: 'tasks', actors: 'actors', workers: 'workers', calls: 'callsPerSecond', inflight: 'inFlight' });
+const OF_PROJECT: Readonly<Record<string, keyof ProjectQuota>> = Object.freeze({ cpus: 'cpuUnits', 'cpus-borrow': 'cpuBorrowUnits', memory: 'memoryBytes', 'memory-borrow': 'memoryBorrowBytes', tasks: 'tasks', calls: 'callsPerSecond', inflight: 'inFlight' });
+const OF_JOB: Readonly<Record<string, keyof ProjectQuota>> = Object.freeze({ cpus: 'jobCpuUnits', memory: 'jobMemoryBytes', tasks: 'jobTasks', calls: 'jobCallsPerSecond', inflight: 'jobInFlight' });
 
 /** The whole amount of a line, to be shared by all nodes; undefined: there is no such line, or it has no limit. */
 export function amountOfLine(quota: TenantQuota, line: string, projectOfJob: (jobId: string) => string | undefined): number | undefined {

@@ -362,6 +362,14 @@ describe('another tenant’s ids', () => {
       expect([r.type, r.allow]).toEqual(['decision', false]);
       seen.add(r.action ?? '');
     }
+    // The tenant of who tried has them too, each denied by the wall: a question that the policy cannot answer would be denied by error, which is nobody's rule.
+    const own: { action: string; rule: string; resourceKind: string }[] = [];
+    for await (const { record } of (await cluster.as('globex-siem')).on('raylet-1', Audit).tail({ tenant: 'globex', last: 10_000 })) {
+      const r = JSON.parse(record) as { type: string; allow?: boolean; action: string; rule: string; resourceKind: string };
+      if (r.type === 'decision' && r.allow === false) own.push(r);
+    }
+    expect(own.filter((r) => r.rule === 'error')).toEqual([]);
+    expect([...new Set(own.filter((r) => r.action === 'task.cancel').map((r) => `${r.resourceKind} ${r.rule}`))]).toEqual(['task wall']);
     // The first of a while one by one, more of them summed up: a neighbour's tries do not fill this tenant's log.
     expect(seen.has('object.get')).toBe(true);
     expect([...seen].filter((action) => !['object.get', 'object.wait', 'task.cancel', 'actor.call', 'actor.kill', 'placement-group.remove', 'placement-group.use'].includes(action))).toEqual([]);

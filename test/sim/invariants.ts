@@ -83,18 +83,26 @@ export function checkRaylet(raylet: SimRaylet): void {
   // --- calls
   const tasks = liveTasks(raylet);
   const tasksOf = new Map<TenantState, number>();
+  const callsOf = new Map<TenantState | ProjectState | Job, number>();
   const inFlight = new Map<unknown, number>();
   const tasksOfProject = new Map<ProjectState, number>();
   const tasksOfJob = new Map<Job, number>();
   for (const task of tasks) {
     if (task.template.kind === CALL_KIND.TASK && task.channel.kind !== CHANNEL_KIND.PEER) count(tasksOf, task.channel.job.tenant);
     count(inFlight, task.channel);
+    const { kind, job } = task.channel;
+    if (kind !== CHANNEL_KIND.PEER) for (const level of [job, job.project, job.tenant]) count(callsOf, level);
     if (task.template.kind === CALL_KIND.TASK && task.channel.kind !== CHANNEL_KIND.PEER) {
       count(tasksOfProject, task.channel.job.project);
       count(tasksOfJob, task.channel.job);
     }
   }
   if (core.callsInFlight !== tasks.size) fail(`calls: ${core.callsInFlight} are counted as in flight, ${tasks.size} are`);
+  for (const tenant of core.tenants.values()) {
+    if (tenant.inFlight !== (callsOf.get(tenant) ?? 0)) fail(`calls: tenant ${tenant.name} counts ${tenant.inFlight} in flight, ${callsOf.get(tenant) ?? 0} are`);
+    for (const project of tenant.projects.values()) if (project.inFlight !== (callsOf.get(project) ?? 0)) fail(`calls: project ${project.name} counts ${project.inFlight} in flight, ${callsOf.get(project) ?? 0} are`);
+    for (const job of tenant.jobs) if (job.inFlight !== (callsOf.get(job) ?? 0)) fail(`calls: job ${job.id} counts ${job.inFlight} in flight, ${callsOf.get(job) ?? 0} are`);
+  }
   for (const channel of core.channels.values()) if (channel.inFlight !== (inFlight.get(channel) ?? 0)) fail(`calls: channel ${channel.number} counts ${channel.inFlight} in flight, ${inFlight.get(channel) ?? 0} are`);
   // --- references: every pin has who holds it
   const pins = new Map<ObjectEntry, number>();

@@ -218,6 +218,38 @@ describe('memory for three objects', () => {
     expectNothingLeft(world);
   });
 
+  it('a result that is computed again with other octets leaves with their digest; one that was written on after it left does not', () => {
+    const { world, client } = small({ objectMemoryBytes: SIZE });
+    const made = client.call(OP.SUBMIT, 1, DO.LARGE);
+    client.flush();
+    settle(world);
+    const { core, spills, logs } = world.nodes[0]!;
+    const entry = client.channel.session.objects.get(made[20] as number)!;
+    const leaves = (octet: number): boolean => core.mayCross(entry, new Uint8Array(32).fill(octet));
+    const altered = (): number => logs.get(1)!.records.filter((r) => r.type === 'lifecycle' && r.event === 'object.altered').length;
+    expect([leaves(1), leaves(1), altered()]).toEqual([true, true, 0]);
+    // To the disk, where it is damaged, and made again for whoever asks.
+    const again = (): void => {
+      const last = client.putLarge(SIZE);
+      client.flush();
+      settle(world);
+      for (const name of spills.keys()) spills.set(name, 1_000);
+      const ran = world.ran.length;
+      client.release([last]);
+      const call = client.get([made]);
+      client.flush();
+      settle(world);
+      expect([call.answers, world.ran.length]).toEqual([['value'], ran + 1]);
+    };
+    again();
+    expect([entry.digest, leaves(2), altered()]).toEqual([undefined, true, 0]);
+    expect([leaves(1), leaves(2), entry.altered, altered()]).toEqual([false, true, true, 1]);
+    again();
+    expect([leaves(3), entry.altered, altered()]).toEqual([true, false, 1]);
+    client.release([made]);
+    expectNothingLeft(world);
+  });
+
   it('a chain of lost results is computed again from its beginning, also where the arguments were released', () => {
     const { world, client } = small({ objectMemoryBytes: SIZE });
     const first = client.call(OP.SUBMIT, 1, DO.LARGE);

@@ -121,7 +121,7 @@ describe('the books of a quota tree', () => {
       world.drain(client.node);
     }
     world.run(200_000);
-    for (const node of world.nodes) for (const tenant of node.core.state.tenants.values()) for (const project of tenant.projects.values()) expect([project.cpuUnitsInUse, project.memoryBytesInUse, project.tasks, project.objectBytes]).toEqual([0, 0, 0, 0]);
+    for (const node of world.nodes) for (const tenant of node.core.state.tenants.values()) for (const project of tenant.projects.values()) expect([project.cpuUnitsInUse, project.memoryBytesInUse, project.tasks, project.inFlight, project.objectBytes]).toEqual([0, 0, 0, 0, 0]);
   });
 });
 
@@ -352,6 +352,41 @@ describe('rates and counts', () => {
     submit(a, 1, DO.RETURN, 10);
     world.run(10_000);
     expect(a.failed.length).toBe(12);
+  });
+
+  it('calls in flight: tasks, creations and actor calls together, of the tenant, the project and the job; what ends makes room', () => {
+    const world = new World({ nodes: 1, cpus: 8, seed: 4, quota: divided({ 'etl/inflight': '5', 'etl/job-inflight': '4' }, { inFlight: 7 }) });
+    const [a, b, plain] = [world.client(0, 1, 'ana', 'etl'), world.client(0, 1, 'ben', 'etl'), world.client(0, 1, 'cy')] as const;
+    const flying = (): number[] => [tenantOf(world.nodes[0] as SimNode, 1).inFlight, tenantOf(world.nodes[0] as SimNode, 1).projects.get('etl')?.inFlight ?? 0];
+    for (const client of [a, b, plain]) {
+      client.define(1, CALL_KIND.TASK, { timeoutMs: 30 });
+      client.define(2, CALL_KIND.ACTOR_CLASS, { cpus: 0 });
+      client.define(3, CALL_KIND.ACTOR_METHOD, { timeoutMs: 30 });
+    }
+    // The creation has ended before the calls are made.
+    const actor = a.call(OP.CREATE_ACTOR, 2, DO.RETURN);
+    a.flush();
+    world.run(10_000);
+    expect(flying()).toEqual([0, 0]);
+    a.get([1, 2, 3].map(() => a.call(OP.CALL_ACTOR, 3, DO.HANG, [], actor)));
+    a.flush();
+    world.run(10_000);
+    submit(a, 1, DO.HANG, 2);
+    world.run(10_000);
+    expect(a.reasons).toEqual(['a job of project etl has 4 calls in flight from this node, its quota is 4: wait for results before making more, or ask for a larger quota (job-inflight)']);
+    submit(b, 1, DO.HANG, 3);
+    world.run(10_000);
+    expect(b.reasons).toEqual([expect.stringContaining('project etl has 5 calls in flight'), expect.stringContaining('(inflight)')]);
+    submit(plain, 1, DO.HANG, 3);
+    plain.get([plain.call(OP.CALL_ACTOR, 3, DO.HANG, [], actor)]);
+    plain.flush();
+    world.run(10_000);
+    expect([flying(), plain.failed, plain.reasons[0]]).toEqual([[7, 5], ['QUOTA_EXCEEDED', 'QUOTA_EXCEEDED'], expect.stringContaining('the tenant has 7 calls in flight')]);
+    pass(world, 500);
+    expect(flying()).toEqual([0, 0]);
+    submit(a, 1, DO.RETURN, 4);
+    world.run(10_000);
+    expect(a.failed.filter((code) => code === 'QUOTA_EXCEEDED')).toHaveLength(1);
   });
 
   it('tasks in flight and objects of a project end at its quota, and come back with what ends', () => {

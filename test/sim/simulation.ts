@@ -93,6 +93,8 @@ class Simulation {
     // In some runs there is room for a few large objects only: the others go to disk, and there is not much of that.
     this.#size = random() < 0.4 ? { cpus, objectMemoryBytes: 7_000 + Math.floor(random() * 20_000), spillBytes: 10_000 + Math.floor(random() * 60_000) } : { cpus, objectMemoryBytes: Number.POSITIVE_INFINITY, spillBytes: 0 };
     this.#quota = random() < 0.3 ? { ...NO_QUOTA } : { ...NO_QUOTA, cpuUnits: cpus * 10_000 - (cpus > 1 && random() < 0.5 ? 5_000 : 0), tasks: 10 + Math.floor(random() * 40), actors: 2 + Math.floor(random() * 6), objectBytes: 20_000 + Math.floor(random() * 100_000), objectMemoryBytes: random() < 0.3 ? 5_000 + Math.floor(random() * 15_000) : Number.POSITIVE_INFINITY };
+    // By what was drawn already, so that the seeds stay the runs that they were.
+    if (seed % 6 === 0 && this.#quota.tasks !== Number.POSITIVE_INFINITY) this.#quota = { ...this.#quota, inFlight: this.#quota.tasks + 4 };
     if (this.#quota.tasks !== Number.POSITIVE_INFINITY && random() < 0.5) {
       const share = 5_000 * (1 + Math.floor(random() * 2 * cpus));
       // A task of a whole cpu can run when nobody else of the tenant runs.

@@ -41,6 +41,7 @@ const QUOTA: Readonly<Record<string, (value: string) => void>> = {
   idle: (v) => void parseDuration(v),
   workers: (v) => void (COUNT.test(v) || refuse(`quota workers ${quote(v)} is not a whole number`)),
   calls: (v) => void parseCallsPerSecond(v),
+  inflight: (v) => void (COUNT.test(v) || refuse(`quota inflight ${quote(v)} is not a whole number`)),
   ...Object.fromEntries(BUDGET_NAMES.map((name) => [name, (v: string) => checkBudget(name, v)])),
 };
 

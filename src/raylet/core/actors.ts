@@ -18,13 +18,14 @@
  * Each transition to ALIVE, RESTARTING and DEAD is a lifecycle record. Ended actors stay known for a while, so that late calls learn why.
  */
 import { resource, type Resource } from '../../base/decision.ts';
-import { ACTOR_STATE, OP } from '../../base/frame.ts';
+import { ACTOR_STATE, CALL_KIND, OP } from '../../base/frame.ts';
 import { MAX_DEAD_ACTORS_PER_TENANT, MAX_RESTART_BACKOFF_MS } from '../../base/limits.ts';
 import { isStarting, placeActor, seated, takeBack, unseat } from './actor-seats.ts';
 import { idIndex, makeId, type Core } from './core.ts';
 import { concludeTask, sendExec } from './dispatch.ts';
 import { keepsJob } from './job-roots.ts';
 import { awaitEntry, forgetSession, isLocal, settleInline, unpin } from './objects.ts';
+import { countCall } from './quota-tree.ts';
 import { failedArgument, workersFailure } from './scheduler.ts';
 import { forward } from './upstreams.ts';
 import { CHANNEL_KIND, OBJECT_STATUS, Task, TASK_STATE, type Actor, type Channel, type Failure, type Session, type Template } from './state.ts';
@@ -93,6 +94,7 @@ function creationAgain(core: Core, actor: Actor): Task {
   task.origin = before.origin;
   task.depthLimit = before.depthLimit;
   channel.inFlight++;
+  countCall(channel, CALL_KIND.ACTOR_CLASS, 1);
   core.callsInFlight++;
   task.deps = [...seed.deps];
   task.depPositions = [...seed.depPositions];

@@ -12,7 +12,7 @@ import { EXPORT_NAME, storeCode } from './client-calls.ts';
 import type { Core } from './core.ts';
 import { parseFunctionOptions, type FunctionOptions } from './function-options.ts';
 import { DENIED } from './objects.ts';
-import { elsewhere } from './quota-tree.ts';
+import { countCall, elsewhere } from './quota-tree.ts';
 import { Actor, CHANNEL_KIND, Channel, failureOf, FunctionStats, Task, Template, type Failure } from './state.ts';
 
 /** What an actor is made of, as the head keeps it. */
@@ -71,6 +71,7 @@ export function adoptActor(core: Core, channel: Channel, name: string, namespace
   owner.closed = true;
   const task = new Task(owner, INDEX, template, seed.args.slice(), 0, NO_REFS_BYTES, seed.args.length, created, channel.depth, core.nowMs);
   owner.inFlight++;
+  countCall(owner, CALL_KIND.ACTOR_CLASS, 1);
   core.callsInFlight++;
   const actor = new Actor(session, INDEX, job, template, task, name);
   actor.restarts = task.attempt = seed.restarts + 1;

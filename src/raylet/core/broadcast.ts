@@ -206,7 +206,8 @@ function letDown(core: Core, spread: Spread, pull: Pull): void {
   core.spreading.add(spread);
 }
 
-function forgetHolder(core: Core, spread: Spread, holder: Channel): void {
+/** It has what the object was, or is gone. */
+export function forgetHolder(core: Core, spread: Spread, holder: Channel): void {
   spread.holders.delete(holder);
   spread.idle.delete(holder);
   holder.holds?.delete(spread);

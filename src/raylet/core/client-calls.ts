@@ -21,7 +21,7 @@ import { holderGaveBack } from './broadcast.ts';
 import { decideOn, done, failRequest } from './deciding.ts';
 import { decideUse } from './group-rights.ts';
 import { awaitsShare } from './quota-shares.ts';
-import { countTask, elsewhere, overRate } from './quota-tree.ts';
+import { countCall, elsewhere, overRate } from './quota-tree.ts';
 import { classFor, enqueue, JOB_ENDED } from './scheduler.ts';
 import { Actor, CHANNEL_KIND, failureOf, FunctionStats, OBJECT_STATUS, PENDING_KIND, PendingCall, Stream, Task, TASK_STATE, Template, type Channel, type Failure, type ObjectEntry, type Session, type TenantState } from './state.ts';
 
@@ -253,7 +253,7 @@ function makeTask(core: Core, channel: Channel, r: FrameReader, call: ParsedCall
     parent.children++;
   }
   channel.inFlight++;
-  if (template.kind === CALL_KIND.TASK && channel.kind !== CHANNEL_KIND.PEER) countTask(channel.job, 1);
+  countCall(channel, template.kind, 1);
   core.callsInFlight++;
   if (core.held === undefined) core.held = { bytes: r.batch.byteLength, calls: 0 };
   task.hold(core.held);
@@ -504,7 +504,7 @@ function actorGone(core: Core, channel: Channel, id: Uint8Array): boolean {
 }
 
 /** A resource of which nothing is known here but the tenant number in its id. */
-function foreignResource(core: Core, kind: 'object' | 'actor', id: Uint8Array, tenantName: string | undefined): Resource {
+function foreignResource(core: Core, kind: 'object' | 'actor' | 'task', id: Uint8Array, tenantName: string | undefined): Resource {
   return resource(kind, { tenant: tenantName ?? core.tenants.get(idWord(id, 0))?.name ?? '' });
 }
 
@@ -800,7 +800,7 @@ export function onCancel(core: Core, channel: Channel, r: FrameReader): void {
     if (task !== undefined && task.state !== TASK_STATE.DONE) cancelTask(core, task, force);
     return;
   }
-  const target = session === undefined ? foreignResource(core, 'object', id, undefined) : resource('task', { tenant: session.tenant.name, owner: session.ownerId, function: entry?.producer?.template.exportName ?? '' });
+  const target = session === undefined ? foreignResource(core, 'task', id, undefined) : resource('task', { tenant: session.tenant.name, owner: session.ownerId, function: entry?.producer?.template.exportName ?? '' });
   const seq = decideOn(core, channel, 'task.cancel', target, hex(id.subarray(0, SESSION_PREFIX_BYTES)), idIndex(id), 1, force ? 'force' : '', id);
   const needed = seq < 0 ? ~seq : seq;
   if (seq < 0 || session === undefined) return failRequest(core, channel, request, seq >= 0 && idWord(id, 0) === channel.job.tenant.number && ownerGone(core, id) ? OWNER_GONE : DENIED, needed);

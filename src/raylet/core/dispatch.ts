@@ -8,7 +8,7 @@ import { MAX_FRAME_BYTES } from '../../base/limits.ts';
 import type { Core } from './core.ts';
 import { noteAttached } from './memory-books.ts';
 import { fileFor, lend, LOST, putToFile, releaseIndex, settleFailed, unpin } from './objects.ts';
-import { countTask } from './quota-tree.ts';
+import { countCall } from './quota-tree.ts';
 import { beginAttempt, endStream } from './streams.ts';
 import { CHANNEL_KIND, Channel, OBJECT_STATUS, Slot, TASK_STATE, type Failure, type Job, type ObjectEntry, type Task, type Template, type Worker } from './state.ts';
 
@@ -150,7 +150,7 @@ export function concludeTask(core: Core, task: Task, failure: Failure | undefine
     task.parent.children--;
     task.parent = undefined;
   }
-  if (task.template.kind === CALL_KIND.TASK && channel.kind !== CHANNEL_KIND.PEER) countTask(channel.job, -1);
+  countCall(channel, task.template.kind, -1);
   core.callsInFlight--;
   if (failure !== undefined) {
     const entries = Math.max(task.template.kind === CALL_KIND.ACTOR_CLASS ? 1 : task.template.options.returns, 1);

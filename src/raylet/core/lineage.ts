@@ -4,11 +4,13 @@
  * they are lost, and say why. Must never: run a task for another principal than the one that submitted it, or on its own behalf after its job ended.
  */
 import { BulkheadError } from '../../base/errors.ts';
+import { CALL_KIND } from '../../base/frame.ts';
 import { MAX_RECONSTRUCTION_DEPTH, MAX_RECONSTRUCTIONS } from '../../base/limits.ts';
 import { RECONSTRUCTED } from '../../base/usage-record.ts';
+import { forgetHolder } from './broadcast.ts';
 import type { Core } from './core.ts';
 import { awaitEntry, dropValue, isLocal, settleFailed, SHED } from './objects.ts';
-import { countTask } from './quota-tree.ts';
+import { countCall } from './quota-tree.ts';
 import { OBJECT_STATUS, Task, type Failure, type Lineage, type ObjectEntry } from './state.ts';
 
 /** The bytes of a settled value are gone, against everybody's will. */
@@ -65,9 +67,18 @@ function rebuild(core: Core, entry: ObjectEntry, depth: number): string | undefi
     result.status = OBJECT_STATUS.PENDING;
     result.failure = undefined;
     result.producer = task;
+    forgetOctets(core, result);
   }
   if (task.missing === 0) core.rebuilds.push(task);
   return undefined;
+}
+
+/** A task need not give the same octets twice: what was known of those that are gone says nothing of those that come, for whom it leaves to as for the first time. */
+function forgetOctets(core: Core, entry: ObjectEntry): void {
+  entry.digest = undefined;
+  entry.altered = entry.pickle = entry.pickleTold = false;
+  const spread = core.spreads.get(entry);
+  if (spread !== undefined) for (const holder of [...spread.holders.keys()]) forgetHolder(core, spread, holder);
 }
 
 function again(core: Core, lineage: Lineage, auditSeq: number): Task {
@@ -77,7 +88,7 @@ function again(core: Core, lineage: Lineage, auditSeq: number): Task {
   task.origin = lineage.origin;
   task.depthLimit = lineage.depthLimit;
   channel.inFlight++;
-  countTask(channel.job, 1);
+  countCall(channel, CALL_KIND.TASK, 1);
   core.callsInFlight++;
   if (contained.length > 0) task.contained = [...contained];
   for (const inner of contained) inner.pins++;

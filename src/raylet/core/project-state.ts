@@ -73,6 +73,7 @@ export class ProjectState {
   memoryBytesInUse = 0;
   objectBytes = 0;
   tasks = 0;
+  inFlight = 0;
   readonly usage = new FairUsage();
   readonly calls = new TokenBucket();
 

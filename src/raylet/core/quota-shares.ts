@@ -48,6 +48,7 @@ export function applyShares(core: Core, tenant: TenantState): void {
   quota.actors = of('actors', nominal.actors);
   quota.workers = of('workers', nominal.workers);
   quota.callsPerSecond = of('calls', nominal.callsPerSecond);
+  quota.inFlight = of('inflight', nominal.inFlight);
   const projects = new Map<string, ProjectQuota>();
   for (const [name, q] of nominal.projects) {
     const cpuUnits = of(`${name}/cpus`, q.cpuUnits);
@@ -55,7 +56,7 @@ export function applyShares(core: Core, tenant: TenantState): void {
     projects.set(name, Object.freeze({
       ...q, cpuUnits, memoryBytes, cpuLendUnits: lentOf(cpuUnits, q.cpuUnits, q.cpuLendUnits), memoryLendBytes: lentOf(memoryBytes, q.memoryBytes, q.memoryLendBytes),
       cpuBorrowUnits: of(`${name}/cpus-borrow`, q.cpuBorrowUnits), memoryBorrowBytes: of(`${name}/memory-borrow`, q.memoryBorrowBytes),
-      tasks: of(`${name}/tasks`, q.tasks), callsPerSecond: of(`${name}/calls`, q.callsPerSecond),
+      tasks: of(`${name}/tasks`, q.tasks), callsPerSecond: of(`${name}/calls`, q.callsPerSecond), inFlight: of(`${name}/inflight`, q.inFlight),
     }));
   }
   quota.projects = projects;
@@ -69,9 +70,9 @@ export function applyShares(core: Core, tenant: TenantState): void {
 export function limit(core: Core, job: Job): void {
   const { tenant, project } = job;
   const whole = project.quota;
-  job.limited = tenant.quota.callsPerSecond !== Number.POSITIVE_INFINITY || whole !== NO_PROJECT_QUOTA;
+  job.limited = tenant.quota.callsPerSecond !== Number.POSITIVE_INFINITY || tenant.quota.inFlight !== Number.POSITIVE_INFINITY || whole !== NO_PROJECT_QUOTA;
   const of = (line: string, most: number): number => shareOf(core, tenant, `@${job.id}/${line}`, most);
-  job.quota = whole === NO_PROJECT_QUOTA ? NO_JOB_QUOTA : { cpuUnits: of('cpus', whole.jobCpuUnits), memoryBytes: of('memory', whole.jobMemoryBytes), tasks: of('tasks', whole.jobTasks), callsPerSecond: of('calls', whole.jobCallsPerSecond) };
+  job.quota = whole === NO_PROJECT_QUOTA ? NO_JOB_QUOTA : { cpuUnits: of('cpus', whole.jobCpuUnits), memoryBytes: of('memory', whole.jobMemoryBytes), tasks: of('tasks', whole.jobTasks), callsPerSecond: of('calls', whole.jobCallsPerSecond), inFlight: of('inflight', whole.jobInFlight) };
 }
 
 /** Of a share of what is a project's own: the part that is lent. What is kept back is rounded down, so that the nodes together keep no more than the project does. */
@@ -121,7 +122,7 @@ export function expireShares(core: Core): void {
 
 /** Whether anything of the tenant is here that its quotas count. */
 function present(core: Core, tenant: TenantState): boolean {
-  if (tenant.jobs.size > 0 || tenant.cpuUnitsInUse > 0 || tenant.memoryBytesInUse > 0 || tenant.objectBytes > 0 || tenant.tasks > 0 || tenant.actors > 0) return true;
+  if (tenant.jobs.size > 0 || tenant.cpuUnitsInUse > 0 || tenant.memoryBytesInUse > 0 || tenant.objectBytes > 0 || tenant.inFlight > 0 || tenant.actors > 0) return true;
   for (const worker of core.workers.values()) if (worker.tenant === tenant) return true;
   return false;
 }
@@ -182,6 +183,7 @@ function demandsOf(core: Core, tenant: TenantState): LineDemand[] {
   d.use('actors', nominal.actors, tenant.actors);
   d.use('workers', nominal.workers, busy);
   d.use('calls', nominal.callsPerSecond, 0);
+  d.use('inflight', nominal.inFlight, tenant.inFlight);
   let poolCpus = 0;
   let poolMemory = 0;
   for (const [name, q] of nominal.projects) {
@@ -197,6 +199,7 @@ function demandsOf(core: Core, tenant: TenantState): LineDemand[] {
     if (q.memoryBytes !== Number.POSITIVE_INFINITY) poolMemory += Math.max(0, Math.min(memory, own.memoryBytes) - (own.memoryBytes - own.memoryLendBytes));
     d.use(`${name}/tasks`, q.tasks, project?.tasks ?? 0);
     d.use(`${name}/calls`, q.callsPerSecond, 0);
+    d.use(`${name}/inflight`, q.inFlight, project?.inFlight ?? 0);
   }
   if (lent(nominal, 'cpuLendUnits') > 0) d.use('cpus-pool', lent(nominal, 'cpuLendUnits'), pool.cpuUnitsUsed, poolCpus);
   if (lent(nominal, 'memoryLendBytes') > 0) d.use('memory-pool', lent(nominal, 'memoryLendBytes'), pool.memoryBytesUsed, poolMemory);
@@ -207,6 +210,7 @@ function demandsOf(core: Core, tenant: TenantState): LineDemand[] {
     d.use(`@${job.id}/memory`, q.jobMemoryBytes, job.memoryBytesInUse);
     d.use(`@${job.id}/tasks`, q.jobTasks, job.tasks);
     d.use(`@${job.id}/calls`, q.jobCallsPerSecond, 0);
+    d.use(`@${job.id}/inflight`, q.jobInFlight, job.inFlight);
   }
   wantRoom(core, tenant, d);
   for (const [line, wait] of shares.waits) {
@@ -215,7 +219,7 @@ function demandsOf(core: Core, tenant: TenantState): LineDemand[] {
       continue;
     }
     const use = line.endsWith('calls') ? (shares.granted.get(line) ?? 0) : 0;
-    d.want(line, Math.max(SPARE_CALLS, use, tenant.tasks), 1, core.nowMs - wait.sinceMs);
+    d.want(line, Math.max(SPARE_CALLS, use, line.endsWith('inflight') ? tenant.inFlight : tenant.tasks), 1, core.nowMs - wait.sinceMs);
     if (wait.asked === 0) wait.asked = core.shares.serial;
   }
   return d.lines((line) => (line === 'workers' ? workers : 0)).slice(0, MAX_QUOTA_LINES_PER_TENANT);
@@ -313,6 +317,9 @@ export function awaitsShare(core: Core, job: Job, kind: CallKind): boolean {
   const whole = wholeOf(tenant, project);
   if (isTask && project.tasks >= project.quota.tasks) return waits(core, tenant, `${project.name}/tasks`, project.quota.tasks, whole.tasks);
   if (isTask && job.tasks >= job.quota.tasks) return waits(core, tenant, `@${job.id}/tasks`, job.quota.tasks, whole.jobTasks);
+  if (tenant.inFlight >= quota.inFlight) return waits(core, tenant, 'inflight', quota.inFlight, nominal.inFlight);
+  if (project.inFlight >= project.quota.inFlight) return waits(core, tenant, `${project.name}/inflight`, project.quota.inFlight, whole.inFlight);
+  if (job.inFlight >= job.quota.inFlight) return waits(core, tenant, `@${job.id}/inflight`, job.quota.inFlight, whole.jobInFlight);
   if (tenant.calls.waitMs(quota.callsPerSecond, core.nowMs) > 0) return waits(core, tenant, 'calls', quota.callsPerSecond, nominal.callsPerSecond);
   if (project.calls.waitMs(project.quota.callsPerSecond, core.nowMs) > 0) return waits(core, tenant, `${project.name}/calls`, project.quota.callsPerSecond, whole.callsPerSecond);
   if (job.calls.waitMs(job.quota.callsPerSecond, core.nowMs) > 0) return waits(core, tenant, `@${job.id}/calls`, job.quota.callsPerSecond, whole.jobCallsPerSecond);

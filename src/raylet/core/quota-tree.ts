@@ -2,11 +2,12 @@
  * Quotas from the tenant through its project down to the job: whether somebody may hold or submit more, and the books of who does. Every step is
  * O(1): what is lent and borrowed is kept as sums. Must never: look at another tenant.
  */
+import { CALL_KIND, type CallKind } from '../../base/frame.ts';
 import { NO_PROJECT_QUOTA, type ProjectQuota } from '../../base/project-quota.ts';
 import { add, subtract, type ResourceVector } from '../../base/resources.ts';
 import type { Core } from './core.ts';
 import { ProjectState } from './project-state.ts';
-import type { Job, TenantState } from './state.ts';
+import { CHANNEL_KIND, type Channel, type Job, type TenantState } from './state.ts';
 
 export function projectOf(tenant: TenantState, name: string): ProjectState {
   let project = tenant.projects.get(name);
@@ -20,7 +21,7 @@ export function projectOf(tenant: TenantState, name: string): ProjectState {
 
 /** A job has gone: a project without quota or anything in it is forgotten. */
 export function leaveProject(tenant: TenantState, project: ProjectState): void {
-  if (project.quota !== NO_PROJECT_QUOTA || project.cpuUnitsInUse > 0 || project.memoryBytesInUse > 0 || project.objectBytes > 0 || project.tasks > 0) return;
+  if (project.quota !== NO_PROJECT_QUOTA || project.cpuUnitsInUse > 0 || project.memoryBytesInUse > 0 || project.objectBytes > 0 || project.inFlight > 0) return;
   for (const job of tenant.jobs) if (job.project === project) return;
   tenant.projects.delete(project.name);
 }
@@ -111,10 +112,16 @@ function part(of: number, total: number): number {
   return total > 0 ? of / total : 0;
 }
 
-/** A task of the job began or ended; those that another node forwards count over there. */
-export function countTask(job: Job, by: 1 | -1): void {
-  job.tenant.tasks += by;
-  job.project.tasks += by;
+/** A call began or ended; those that another node forwards count over there. */
+export function countCall({ kind, job }: Channel, of: CallKind, by: 1 | -1): void {
+  if (kind === CHANNEL_KIND.PEER) return;
+  const { tenant, project } = job;
+  tenant.inFlight += by;
+  project.inFlight += by;
+  job.inFlight += by;
+  if (of !== CALL_KIND.TASK) return;
+  tenant.tasks += by;
+  project.tasks += by;
   job.tasks += by;
 }
 
@@ -125,6 +132,9 @@ export function overRate(core: Core, job: Job, isTask: boolean): string | undefi
   const whole = wholeOf(tenant, project);
   if (isTask && project.tasks >= quota.tasks) return `project ${project.name} has ${project.tasks} tasks on this node that have not ended, its quota is ${whole.tasks}${elsewhere(quota.tasks, whole.tasks)}: wait for results before submitting more, or ask the tenant's administrator for a larger quota (tasks)`;
   if (isTask && job.tasks >= job.quota.tasks) return `the job has ${job.tasks} tasks on this node that have not ended, a job of project ${project.name} may have ${whole.jobTasks}${elsewhere(job.quota.tasks, whole.jobTasks)}: wait for results before submitting more (job-tasks)`;
+  if (tenant.inFlight >= tenant.quota.inFlight) return tooMany('the tenant', tenant.inFlight, tenant.nominal.inFlight, tenant.quota.inFlight, 'inflight');
+  if (project.inFlight >= quota.inFlight) return tooMany(`project ${project.name}`, project.inFlight, whole.inFlight, quota.inFlight, 'inflight');
+  if (job.inFlight >= job.quota.inFlight) return tooMany(`a job of project ${project.name}`, job.inFlight, whole.jobInFlight, job.quota.inFlight, 'job-inflight');
   const forTenant = tenant.calls.waitMs(tenant.quota.callsPerSecond, core.nowMs);
   if (forTenant > 0) return tooFast('the tenant', tenant.nominal.callsPerSecond, tenant.quota.callsPerSecond, forTenant, 'calls');
   const forProject = project.calls.waitMs(quota.callsPerSecond, core.nowMs);
@@ -135,6 +145,10 @@ export function overRate(core: Core, job: Job, isTask: boolean): string | undefi
   project.calls.take();
   job.calls.take();
   return undefined;
+}
+
+function tooMany(who: string, inFlight: number, most: number, here: number, name: string): string {
+  return `${who} has ${inFlight} calls in flight from this node, its quota is ${most}${elsewhere(here, most)}: wait for results before making more, or ask for a larger quota (${name})`;
 }
 
 function tooFast(who: string, perSecond: number, here: number, waitMs: number, name: string): string {

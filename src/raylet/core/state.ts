@@ -51,6 +51,7 @@ export class TenantState {
   memoryBytesInUse = 0;
   /** As the quotas of these names count. */
   tasks = 0;
+  inFlight = 0;
   actors = 0;
   /** Placement groups that this node coordinates. */
   groups = 0;
@@ -102,9 +103,10 @@ export interface JobQuota {
   readonly memoryBytes: number;
   readonly tasks: number;
   readonly callsPerSecond: number;
+  readonly inFlight: number;
 }
 
-export const NO_JOB_QUOTA: JobQuota = Object.freeze({ cpuUnits: Number.POSITIVE_INFINITY, memoryBytes: Number.POSITIVE_INFINITY, tasks: Number.POSITIVE_INFINITY, callsPerSecond: Number.POSITIVE_INFINITY });
+export const NO_JOB_QUOTA: JobQuota = Object.freeze({ cpuUnits: Number.POSITIVE_INFINITY, memoryBytes: Number.POSITIVE_INFINITY, tasks: Number.POSITIVE_INFINITY, callsPerSecond: Number.POSITIVE_INFINITY, inFlight: Number.POSITIVE_INFINITY });
 
 export class Job {
   readonly id: JobId;
@@ -139,6 +141,7 @@ export class Job {
   memoryBytesInUse = 0;
   /** As the quota of this name counts. */
   tasks = 0;
+  inFlight = 0;
   readonly calls = new TokenBucket();
 
   constructor(id: JobId, tenant: TenantState, project: ProjectState, submitter: Principal, principal: Principal, credential: string, credentialEndsMs: number, issuedMs: number) {
