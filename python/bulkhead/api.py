@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import functools
 import importlib
 import inspect
 import json
@@ -681,18 +682,25 @@ def _yields(of: Any) -> bool:
 class _Signature:
     """How a function may be called; most calls are told right by their number of arguments alone."""
 
-    __slots__ = ("_bind", "least", "most")
+    __slots__ = ("_bind", "least", "most", "parameters")
 
     def __init__(self, of: Any, skip: int = 0) -> None:
-        self.least, self.most, self._bind = 1, 0, None
+        self._bind: Callable[..., Any] | None = None
+        self.parameters: list[inspect.Parameter] = []
         try:
             signature = inspect.signature(of)
         except (TypeError, ValueError):
             # A built-in one that does not say: whatever it is given is tried.
             self.least, self.most = 0, sys.maxsize
             return
-        parameters = list(signature.parameters.values())[skip:]
-        self._bind = signature.replace(parameters=parameters).bind
+        parameters = list(signature.parameters.values())
+        # Of `def m(*args)` the object itself is one of them.
+        self._of(parameters if parameters and parameters[0].kind is inspect.Parameter.VAR_POSITIONAL else parameters[skip:])
+
+    def _of(self, parameters: list[inspect.Parameter]) -> None:
+        self.parameters = parameters
+        self._bind = inspect.Signature(parameters).bind
+        self.least, self.most = 1, 0
         kinds = {p.kind for p in parameters}
         if inspect.Parameter.KEYWORD_ONLY in kinds:
             return
@@ -704,6 +712,27 @@ class _Signature:
         """Raises TypeError, as the call would."""
         if self._bind is not None:
             self._bind(*args, **kwargs)
+
+
+class _Signatures(dict[str, _Signature]):
+    """Of a class's methods. They travel with its handles as data: names and kinds of parameters, and which may be left out."""
+
+    _text: str | None = None
+
+    def text(self) -> str:
+        if self._text is None:
+            self._text = json.dumps({name: [[p.name, int(p.kind), p.default is not p.empty] for p in of.parameters] for name, of in self.items() if of._bind is not None}, separators=(",", ":"))
+        return self._text
+
+
+@functools.lru_cache(256)
+def _signatures_again(text: str) -> _Signatures:
+    found = _Signatures()
+    for name, parameters in json.loads(text).items() if text else ():
+        found[name] = signature = _Signature.__new__(_Signature)
+        signature._of([inspect.Parameter(of, inspect._ParameterKind(kind), default=None if may else inspect.Parameter.empty) for of, kind, may in parameters])
+    found._text = text
+    return found
 
 
 class RemoteFunction:
@@ -777,7 +806,10 @@ class ActorMethod:
     def remote(self, *args: Any, **kwargs: Any) -> Any:
         handle = self._handle
         options = self._options
-        signature = handle._signatures.get(self._name) if handle._signatures is not None else None
+        signatures = handle._signatures
+        if signatures is None:
+            signatures = handle._signatures = _signatures_again(handle._shapes)
+        signature = signatures.get(self._name)
         if signature is not None and (kwargs or not signature.least <= len(args) <= signature.most):
             signature.check(args, kwargs)
         key = (self._name, *options.items()) if options else (self._name,)
@@ -814,8 +846,9 @@ class ActorHandle:
         # The actor lives while somebody holds its creation's ref.
         self._held = held
         self._templates: dict[tuple[Any, ...], Template] = {}
-        # Of the program that made it; a handle that travelled does not know them.
-        self._signatures: dict[str, _Signature] | None = None
+        # Of a handle that travelled they are read when it is first called; of one that was found by its name they are not known.
+        self._signatures: _Signatures | None = None
+        self._shapes = ""
 
     def __getattr__(self, name: str) -> ActorMethod:
         if name.startswith("_") and not (name.startswith("__ray") or name in self.__dict__.get("_methods", {})):
@@ -843,12 +876,13 @@ class ActorHandle:
 
     def __reduce__(self) -> tuple[Any, ...]:
         values.note_contained(self._actor_id)
-        return _handle_again, (self._actor_id, self._class_name, self._methods, self._streams, self._plain, self._digest)
+        return _handle_again, (self._actor_id, self._class_name, self._methods, self._streams, self._plain, self._digest, self._shapes if self._signatures is None else self._signatures.text())
 
 
-def _handle_again(actor_id: bytes, class_name: str, methods: dict[str, dict[str, Any]], streams: frozenset[str] = frozenset(), plain: bool = False, digest: str = "") -> ActorHandle:
+def _handle_again(actor_id: bytes, class_name: str, methods: dict[str, dict[str, Any]], streams: frozenset[str] = frozenset(), plain: bool = False, digest: str = "", shapes: str = "") -> ActorHandle:
     handle = ActorHandle(actor_id, class_name, methods, ObjectRef(actor_id), streams, plain)
     handle._digest = digest or _NO_DIGEST
+    handle._shapes = shapes
     return handle
 
 
@@ -976,7 +1010,7 @@ class ActorClass:
         self._template: Template | None = None
         self._others: dict[tuple[Any, ...], Template] = {}
         self._methods: dict[str, dict[str, Any]] = {}
-        self._signatures: dict[str, _Signature] = {}
+        self._signatures = _Signatures()
         self._signature = _Signature(of.__init__, 1) if "__init__" in dir(of) and of.__init__ is not object.__init__ else None  # type: ignore[misc]
         is_async = False
         for name, member in inspect.getmembers(of, callable):

@@ -266,11 +266,17 @@ def where():
 @ray.remote(num_cpus=0)
 class Named:
     def namespace(self): return ray.get_runtime_context().namespace
+    def all(*args): return len(args)
     def children(self): return ray.get([where.remote(), where.options(placement_group=None).remote(), where.options(scheduling_strategy="DEFAULT").remote()])
 @ray.remote(num_cpus=1)
 def asks(times): return [ray.get(where.remote()) for _ in range(times)]
 @ray.remote
 def finds(): return ray.get(ray.get_actor("one").namespace.remote())
+@ray.remote
+def wrong(handle):
+    # A handle that travelled knows how its methods are called.
+    try: handle.namespace.remote(1)
+    except TypeError as error: return [str(error), ray.get(handle.all.remote(1, 2))]
 def missing(*name):
     try: ray.get_actor(*name)
     except ValueError: return True
@@ -282,13 +288,13 @@ capturing = Named.options(placement_group=group, placement_group_capture_child_t
 plain = Named.options(placement_group=group, num_cpus=0).remote()
 # In one process after the other and beside each other: each asks for what it was told.
 mixed = ray.get([asks.options(placement_group=group, placement_group_capture_child_tasks=i % 2 == 1).remote(3) for i in range(6)])
-seen = [ray.get(finds.remote()), ray.get_runtime_context().namespace, missing("one", "other"), missing("one", "")]
+seen = [*ray.get(wrong.remote(named)), ray.get(finds.remote()), ray.get_runtime_context().namespace, missing("one", "other"), missing("one", "")]
 children = [ray.get(capturing.children.remote()) == [[mine, True], [None, False], [None, False]], ray.get(plain.children.remote())[0], all(each == [[mine, True] if i % 2 else [None, False]] * 3 for i, each in enumerate(mixed))]
 remove_placement_group(group)
 ray.shutdown()
 ray.init()
 show([*seen, missing("one"), *children, ray.get(where.remote())])
-`)).toEqual(['team', 'team', true, true, true, true, [null, false], true, [null, false]]);
+`)).toEqual(['too many positional arguments', 3, 'team', 'team', true, true, true, true, [null, false], true, [null, false]]);
   });
 
   test('the programs of the page for Ray’s users print what it says, and its commands run', { timeout: 240_000 }, async () => {
