@@ -437,6 +437,8 @@ class PolicyReader {
     const untilMs = this.#time(until, "'until'");
     for (const action of target?.actions ?? []) {
       if (!GRANTABLE_ACTIONS.has(action)) this.#error(parts.get('action')?.at ?? at, `'${action}' cannot be granted to another tenant; grantable are ${[...GRANTABLE_ACTIONS].join(', ')}`);
+      // No error: files that are in force must go on being read.
+      else if (action === 'actor.call' || action === 'actor.find') this.#report('warning', parts.get('action')?.at ?? at, `'${action}' granted to another tenant gives nothing: a raylet looks for actors, by id and by name, among those of the caller's own tenant only; grant 'object.get' of what they return`);
     }
     if (grantee === undefined || target === undefined || untilMs === undefined) return undefined;
     return { to: grantee, ...target, untilMs, at };
