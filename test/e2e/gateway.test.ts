@@ -102,7 +102,7 @@ describe.runIf('interpreter' in python)('jobs by HTTP', () => {
     expect(await details(ana, slow)).toMatchObject({ status: 'STOPPED' });
     for (const [job, why] of [
       [{ entrypoint: 'echo hello' }, 'does not start with python'], [{ entrypoint: 'python a.py && rm -rf /' }, "'&' needs a shell"], [{ entrypoint: 'python -X dev a.py' }, 'the option -X'],
-      [{ entrypoint: 'python a.py', runtime_env: { pip: ['requests'] } }, 'the option pip is not supported'], [{ entrypoint: 'python a.py', runtime_env: { working_dir: 'https://evil.example/a.zip' } }, 'must be a package that was uploaded'],
+      [{ entrypoint: 'python a.py', runtime_env: { conda: ['requests'] } }, 'the option conda is not supported'], [{ entrypoint: 'python a.py', runtime_env: { pip: ['requests @ https://evil.example/r.whl'] } }, 'is not a package by its name'], [{ entrypoint: 'python a.py', runtime_env: { working_dir: 'https://evil.example/a.zip' } }, 'must be a package that was uploaded'],
       [{ entrypoint: 'python a.py', runtime_env: { working_dir: 'gcs://_ray_pkg_other.zip' } }, 'is not here'], [{ entrypoint: 'python a.py', entrypoint_label_selector: { zone: 'eu' } }, 'entrypoint_label_selector'], [{ entrypoint: 'python a.py', surprise: 1 }, 'the option surprise'],
     ] as const) {
       const answer = await ask(cluster, 'POST', '/api/jobs/', { token: ana, json: job });

@@ -170,8 +170,7 @@ export class SimRaylet {
     const skipsWall = this.#world.bugs.skipsWall === true;
     const asked = (request: DecisionRequest): Decision => {
       if (this.#undocumented !== undefined) this.#fail(`audit: a decision on ${this.#undocumented.request.action} has no record`);
-      if (live.version < this.#newestPolicy) this.#fail(`policy: version ${live.version} is in force after ${this.#newestPolicy}`);
-      this.#newestPolicy = live.version;
+      this.#policyInForce();
       let decision = live.decide(request);
       if (skipsWall && request.action === 'object.get' && request.resource.attributes.tenant !== request.principal.tenant && request.resource.attributes.tenant !== '') decision = { allow: true, rule: 'canary', policyVersion: decision.policyVersion };
       this.decisions++;
@@ -232,9 +231,15 @@ export class SimRaylet {
       const stale = new LiveDecisionPoint(snapshot);
       this.live.decide = (request) => stale.decide(request);
       Object.defineProperty(this.live, 'version', { configurable: true, get: () => stale.version });
-      return;
-    }
-    this.live.swap(snapshot);
+    } else this.live.swap(snapshot);
+    this.#policyInForce();
+  }
+
+  /** Never an older one than was in force before, whatever comes late. */
+  #policyInForce(): void {
+    const { version } = this.live;
+    if (version < this.#newestPolicy) this.#fail(`policy: version ${version} is in force after ${this.#newestPolicy}`);
+    this.#newestPolicy = version;
   }
 
   // --- events -----------------------------------------------------------------------------------------------------------
