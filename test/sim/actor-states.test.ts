@@ -255,6 +255,23 @@ describe('transitions', () => {
   });
 });
 
+it('an actor is not put into a process in which an isolate has just run out of memory', () => {
+  const scene = new Scene({});
+  const first = scene.create(DO.RETURN);
+  scene.settle();
+  const { worker, slot } = scene.actor(first);
+  const neighbour = scene.create(DO.RETURN);
+  scene.settle();
+  expect(scene.actor(neighbour).worker).toBe(worker);
+  scene.node.core.slotFailed(slot!, { code: 'OUT_OF_MEMORY', message: 'gone', stack: '' }, scene.world.nowMs);
+  scene.world.drain(scene.node);
+  const next = scene.create(DO.RETURN);
+  scene.settle();
+  expect([scene.actor(first).state, scene.actor(neighbour).state, scene.actor(next).state]).toEqual(['DEAD', 'ALIVE', 'ALIVE']);
+  expect(scene.actor(neighbour).worker).toBe(worker);
+  expect(scene.actor(next).worker).not.toBe(worker);
+});
+
 describe('callers of an actor that restarts', () => {
   it('with retries: calls under way come first, in their order, then those that waited', () => {
     const scene = new Scene({ maxRestarts: -1, maxTaskRetries: 3 });

@@ -443,6 +443,8 @@ export class RayletCore {
 
   slotFailed(slot: Slot, failure: Failure, nowMs: number): void {
     this.state.nowMs = nowMs;
+    // In a sandbox each slot has a process of its own.
+    if (failure.code === 'OUT_OF_MEMORY' && slot.worker.runtime === 'javascript') slot.worker.failing = true;
     if (slot.worker.slots.get(slot.number) === slot) slotDied(this.state, slot, failure, false);
     this.settle();
   }

@@ -704,9 +704,9 @@ export class TaskQueue {
 
 /** A jailed process of one tenant, as the core knows it. */
 export class Worker {
-  /** It gets no more isolates: it has had its share and is replaced when what runs in it has finished, or its end is under way. */
+  /** It gets no more isolates: it has had its share and is replaced when what runs in it has finished, or its end is under way or near. */
   get worn(): boolean {
-    return this.ending || this.nextSlot > MAX_ISOLATES_PER_WORKER;
+    return this.ending || this.failing || this.nextSlot > MAX_ISOLATES_PER_WORKER;
   }
 
   readonly key: number;
@@ -720,6 +720,8 @@ export class Worker {
   readonly slots = new Map<number, Slot>();
   nextSlot = 1;
   ending = false;
+  /** An isolate in it ran out of memory, which V8 as often as not does not outlive: its process may be on its way out. */
+  failing = false;
   /** Actors that live here or are about to. */
   seats = 0;
   /** Those of them whose isolates are still being made, one after the other in each process. */
