@@ -4,15 +4,15 @@
  */
 import { execFile, spawn, type ChildProcess } from 'node:child_process';
 import { existsSync, mkdirSync, renameSync, rmSync } from 'node:fs';
-import { homedir } from 'node:os';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { createInterface, type Interface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
+import { RAY_VERSION, rayEnvironment } from '../src/cli/ray-package.ts';
 import { owned } from './lifetimes.ts';
 import { processTree, sleep } from './measure.ts';
 
-export const RAY_VERSION = '2.60.0';
+export { RAY_VERSION };
 const run = promisify(execFile);
 const INSTALL_TIMEOUT_MS = 15 * 60_000;
 const ANSWER_TIMEOUT_MS = 120_000;
@@ -20,13 +20,12 @@ const GONE_TIMEOUT_MS = 15_000;
 
 /** Path of a Python that has Ray; installs it the first time. */
 export async function rayPython(onProgress: (text: string) => void): Promise<string> {
-  const home = join(process.env['XDG_CACHE_HOME'] ?? join(homedir(), '.cache'), 'bulkhead-bench');
-  const directory = join(home, `ray-${RAY_VERSION}`);
+  const directory = rayEnvironment();
   const python = join(directory, 'bin', 'python');
   const check = async (): Promise<boolean> => run(python, ['-c', 'import ray; print(ray.__version__)'], { timeout: 120_000 }).then(({ stdout }) => stdout.trim() === RAY_VERSION, () => false);
   if (existsSync(python) && (await check())) return python;
   onProgress(`installing Ray ${RAY_VERSION} into ${directory} (once, about a minute)`);
-  mkdirSync(home, { recursive: true, mode: 0o700 });
+  mkdirSync(dirname(directory), { recursive: true, mode: 0o700 });
   rmSync(directory, { recursive: true, force: true });
   try {
     await run('python3', ['-m', 'venv', directory], { timeout: INSTALL_TIMEOUT_MS });

@@ -82,6 +82,8 @@ const IMPORT_RULES: readonly ImportRule[] = [
   { files: ['bench/sandbox-floor.ts'], may: ['sandbox'], deep: true },
   // Its processes get the directory in memory that `bulkhead up` makes.
   { files: ['bench/cluster.ts'], may: ['base', 'rpc', 'pki', 'cli'], deep: true },
+  // It installs Ray where `doctor` looks for it.
+  { files: ['bench/ray.ts'], may: ['cli'], deep: true },
   { files: ['bench/'], may: ['base', 'rpc', 'pki', 'authz', 'audit', 'sandbox', 'sdk'] },
 ];
 

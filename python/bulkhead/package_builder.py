@@ -9,7 +9,6 @@ Must never: run anything of a package (wheels only, no start-up files, nothing i
 
 from __future__ import annotations
 
-import ctypes
 import html
 import json
 import os
@@ -22,12 +21,12 @@ import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any, Iterator
 
+from .rights import give_up_rights
+
 CHANNEL_FD = 3
-TENANT_UID = 65_534
 READY, PAGE, FILE, ENTRY, DATA, DONE, FAILED = 1, 2, 3, 4, 5, 6, 7
 SPEC, LINKS, BODY, END, NONE = 16, 17, 18, 19, 20
 PART_BYTES = 256 * 2**10
-PR_CAPBSET_DROP = 24
 TARGET = "/tmp/environment"
 _NORMAL = re.compile(r"[-_.]+")
 _HEAD = struct.Struct("<IB")
@@ -117,16 +116,6 @@ def _attribute(name: str, value: str | None) -> str:
     return "" if value is None else f' {name}="{html.escape(value, quote=True)}"'
 
 
-def without_rights() -> None:
-    libc = ctypes.CDLL(None)
-    for capability in range(64):
-        if libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) != 0:
-            break
-    os.setgroups([])
-    os.setresgid(TENANT_UID, TENANT_UID, TENANT_UID)
-    os.setresuid(TENANT_UID, TENANT_UID, TENANT_UID)
-
-
 def _pip_path() -> list[str] | None:
     """Where pip is: among the operator's packages, those of its interpreter, or the wheel that comes with every interpreter."""
     places = [*sys.path, os.path.join(sys.prefix, "lib", f"python{sys.version_info[0]}.{sys.version_info[1]}", "site-packages"), "/usr/lib/python3/dist-packages"]
@@ -179,7 +168,7 @@ def _install(channel: Channel, spec: dict[str, Any]) -> str | None:
 def main() -> None:
     os.umask(0o022)
     os.chmod("/tmp", 0o1777)
-    without_rights()
+    give_up_rights()
     os.chdir("/tmp")
     channel = Channel(CHANNEL_FD)
     channel.say(READY)

@@ -7,7 +7,6 @@ Must never: unpickle or run anything of a tenant in process 1; outlive the chann
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import os
 import selectors
@@ -21,11 +20,11 @@ from collections import deque
 
 from . import frames as f
 from .errors import BulkheadError
+from .rights import give_up_rights
 
 CHANNEL_FD = 3
 # Inherited too: a channel for each of the first slots.
 FIRST_DIRECT_FD = 5
-TENANT_UID = 65_534
 READ_BYTES = 256 * 2**10
 # What a child does not read, or the raylet does not, waits here; beyond it the child has failed, or nothing more is read from it.
 MAX_WAITING_BYTES = 64 * 2**20
@@ -34,8 +33,6 @@ EXIT_DONE, EXIT_PROTOCOL = 0, 70
 # From a child to the supervisor alone, in slot 0: it has used a staged file.
 STAGED_USED = 0xA0
 STAGED_AHEAD = 4
-PR_CAPBSET_DROP = 24
-_libc = ctypes.CDLL(None)
 
 
 def envelope(slot: int, batch: bytes | memoryview) -> bytes:
@@ -244,13 +241,7 @@ class Supervisor:
             os.close(fd)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.setsid()
-        for capability in range(64):
-            # Of the bounding set too; numbers that the kernel does not know end it.
-            if _libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) != 0:
-                break
-        os.setgroups([])
-        os.setresgid(TENANT_UID, TENANT_UID, TENANT_UID)
-        os.setresuid(TENANT_UID, TENANT_UID, TENANT_UID)
+        give_up_rights()
         os.chdir("/tmp")
         from .slot import Slot
 

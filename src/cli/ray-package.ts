@@ -6,9 +6,14 @@ import { BulkheadError } from '../base/errors.ts';
 
 export const RAY_VERSION = '2.60.0';
 
+/** Its virtual environment, which need not be there. */
+export function rayEnvironment(): string {
+  return join(process.env['XDG_CACHE_HOME'] || join(homedir(), '.cache'), 'bulkhead-bench', `ray-${RAY_VERSION}`);
+}
+
 /** The directory of its programs (`ray`, `python`). Throws UNAVAILABLE with what to do. */
 export function findRay(): string {
-  const bin = join(process.env['XDG_CACHE_HOME'] || join(homedir(), '.cache'), 'bulkhead-bench', `ray-${RAY_VERSION}`, 'bin');
+  const bin = join(rayEnvironment(), 'bin');
   if (existsSync(join(bin, 'ray'))) return bin;
   throw new BulkheadError('UNAVAILABLE', `Ray ${RAY_VERSION} is not installed for comparison, so what tries its own clients is left out; npm run bench -- --ray installs it`);
 }

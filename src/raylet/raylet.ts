@@ -48,8 +48,6 @@ const TICK_MS = 25;
 const MAX_FACT_CHARS = 2_000;
 /** Ticks between two looks at whether busy workers work or answer. */
 const PROBE_TICKS = 40;
-/** What one client may be behind, twice over. */
-const KEPT_CHUNKS = 8;
 
 /** One client connection, as the raylet writes to it. */
 export interface ChannelPort {
@@ -160,9 +158,6 @@ export class Raylet implements AsyncDisposable {
   readonly #nameCalls = new Map<string, number>();
   readonly #renewals: Renewals;
   readonly #naming = new Map<string, Promise<void>>();
-  /** Memory of parts that were sent, for the next ones: making it anew costs more than filling it. Each is written over before its next use. */
-  readonly #chunks: Buffer[] = [];
-  /** The same for parts that come. */
   readonly parts = new PartBuffers();
   readonly #metering: Metering;
   readonly #budgeted = new Set<TenantState>();
@@ -841,7 +836,7 @@ export class Raylet implements AsyncDisposable {
         header.writeUInt32LE(position, 9);
         header.writeBigUInt64LE(BigInt(size), 13);
         header.writeBigUInt64LE(BigInt(offset), 21);
-        const chunk = this.#chunks.pop() ?? Buffer.allocUnsafeSlow(CHUNK_BYTES);
+        const chunk = this.parts.take();
         const got = reader.read(chunk, 0, n, offset);
         hash?.update(chunk.subarray(0, got));
         if (offset === 0 && effect.owner !== channel.job.tenant && this.core.keepsCode(effect.entry, chunk.subarray(0, got))) {
@@ -863,9 +858,7 @@ export class Raylet implements AsyncDisposable {
           break;
         }
         offset += n;
-        this.#writePort(channel, header, chunk.subarray(0, n), () => {
-          if (this.#chunks.length < KEPT_CHUNKS) this.#chunks.push(chunk);
-        });
+        this.#writePort(channel, header, chunk.subarray(0, n), () => this.parts.giveBack(chunk));
       }
       reader.close();
       shell.readers.delete(reader);

@@ -19,7 +19,7 @@ import { findRunsc, type Runsc } from './gvisor/runsc.ts';
 import { startSandbox, type SandboxProcess } from './gvisor/sandbox.ts';
 import { readSandboxLayers } from './gvisor/sandbox-layers.ts';
 import { killStrays, startJail, type Bind, type ResourceLimits } from './jail/bubblewrap.ts';
-import { openCgroupTree, type CgroupLimits, type CgroupTree } from './jail/cgroup.ts';
+import { endGroup, openCgroupTree, type CgroupLimits, type CgroupTree } from './jail/cgroup.ts';
 import { buildImage, findProgram, prepareImage, unsearchableParent, workerSpec, type JailImage } from './jail/image.ts';
 import { LAYER_REMEDIES, LAYERS, readLayers, requireLayers, type Layer, type LayerName } from './jail/layers.ts';
 import type { Built } from './packages/package-build.ts';
@@ -450,8 +450,7 @@ export class WorkerPool {
       return worker;
     } catch (thrown) {
       if (worker === undefined) {
-        cgroup.killAll();
-        for (let i = 0; !cgroup.remove() && i < SWEEP_TRIES; i++) await new Promise((resolve) => setTimeout(resolve, 10));
+        await endGroup(cgroup);
         rmSync(directory, { recursive: true, force: true });
         if (hostUid !== undefined) this.#uids.delete(hostUid);
       } else worker.kill('KILLED', 'it did not start');

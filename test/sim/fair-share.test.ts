@@ -104,6 +104,39 @@ describe('a batch of tiny frames', () => {
     while (loop.read('acme') < 80_000) await turn();
   });
 
+  it('gives its memory back when it is read to its end, once, and not before', async () => {
+    const loop = new SimLoop();
+    const a = loop.client(1);
+    const given: string[] = [];
+    // What was read before, counted out.
+    loop.flood(a, 1);
+    const start = loop.read('acme');
+    const lone = new FrameWriter();
+    lone.begin(OP.CONTEXT).u32(0).u32(0).end();
+    loop.intake.client(a.channel, lone.take(), () => given.push('lone'));
+    expect(given).toEqual(['lone']);
+    const many = new FrameWriter();
+    for (let i = 0; i < 10_000; i++) many.begin(OP.CONTEXT).u32(0).u32(i).end();
+    const long = many.take();
+    loop.intake.client(a.channel, long, () => given.push(`long ${loop.read('acme') - start}`));
+    lone.begin(OP.CONTEXT).u32(0).u32(0).end();
+    // Behind one that waits it waits too.
+    loop.intake.client(a.channel, lone.take(), () => given.push(`behind ${loop.read('acme') - start}`));
+    while (loop.read('acme') - start < 10_001) {
+      expect(given).toHaveLength(1);
+      await turn();
+    }
+    while (loop.read('acme') - start < 10_002) await turn();
+    expect(given).toEqual(['lone', 'long 10001', 'behind 10002']);
+    await turn();
+    expect(given).toHaveLength(3);
+    const closed = new FrameWriter();
+    closed.begin(OP.CONTEXT).u32(0).u32(0).end();
+    a.channel.closed = true;
+    loop.intake.client(a.channel, closed.take(), () => given.push('closed'));
+    expect(given).toHaveLength(3);
+  });
+
   it('stays in order with what its channel sends next, and with its end', async () => {
     const loop = new SimLoop();
     const a = loop.client(1);

@@ -2,10 +2,9 @@
  * The throw-away sandbox of one build of packages: started, seen to have its layers, ended and gone, whatever it does. It is no worker: it has no slots, no objects, no code and no place of the
  * host to write to. Must never: leave a process, a control group or a directory behind; go on when the signal says stop.
  */
-import { setTimeout as sleep } from 'node:timers/promises';
 import { BulkheadError } from '../../base/errors.ts';
 import { MAX_ENVIRONMENT_BYTES, MAX_WHEEL_BYTES } from '../../base/limits.ts';
-import type { Cgroup } from '../jail/cgroup.ts';
+import { endGroup, type Cgroup } from '../jail/cgroup.ts';
 import { killStrays } from '../jail/bubblewrap.ts';
 import type { IndexBroker } from '../packages/index-broker.ts';
 import { runBuild, type Built } from '../packages/package-build.ts';
@@ -13,7 +12,6 @@ import type { SandboxProcess } from './sandbox.ts';
 
 /** Of /tmp, where the wheels and what is in them lie: in the sandbox's memory. */
 export const BUILD_TMP_BYTES = MAX_ENVIRONMENT_BYTES + MAX_WHEEL_BYTES;
-const END_TRIES = 500;
 const MAX_SAID_CHARS = 2_000;
 
 export interface BuildSandbox {
@@ -56,9 +54,6 @@ export async function runInSandbox(sandbox: BuildSandbox, broker: IndexBroker, r
     stop();
     for (const stream of [process.stdout, process.stderr, ...process.direct]) stream.destroy();
     killStrays(directory);
-    for (let i = 0; !cgroup.remove() && i < END_TRIES; i++) {
-      cgroup.killAll();
-      await sleep(10);
-    }
+    await endGroup(cgroup);
   }
 }

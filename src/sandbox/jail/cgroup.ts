@@ -5,7 +5,11 @@
  * Must never: run a worker whose process is not seen in its group; leave a group behind; touch a group that it did not make.
  */
 import { mkdirSync, readdirSync, readFileSync, rmdirSync, writeFileSync } from 'node:fs';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { BulkheadError } from '../../base/errors.ts';
+
+const END_TRIES = 500;
+const END_RETRY_MS = 10;
 
 export interface CgroupLimits {
   readonly memoryBytes: number;
@@ -35,6 +39,15 @@ export interface Cgroup {
   killAll(): void;
   /** Removes the group; false while a process is still in it: ask again. */
   remove(): boolean;
+}
+
+/** Ends whatever is in a group, and removes it: the kernel needs a moment after the last process ended. */
+export async function endGroup(cgroup: Cgroup): Promise<void> {
+  for (let tries = 0; tries < END_TRIES; tries++) {
+    cgroup.killAll();
+    if (cgroup.remove()) return;
+    await sleep(END_RETRY_MS);
+  }
 }
 
 export interface CgroupTree {
