@@ -5,7 +5,8 @@
 import { readFileSync } from 'node:fs';
 import { homedir } from 'node:os';
 import { join } from 'node:path';
-import type { PackageIndexConfig } from '../sandbox/packages/package-index.ts';
+import { toSafeError } from '../base/errors.ts';
+import { PackageIndex, type PackageIndexConfig } from '../sandbox/packages/package-index.ts';
 import { UsageError } from './terminal.ts';
 
 const HOST = /^[a-z0-9.-]{1,253}(?::\d{1,5})?$/;
@@ -60,5 +61,16 @@ export function pythonIndex(options: PythonIndexOptions, env: NodeJS.ProcessEnv 
   if (url === undefined || url === '') return undefined;
   const authorities = env['PIP_CERT'] || settings.get('cert');
   const pem = authorities === undefined || authorities === '' ? [] : readAll([authorities]);
-  return { url, fileHosts, loopbackHttp: options.loopbackHttp === true, ...(pem.length === 0 ? {} : { certificateAuthorities: pem.join('\n') }) };
+  const config = { url, fileHosts, loopbackHttp: options.loopbackHttp === true, ...(pem.length === 0 ? {} : { certificateAuthorities: pem.join('\n') }) };
+  if (options.url !== undefined) refuseUnusable(config);
+  return config;
+}
+
+/** Of one that was typed here. What pip is configured with need not fit, and is refused when somebody wants packages. */
+function refuseUnusable(config: PackageIndexConfig): void {
+  try {
+    new PackageIndex(config);
+  } catch (thrown) {
+    throw new UsageError(`--python-index: ${toSafeError(thrown).safeMessage}`);
+  }
 }

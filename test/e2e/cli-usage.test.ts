@@ -35,6 +35,8 @@ const WRONG: readonly (readonly [string, RegExp])[] = [
   ['up --listen 127.0.0.1:99999', /HOST:PORT/],
   ['up --cpus none', /a number of CPUs/],
   ['up --memory lots', /memory 'lots' is not valid/],
+  ['up --python-index http://index.example/simple', /--python-index: .* must begin with https:\/\//],
+  ['up --python-index nowhere', /--python-index: .* its URL is not one/],
   ['up --object-memory lots', /memory 'lots' is not valid/],
   ['up --object-memory 4KiB', /--object-memory: 4KiB is less than 1MiB/],
   ['up --spill -1', /memory '-1' is not valid/],
